@@ -1,0 +1,2 @@
+//! agora
+fn main() {}
