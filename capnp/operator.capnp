@@ -1,0 +1,114 @@
+# The operator's door: a unix socket in the data folder whose bootstrap is Operator. Holding the socket is the
+# authority, so the folder is the operator's alone. Agents never see it. Stops (kill, revoke, bump) act here and
+# now and never wait for the log; what they answer says what is durable.
+
+@0xc1375f8714ef7c37;
+
+using Act = import "act.capnp".Act;
+using Terms = import "terms.capnp".Terms;
+using Channel = import "channel.capnp";
+
+interface Operator {
+  status @0 () -> (status :Status);
+  # The host at a glance: its identity, epoch, log, agents and grants.
+
+  watch @1 (feed :Feed, channel :Text, from :UInt64 = 0) -> (watching :Watching);
+  # Every record from log place `from` on (0: from now), then live. Empty channel: all. An unknown channel fails with the valid names.
+
+  say @2 (channel :Text, act :Act, text :Text, parent :Data, owner :Text, deadlineMs :Int64) -> (outcome :Channel.Outcome);
+  # Speaks as operator:<uid of the caller>. Answers when durable and judged.
+
+  grant @3 (agent :Text, channel :Text, terms :Terms) -> (outcome :Decided);
+  # A new grant for an agent of this host. The agent has it from its next graft; its wall falls so that it grafts now.
+
+  revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
+  # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
+
+  kill @5 (agent :Text, reason :Text) -> (outcome :Decided);
+  # Ends the agent; it stays ended, also across restarts, until `start`. Answers with the agent gone.
+
+  start @6 (agent :Text) -> (outcome :Decided);
+  # Runs a killed or ended agent again, under a new key. Running already: says so.
+
+  bump @7 (reason :Text, hold :Bool) -> (outcome :Decided, epoch :UInt64);
+  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump.
+
+  stop @8 () -> ();
+  # Drains, flushes and ends the host.
+}
+
+struct Decided {
+  entry @0 :Data;      # The id of the entry that says it.
+  number @1 :UInt64;   # Of a grant: its number, as in g7.
+  durable @2 :Bool;    # In the log and judged. False: in effect here, kept in the data folder, and first in line for the log.
+  pending @3 :Text;    # When not durable: why.
+  note @4 :Text;       # For people, when there is more to say.
+}
+
+interface Feed {
+  # What `watch` tells its caller.
+  records @0 (records :List(Record)) -> stream;
+  caughtUp @1 () -> ();
+  # Everything up to the log's end when watching began has been told.
+}
+
+interface Watching {
+  # Dropping it ends the feed.
+}
+
+struct Record {
+  # One counting message, or one entry that changed what counts.
+  kind @0 :Text;       # "message", or the entry's: key, channel, grant, revoke, fence, lapse, note ...
+  seq @1 :UInt64;      # Place in the log. Operators may know; agents never do.
+  epoch @2 :UInt64;
+  timeMs @3 :Int64;
+  author @4 :Text;
+  host @5 :Data;
+  body @6 :Text;       # What happened, for people. For messages see `message`.
+  channel @7 :Text;
+  message @8 :Channel.Message;
+}
+
+struct Status {
+  realm @0 :Data;
+  host @1 :Data;
+  epoch @2 :UInt64;
+  held @3 :Bool;
+  log @4 :Text;        # As "embedded" or the server's address, with its state.
+  logEnd @5 :UInt64;
+  pendingStops @6 :UInt32;
+  agents @7 :List(Agent);
+  channels @8 :List(ChannelStatus);
+  image @9 :Text;
+  startedMs @10 :Int64;
+}
+
+struct Agent {
+  name @0 :Text;
+  state @1 :Text;      # starting, running, waiting, backoff, ended, killed
+  detail @2 :Text;     # Why it ended, or when it starts again.
+  component @3 :Data;
+  key @4 :Data;
+  restarts @5 :UInt32;
+  memory @6 :UInt64;   # Bytes of linear memory now.
+  grants @7 :List(GrantStatus);
+}
+
+struct GrantStatus {
+  number @0 :UInt64;
+  id @1 :Data;
+  object @2 :Text;     # A channel's name, "timer", or a service's name.
+  terms @3 :Terms;     # Effective.
+  used @4 :UInt64;     # Messages that counted under it.
+  cursor @5 :UInt64;
+  latest @6 :UInt64;
+  parent @7 :UInt64;   # Number of the grant above; 0 for the host's own.
+}
+
+struct ChannelStatus {
+  name @0 :Text;
+  latest @1 :UInt64;
+  hops @2 :UInt16;
+  readers @3 :UInt32;
+  writers @4 :UInt32;
+}
