@@ -1,0 +1,446 @@
+//! What is signed and stands in the log.
+//!
+//! In: an [`Entry`] and its author's key, or bytes from the log. Promise: a [`Sealed`] entry has a good signature by
+//! the `signer` it names, over exactly the bytes it stores; whether that signer may speak is for
+//! [`judge`](crate::judge()). Failure: [`Malformed`] for what must not be signed, [`Junk`] for bytes that are no entry.
+
+use bytes::Bytes;
+
+use crate::act::{Act, Refusal};
+use crate::codec;
+use crate::ids::{
+    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
+    PersonaName, PublicKey, RealmId, ServiceName,
+};
+use crate::key::{SigningKey, tagged_hash};
+use crate::limits::{
+    BY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, ENTRY_BYTES_MAX, HOSTS_MAX, REASON_BYTES_MAX,
+    TURN_MESSAGES_MAX,
+};
+use crate::terms::Terms;
+
+/// The format of entries that this crate writes, and the only one it reads.
+pub const ENTRY_FORMAT: u16 = 1;
+/// The format of a realm's data, as its genesis states it, and the only one this crate judges.
+pub const REALM_FORMAT: u16 = 1;
+
+const SIGNATURE_BYTES: usize = 64;
+
+/// One signed statement by a host, or by a persona through its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The realm it belongs to; None in the genesis alone.
+    pub realm: Option<RealmId>,
+    /// Who wrote it.
+    pub host: HostId,
+    /// The persona that speaks; None when the host itself does.
+    pub author: Option<PersonaName>,
+    /// The key that its signature verifies with.
+    pub signer: PublicKey,
+    /// The epoch it was stamped in.
+    pub epoch: Epoch,
+    /// The host's clock, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
+    /// The grant that a turn is spoken under.
+    pub grant: Option<GrantId>,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What an entry says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Introduces or renews a key.
+    Key(KeyBody),
+    /// Declares a channel, or changes its settings.
+    Channel(ChannelBody),
+    /// Issues a grant.
+    Grant(GrantBody),
+    /// Takes something back.
+    Revoke(RevokeBody),
+    /// What one persona says on one channel.
+    Turn(TurnBody),
+    /// Closes an overdue thread.
+    Lapse(LapseBody),
+    /// Changes nothing that counts, but belongs on the record.
+    Note(NoteBody),
+}
+
+/// Introduces or renews a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyBody {
+    /// Whose key it is.
+    pub subject: KeySubject,
+    /// The key.
+    pub public_key: PublicKey,
+    /// The persona's component; None for hosts and operators.
+    pub component: Option<ComponentHash>,
+    /// The operator started a killed persona again.
+    pub started: bool,
+    /// In the first entry of a realm.
+    pub genesis: Option<Genesis>,
+}
+
+/// Whose key it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySubject {
+    /// A host's.
+    Host(HostId),
+    /// That of a persona of the writing host.
+    Persona(PersonaName),
+}
+
+/// What makes a realm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Genesis {
+    /// Of the realm's data: [`REALM_FORMAT`].
+    pub format: u16,
+    /// Random, so that no two realms are alike.
+    pub nonce: [u8; 32],
+    /// The hosts that may end an epoch. Empty: every host of the realm.
+    pub fencers: Vec<HostId>,
+}
+
+/// Declares a channel, or changes its settings from here on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelBody {
+    /// Which.
+    pub name: ChannelName,
+    /// What a message without parent may carry at most.
+    pub hops: u16,
+    /// How many messages besides the root a thread may have before its breaker opens.
+    pub reactions: u32,
+    /// Messages from before a fence stay to be delivered and answered.
+    pub carry: bool,
+}
+
+/// Issues a grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantBody {
+    /// To whom.
+    pub persona: PersonaId,
+    /// To what.
+    pub object: Object,
+    /// Its own terms; the effective ones are their meet with the parent's.
+    pub terms: Terms,
+    /// The grant that this narrows and dies with.
+    pub parent: Option<GrantId>,
+    /// A grant with a parent dies at the fence unless lasting.
+    pub lasting: bool,
+}
+
+/// What a grant gives access to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Object {
+    /// A channel.
+    Channel(ChannelName),
+    /// Clocks and timers.
+    Timer,
+    /// A service of the host.
+    Service(ServiceName),
+}
+
+/// Takes something back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokeBody {
+    /// What.
+    pub what: Revoked,
+    /// Why, for people.
+    pub reason: String,
+    /// Who asked, for people.
+    pub by: String,
+}
+
+/// What a revocation takes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoked {
+    /// One grant, and all below it.
+    Grant(GrantId),
+    /// A kill: the persona's key.
+    Persona(PersonaId),
+    /// A host's key, for good.
+    Host(HostId),
+    /// Everything of one epoch.
+    Fence {
+        /// The epoch that ends.
+        ends: Epoch,
+        /// Nothing is granted in the next epoch until it ends too.
+        hold: bool,
+    },
+}
+
+/// What one persona says on one channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnBody {
+    /// Where it is said.
+    pub channel: ChannelName,
+    /// What it answers through; zero when it answers nothing.
+    pub through: Ordinal,
+    /// The channel that `through` is an ordinal of; None for `channel` itself, whose cursor it then moves.
+    pub origin: Option<ChannelName>,
+    /// What is said.
+    pub messages: Vec<Message>,
+}
+
+/// One speech act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// What is meant.
+    pub act: Act,
+    /// The message it answers; None for a root.
+    pub parent: Option<MessageId>,
+    /// How many more times it may be answered in a chain.
+    pub hops: u16,
+    /// The author's number for it; zero in an answering turn and nowhere else.
+    pub key: u64,
+    /// A media type; empty for plain text.
+    pub content_type: String,
+    /// What is said: a slice of the stored bytes, when read from them.
+    pub payload: Bytes,
+    /// When the host admitted it, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
+    /// In a root request: who decides.
+    pub owner: Option<PersonaId>,
+    /// In a root request with an owner: when the thread lapses, in milliseconds since 1970-01-01 UTC; 0: never.
+    pub deadline_ms: i64,
+}
+
+/// Closes an overdue thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LapseBody {
+    /// The thread's channel.
+    pub channel: ChannelName,
+    /// The thread's root.
+    pub thread: MessageId,
+}
+
+/// What belongs on the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoteBody {
+    /// Messages of a channel up to an ordinal may be purged.
+    Prune {
+        /// Which channel.
+        channel: ChannelName,
+        /// The last ordinal that may go.
+        through: Ordinal,
+    },
+    /// The operator accepts that the log lost what the host had seen.
+    Gap {
+        /// First seq lost.
+        first_seq: u64,
+        /// Last seq lost.
+        last_seq: u64,
+        /// The leaf hash that the host kept for `last_seq`.
+        leaf: [u8; 32],
+        /// Why, for people.
+        reason: String,
+    },
+    /// An agent was ended.
+    Incident {
+        /// Which persona of the writing host.
+        persona: PersonaName,
+        /// Why, for people.
+        reason: String,
+        /// How many such ends since the last note.
+        count: u32,
+    },
+}
+
+/// Why an entry must not be signed: its writer's mistake.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The stored bytes would exceed the bound.
+    #[error("the entry takes {bytes} bytes, {ENTRY_BYTES_MAX} are allowed; split the turn")]
+    TooLarge {
+        /// How many it takes.
+        bytes: usize,
+    },
+    /// A turn with too many messages.
+    #[error("the turn has {0} messages, {TURN_MESSAGES_MAX} are allowed; split it")]
+    TooManyMessages(usize),
+    /// A text is too long.
+    #[error("{field} takes {bytes} bytes, {max} are allowed")]
+    TextTooLong {
+        /// Which text.
+        field: &'static str,
+        /// How many bytes it takes.
+        bytes: usize,
+        /// How many are allowed.
+        max: usize,
+    },
+    /// A genesis with too many fencers.
+    #[error("the genesis names {0} fencers, {HOSTS_MAX} are allowed")]
+    TooManyFencers(usize),
+    /// The key given is not the one that the entry names.
+    #[error("the entry names another signer than the key it is sealed with")]
+    OtherSigner,
+    /// Something the bounds above rule out, kept as an error rather than a panic.
+    #[error("the entry can't be encoded: {0}")]
+    Encoding(String),
+}
+
+/// Why bytes of the log are no entry. They keep their place in the log and change nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Junk {
+    /// More bytes than an entry may take.
+    #[error("{0} bytes, an entry takes at most {ENTRY_BYTES_MAX}")]
+    TooLarge(usize),
+    /// Not the encoding of an entry.
+    #[error("not an entry: {0}")]
+    Malformed(String),
+    /// A format that this crate does not know.
+    #[error("entry format {0} is not known here; upgrade")]
+    UnknownFormat(u16),
+    /// The signature does not verify.
+    #[error("the signature does not verify")]
+    BadSignature,
+}
+
+impl Junk {
+    /// What judge says of it.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Junk::BadSignature => Refusal::BadSignature,
+            Junk::TooLarge(_) | Junk::Malformed(_) | Junk::UnknownFormat(_) => Refusal::Malformed,
+        }
+    }
+}
+
+impl Entry {
+    /// Encodes and signs. `aux` should be fresh randomness, see [`SigningKey::sign`].
+    ///
+    /// # Errors
+    /// [`Malformed`] when a bound is passed or the key is not the `signer`'s. Nothing is signed then. Rules that need
+    /// the realm's state are not checked here: [`State::admit`](crate::State::admit) does.
+    pub fn seal(self, key: &SigningKey, aux: &[u8; 32]) -> Result<Sealed, Malformed> {
+        if key.public() != self.signer {
+            return Err(Malformed::OtherSigner);
+        }
+        self.bounded()?;
+        let words = codec::encode(&self).map_err(|e| Malformed::Encoding(e.to_string()))?;
+        let bytes = SIGNATURE_BYTES + words.len();
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(Malformed::TooLarge { bytes });
+        }
+        let id = entry_id(&words);
+        let mut stored = Vec::with_capacity(bytes);
+        stored.extend_from_slice(&key.sign(&id.0, aux));
+        stored.extend_from_slice(&words);
+        Sealed::reread(stored.into()).map_err(|junk| Malformed::Encoding(junk.to_string()))
+    }
+
+    /// The bounds that both writer and reader hold an entry to.
+    pub(crate) fn bounded(&self) -> Result<(), Malformed> {
+        let text = |field, text: &str, max| match text.len() {
+            bytes if bytes > max => Err(Malformed::TextTooLong { field, bytes, max }),
+            _ => Ok(()),
+        };
+        match &self.body {
+            Body::Key(KeyBody {
+                genesis: Some(genesis),
+                ..
+            }) if genesis.fencers.len() > HOSTS_MAX => {
+                Err(Malformed::TooManyFencers(genesis.fencers.len()))
+            }
+            Body::Revoke(revoke) => {
+                text("reason", &revoke.reason, REASON_BYTES_MAX)?;
+                text("by", &revoke.by, BY_BYTES_MAX)
+            }
+            Body::Turn(turn) if turn.messages.len() > TURN_MESSAGES_MAX => {
+                Err(Malformed::TooManyMessages(turn.messages.len()))
+            }
+            Body::Turn(turn) => turn.messages.iter().try_for_each(|message| {
+                text(
+                    "content type",
+                    &message.content_type,
+                    CONTENT_TYPE_BYTES_MAX,
+                )
+            }),
+            Body::Note(NoteBody::Gap { reason, .. } | NoteBody::Incident { reason, .. }) => {
+                text("reason", reason, REASON_BYTES_MAX)
+            }
+            Body::Key(_)
+            | Body::Channel(_)
+            | Body::Grant(_)
+            | Body::Lapse(_)
+            | Body::Note(NoteBody::Prune { .. }) => Ok(()),
+        }
+    }
+}
+
+/// An entry whose signature is known to be good, because this process made it or verified it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    id: EntryId,
+    stored: Bytes,
+    entry: Entry,
+}
+
+impl Sealed {
+    /// Checks bounds, form and signature.
+    ///
+    /// # Errors
+    /// [`Junk`], which judge takes in the entry's place.
+    pub fn open(stored: Bytes) -> Result<Sealed, Junk> {
+        let sealed = Sealed::reread(stored)?;
+        let signature = sealed.stored.first_chunk().ok_or(Junk::BadSignature)?;
+        if !sealed.entry.signer.verifies(&sealed.id.0, signature) {
+            return Err(Junk::BadSignature);
+        }
+        Ok(sealed)
+    }
+
+    /// Checks bounds and form and takes the signature on trust. Only for bytes that this host opened before and has
+    /// kept where nobody else writes; bytes of a shared log, a peer or an auditor go through [`Sealed::open`].
+    ///
+    /// # Errors
+    /// [`Junk`], but never [`Junk::BadSignature`].
+    pub fn reread(stored: Bytes) -> Result<Sealed, Junk> {
+        if stored.len() > ENTRY_BYTES_MAX {
+            return Err(Junk::TooLarge(stored.len()));
+        }
+        let Some(words) = stored.get(SIGNATURE_BYTES..) else {
+            return Err(Junk::Malformed("shorter than a signature".into()));
+        };
+        let id = entry_id(words);
+        let entry = codec::decode(&stored, SIGNATURE_BYTES)?;
+        entry
+            .bounded()
+            .map_err(|malformed| Junk::Malformed(malformed.to_string()))?;
+        Ok(Sealed { id, stored, entry })
+    }
+
+    /// The entry's id: what is signed.
+    pub fn id(&self) -> EntryId {
+        self.id
+    }
+
+    /// The signature and the canonical bytes, verbatim: what stands in the log.
+    pub fn stored(&self) -> &Bytes {
+        &self.stored
+    }
+
+    /// What it says.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The id of the message at `index` of a turn.
+    pub fn message_id(&self, index: usize) -> MessageId {
+        message_id(self.id, index)
+    }
+}
+
+fn entry_id(words: &[u8]) -> EntryId {
+    EntryId(tagged_hash("agora/entry", &[words]))
+}
+
+/// The id of the message at `index` of an entry.
+pub fn message_id(entry: EntryId, index: usize) -> MessageId {
+    // An index beyond 32 bits can't be in a turn of at most 256 messages; it would name no message.
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    MessageId(tagged_hash(
+        "agora/message",
+        &[&entry.0, &index.to_be_bytes()],
+    ))
+}

@@ -1,0 +1,58 @@
+//! Every bound of the realm, beside the relation it must keep to the others.
+//!
+//! All of them are part of what `judge` means: hosts that disagree on one would disagree on what counts. Changing
+//! one is a change of the realm's format.
+
+/// Stored bytes of one entry, signature included. Below what a log server takes as one message (1 MiB by default),
+/// and above two of the largest payloads, so that a turn need not be split for its size alone.
+pub const ENTRY_BYTES_MAX: usize = 768 * 1024;
+/// Payload bytes of one message. A third of an entry, less than the envelope leaves.
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+/// Messages in one turn entry.
+pub const TURN_MESSAGES_MAX: usize = 256;
+/// How deep pointers may nest in an entry; the schema needs 5.
+pub(crate) const NESTING_MAX: i32 = 16;
+
+/// Bytes of a persona's, channel's or service's name.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Bytes of a content type.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 128;
+/// Bytes of the reason that a revocation, gap or incident gives.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Bytes of a revocation's `by`.
+pub const BY_BYTES_MAX: usize = 128;
+
+/// Hosts that a realm ever had, revoked ones included. Also bounds the genesis' list of fencers.
+pub const HOSTS_MAX: usize = 1024;
+/// Personas that a realm ever had, killed ones included.
+pub const PERSONAS_MAX: usize = 16_384;
+/// Channels of a realm.
+pub const CHANNELS_MAX: usize = 1024;
+/// Live grants of one persona.
+pub const PERSONA_GRANTS_MAX: usize = 1024;
+/// Grants in one chain, the root of it included. Each message draws on every grant of its chain.
+pub const GRANT_DEPTH_MAX: u8 = 16;
+/// Cut grants that are still called revoked; of older ones nothing is known any more.
+pub const CUT_GRANTS_REMEMBERED: usize = 65_536;
+/// Keys, channels and grants that all hosts together may enter in one epoch. Their ids are kept until the fence, so
+/// that none takes effect twice. Past the bound they are void as overloaded; stops never are.
+pub const AUTHORITY_ENTRIES_PER_EPOCH_MAX: usize = 1 << 20;
+
+/// The latest messages of a channel: those that may be answered.
+pub const WINDOW: u64 = 65_536;
+/// Undecided threads with an owner, per channel.
+pub const OPEN_DECISIONS_MAX: usize = 1024;
+/// Keys whose first receipt is remembered, per persona and channel.
+pub const KEYS_REMEMBERED: usize = 4096;
+/// Answering turns whose outcome is remembered, per persona, channel and origin channel.
+pub const TURNS_REMEMBERED: usize = 4096;
+/// Outcomes of messages that these turns may hold together; at least [`TURN_MESSAGES_MAX`], so that the latest turn
+/// is always remembered.
+pub const TURN_OUTCOMES_REMEMBERED: usize = 4096;
+const _: () = assert!(TURN_OUTCOMES_REMEMBERED >= TURN_MESSAGES_MAX);
+const _: () = assert!(2 * PAYLOAD_BYTES_MAX < ENTRY_BYTES_MAX);
+
+/// Hops of a channel for which the manifest says nothing.
+pub const HOPS_DEFAULT: u16 = 8;
+/// Reactions of a thread for which the manifest says nothing.
+pub const REACTIONS_DEFAULT: u32 = 256;
