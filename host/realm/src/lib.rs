@@ -1,13 +1,42 @@
-//! The realm: what stands in the log, and what of it counts.
+//! The realm: what stands in the log, and what of it counts. Pure: no I/O, no clock, no randomness; times and
+//! randomness are arguments.
+//!
+//! The flow, in order:
+//!
+//! | module | from | to |
+//! |---|---|---|
+//! | `ids`, `act`, `terms` | | what things are called, what is meant, what is allowed |
+//! | `entry`, `codec`, `key` | an [`Entry`] and a [`SigningKey`], or bytes | a [`Sealed`] entry, or [`Junk`] |
+//! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
+//! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
+//! | `state`, `channel` | | what the fold remembers, and what may be asked of it |
+//! | [`limits`] | | every bound |
+
 mod act;
+mod channel;
 mod codec;
 mod entry;
 mod ids;
+mod judge;
 mod key;
 pub mod limits;
+mod rules;
+mod state;
 mod terms;
-pub use act::*;
-pub use entry::*;
-pub use ids::*;
-pub use key::*;
-pub use terms::*;
+
+pub use act::{Act, Refusal};
+pub use channel::Settings;
+pub use entry::{
+    Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
+    LapseBody, Malformed, Message, NoteBody, Object, REALM_FORMAT, RevokeBody, Revoked, Sealed,
+    TurnBody, message_id,
+};
+pub use ids::{
+    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, NotAName, NotAnId,
+    Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
+};
+pub use judge::{Change, Judged, MessageVerdict, Placed, judge};
+pub use key::{NotAKey, SigningKey, tagged_hash};
+pub use rules::{Admitted, Draft};
+pub use state::{ChannelView, Grant, Host, Persona, State, Tally, ThreadView};
+pub use terms::{ActSet, Rate, Rights, Terms};
