@@ -448,6 +448,7 @@ impl Judging<'_> {
                 }
                 let revived = known.killed;
                 known.killed = false;
+                known.keys += 1;
                 known.key = body.public_key;
                 known.component = body.component;
                 (false, revived)
@@ -461,6 +462,8 @@ impl Judging<'_> {
                     key: body.public_key,
                     component: body.component,
                     killed: false,
+                    keys: 1,
+                    decided: Default::default(),
                     no: PersonaNo::try_from(no).map_err(|_| Refusal::Overloaded)?,
                     grants: Default::default(),
                 };
@@ -560,6 +563,9 @@ impl Judging<'_> {
         let number = state.grant_numbers;
         if let Some(persona) = state.personas.get_mut(&body.persona) {
             persona.grants.insert(number, id);
+            if body.parent.is_none() {
+                persona.decided.insert(body.object.clone());
+            }
         }
         if let Object::Channel(name) = &body.object
             && effective.rights.has(Rights::READ)

@@ -40,6 +40,10 @@ pub struct Persona {
     pub component: Option<ComponentHash>,
     /// Killed, and not started again: its turns are void.
     pub killed: bool,
+    /// How many keys it has had.
+    pub keys: u64,
+    /// What it was ever granted by its host, cut since or not: a manifest proposes only what is not in here.
+    pub decided: BTreeSet<Object>,
     pub(crate) no: PersonaNo,
     /// Its live grants by number.
     pub(crate) grants: BTreeMap<u64, GrantId>,
