@@ -68,12 +68,20 @@ impl Wall {
     pub(crate) fn policy(&self) -> Result<Rc<dyn Policy>, Error> {
         match self.stale.get() {
             Some(error) => Err(error.clone()),
-            None => Ok(self.policy.borrow().clone().expect("only revocation takes the policy")),
+            None => Ok(self
+                .policy
+                .borrow()
+                .clone()
+                .expect("only revocation takes the policy")),
         }
     }
 
     /// `hook` lives on side `lives`; returns it as the other side may hold it: unwrapped if it comes home, else wrapped.
-    pub(crate) fn cross(self: &Rc<Self>, mut hook: Box<dyn ClientHook>, lives: Side) -> Box<dyn ClientHook> {
+    pub(crate) fn cross(
+        self: &Rc<Self>,
+        mut hook: Box<dyn ClientHook>,
+        lives: Side,
+    ) -> Box<dyn ClientHook> {
         if let Some(error) = self.stale.get() {
             return broken(error);
         }
@@ -96,7 +104,11 @@ impl Wall {
             brand,
             ptr: hook.get_ptr(),
         };
-        let known = self.wrappers.borrow().get(&identity).and_then(Weak::upgrade);
+        let known = self
+            .wrappers
+            .borrow()
+            .get(&identity)
+            .and_then(Weak::upgrade);
         let wrapped = known.unwrap_or_else(|| {
             let wrapped = Wrapped::new(self.clone(), identity, hook);
             self.wrappers
@@ -111,7 +123,10 @@ impl Wall {
     pub(crate) fn forget(&self, identity: &Identity) {
         let mut wrappers = self.wrappers.borrow_mut();
         // Its successor, if there is one already, is alive.
-        if wrappers.get(identity).is_some_and(|wrapped| wrapped.strong_count() == 0) {
+        if wrappers
+            .get(identity)
+            .is_some_and(|wrapped| wrapped.strong_count() == 0)
+        {
             wrappers.remove(identity);
         }
     }

@@ -31,8 +31,16 @@ pub(crate) struct Target {
 }
 
 impl Wrapped {
-    pub(crate) fn new(wall: Rc<Wall>, identity: Identity, hook: Box<dyn ClientHook>) -> Rc<Wrapped> {
-        let within = if identity.brand == 0 { None } else { reveal(&*hook) };
+    pub(crate) fn new(
+        wall: Rc<Wall>,
+        identity: Identity,
+        hook: Box<dyn ClientHook>,
+    ) -> Rc<Wrapped> {
+        let within = if identity.brand == 0 {
+            None
+        } else {
+            reveal(&*hook)
+        };
         let target = Target {
             hook: Rc::from(hook),
             within,
@@ -57,7 +65,11 @@ impl Wrapped {
         match self.wall.stale() {
             Some(error) => Err(error.clone()),
             // The clone ends the borrow: what is done with the target may revoke the wall.
-            None => Ok(self.target.borrow().clone().expect("only revocation takes the target")),
+            None => Ok(self
+                .target
+                .borrow()
+                .clone()
+                .expect("only revocation takes the target")),
         }
     }
 
