@@ -20,6 +20,7 @@ use std::rc::Rc;
 pub(crate) struct Wrapped {
     wall: Rc<Wall>,
     identity: Identity,
+    berth: Cell<usize>,
     target: RefCell<Option<Target>>,
 }
 
@@ -48,8 +49,14 @@ impl Wrapped {
         Rc::new(Wrapped {
             wall,
             identity,
+            berth: Cell::new(0),
             target: RefCell::new(Some(target)),
         })
+    }
+
+    /// Its wall has given it `berth`.
+    pub(crate) fn berth(&self, berth: usize) {
+        self.berth.set(berth);
     }
 
     pub(crate) fn wall(&self) -> &Rc<Wall> {
@@ -89,7 +96,7 @@ impl Wrapped {
 
 impl Drop for Wrapped {
     fn drop(&mut self) {
-        self.wall.forget(&self.identity);
+        self.wall.forget(&self.identity, self.berth.get());
     }
 }
 
