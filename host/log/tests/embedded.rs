@@ -1,4 +1,5 @@
 //! The embedded log on real files: the shared suite, and what belongs to a folder.
+#![allow(clippy::unwrap_used, reason = "all of this file is tests")]
 
 use std::{
     fs,
@@ -204,11 +205,11 @@ fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 fn last_segment_with_entries(dir: &Path) -> PathBuf {
     let segments = contents(dir).into_iter();
-    let used = segments.filter(|(path, bytes)| {
+    let mut used = segments.filter(|(path, bytes)| {
         path.extension().is_some_and(|ending| ending == "segment")
             && bytes.iter().any(|&byte| byte != 0)
     });
-    used.last().unwrap().0
+    used.next_back().unwrap().0
 }
 
 #[tokio::test]

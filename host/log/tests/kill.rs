@@ -1,4 +1,5 @@
 //! A writing process killed at any moment: what it was told stands, once, and in order.
+#![allow(clippy::unwrap_used, reason = "all of this file is tests")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

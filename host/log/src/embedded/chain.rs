@@ -141,6 +141,7 @@ impl Chain {
         let file = self.files.open(&segment.path, false).map_err(io)?;
         let mut chunks = Chunks::new(&*file).map_err(io)?;
         let (mut seq, mut at) = segment.nearest(*next);
+        let mut noted = at;
         while seq <= last && out.len() < entries {
             let found = chunks.record(segment.header.salt, seq, at).map_err(io)?;
             let Some(record) = found else {
@@ -151,7 +152,10 @@ impl Chain {
                     why: "no sound record stands there".into(),
                 });
             };
-            segment.note(seq, at);
+            if at >= noted + PLACES_APART_BYTES {
+                segment.note(seq, at);
+                noted = at;
+            }
             if seq >= *next {
                 if record.entry.len() > *left && !out.is_empty() {
                     return Ok(true);

@@ -5,8 +5,8 @@
 //! - Header, 64 bytes: magic `agoraseg`, format version u32, crc32c u32 of all that follows, salt u64, the segment's
 //!   number u64, the first seq it holds u64, the number u64 and used bytes u64 of the segment before (0 if none), the
 //!   bytes that were allocated u64.
-//! - Record, 24 bytes and the entry, padded to 8: entry bytes u32, crc32c u32 of the salt and all else, seq u64, the
-//!   first seq of its batch u64.
+//! - Record, 24 bytes and the entry, padded to 8: entry bytes u32, crc32c u32, seq u64, the first seq of its batch u64.
+//!   The checksum is of seq to entry, and starts from the salt's checksum xor the entry bytes.
 //!
 //! The salt is random and never leaves the folder, so no entry can hold bytes that pass for a record, and what an
 //! earlier use left in a file can't either. A record whose batch begins after seq N is proof that N was durable before
@@ -104,23 +104,22 @@ pub(super) fn record_bytes(entry_bytes: usize) -> u64 {
     (RECORD_HEADER_BYTES + entry_bytes as u64).next_multiple_of(8)
 }
 
-fn crc(salt: u64, head: &[u8], entry: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(&salt.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &head[..4]);
-    let crc = crc32c::crc32c_append(crc, &head[8..]);
-    crc32c::crc32c_append(crc, entry)
+/// Of a record from its seq on; the bytes before that enter through the start value.
+fn crc(salt: u64, entry_bytes: u32, rest: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()) ^ entry_bytes, rest)
 }
 
 /// Appends a record to `out`.
 pub(super) fn encode_record(out: &mut Vec<u8>, salt: u64, seq: u64, batch: u64, entry: &[u8]) {
-    let mut head = [0; RECORD_HEADER_BYTES as usize];
-    head[..4].copy_from_slice(&(entry.len() as u32).to_le_bytes());
-    head[8..16].copy_from_slice(&seq.to_le_bytes());
-    head[16..].copy_from_slice(&batch.to_le_bytes());
-    let crc = crc(salt, &head, entry);
-    head[4..8].copy_from_slice(&crc.to_le_bytes());
-    out.extend_from_slice(&head);
+    let start = out.len();
+    let entry_bytes = entry.len() as u32;
+    out.extend_from_slice(&entry_bytes.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&seq.to_le_bytes());
+    out.extend_from_slice(&batch.to_le_bytes());
     out.extend_from_slice(entry);
+    let crc = crc(salt, entry_bytes, &out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
     out.resize(out.len().next_multiple_of(8), 0);
 }
 
@@ -187,18 +186,19 @@ impl<'a> Chunks<'a> {
         let Some(head) = self.get(at, RECORD_HEADER_BYTES)? else {
             return Ok(None);
         };
-        let (entry_bytes, sum) = (u64::from(u32_at(head, 0)), u32_at(head, 4));
+        let (entry_bytes, sum) = (u32_at(head, 0), u32_at(head, 4));
         let (seq, batch) = (u64_at(head, 8), u64_at(head, 16));
-        if !wanted(seq) || batch > seq || batch == 0 || entry_bytes > ENTRY_BYTES_LIMIT {
+        if !wanted(seq) || batch > seq || batch == 0 || u64::from(entry_bytes) > ENTRY_BYTES_LIMIT {
             return Ok(None);
         }
-        let Some(bytes) = self.get(at, RECORD_HEADER_BYTES + entry_bytes)? else {
+        let record_bytes = RECORD_HEADER_BYTES + u64::from(entry_bytes);
+        let Some(bytes) = self.get(at, record_bytes)? else {
             return Ok(None);
         };
-        let (head, entry) = bytes.split_at(RECORD_HEADER_BYTES as usize);
-        if crc(salt, head, entry) != sum {
+        if crc(salt, entry_bytes, &bytes[8..]) != sum {
             return Ok(None);
         }
+        let entry = &bytes[RECORD_HEADER_BYTES as usize..];
         Ok(Some(Record { batch, entry }))
     }
 

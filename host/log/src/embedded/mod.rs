@@ -21,7 +21,10 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -87,6 +90,7 @@ struct Shared {
     /// The last durable entry; the writer's end is dropped once the log is closed and the folder let go.
     end: watch::Receiver<Seq>,
     reads: mpsc::Sender<ReadJob>,
+    syncs: Arc<AtomicU64>,
 }
 
 struct ReadJob {
@@ -141,6 +145,11 @@ impl Embedded {
         Ok((log, opened))
     }
 
+    /// Syncs that made entries durable since opening; each covers all entries that waited for it.
+    pub fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
     fn open_on(
         files: Arc<dyn Files>,
         dir: &Path,
@@ -156,9 +165,12 @@ impl Embedded {
         let recent = Arc::new(Recent::new(options.recent_bytes));
         let chain = Chain::new(files.clone(), recovered.segments.clone());
         let end_sender = Arc::new(end_sender);
+        let syncs = Arc::new(AtomicU64::new(0));
         let on_durable = {
             let (recent, end_sender) = (recent.clone(), end_sender.clone());
+            let syncs = syncs.clone();
             Box::new(move |first: Seq, entries: &[Bytes]| {
+                syncs.fetch_add(1, Ordering::Relaxed);
                 recent.push(first, entries);
                 end_sender.send_replace(Seq(first.0 + entries.len() as u64 - 1));
             })
@@ -184,6 +196,7 @@ impl Embedded {
             chain,
             end: end_receiver,
             reads,
+            syncs,
         });
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..limits::READERS {

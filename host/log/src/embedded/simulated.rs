@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Sync,
     /// No write goes in.
     Write,
+    /// The process is killed before its next sync: from there on nothing happens any more.
+    Killed,
 }
 
 #[derive(Default)]
@@ -42,6 +44,7 @@ struct World {
     /// The fault, and how many operations it still strikes.
     fault: Option<(Fault, u32)>,
     syncs: u64,
+    dead: bool,
 }
 
 #[derive(Clone, Default)]
@@ -61,7 +64,8 @@ impl Simulated {
     }
 
     pub(super) fn heal(&self) {
-        self.world().fault = None;
+        let mut world = self.world();
+        (world.fault, world.dead) = (None, false);
     }
 
     pub(super) fn syncs(&self) -> u64 {
@@ -110,6 +114,13 @@ impl Simulated {
         node.seen = node.durable.clone();
     }
 
+    fn alive(&self) -> io::Result<()> {
+        if self.world().dead {
+            return Err(io::Error::other("simulated: the process is dead"));
+        }
+        Ok(())
+    }
+
     fn strikes(&self, faults: &[Fault]) -> Option<Fault> {
         let mut world = self.world();
         let (fault, times) = world.fault.as_mut()?;
@@ -147,6 +158,7 @@ impl Files for Simulated {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn OpenFile>> {
+        self.alive()?;
         let node = Arc::<Mutex<Node>>::default();
         self.world().files.insert(path.into(), node.clone());
         Ok(Arc::new(SimulatedFile {
@@ -164,6 +176,7 @@ impl Files for Simulated {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.alive()?;
         let mut world = self.world();
         let node = world.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
         if node.lock().unwrap().named {
@@ -173,6 +186,7 @@ impl Files for Simulated {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.alive()?;
         if self.strikes(&[Fault::Sync]).is_some() {
             return Err(io::Error::other("simulated: sync of the folder"));
         }
@@ -196,6 +210,7 @@ impl OpenFile for SimulatedFile {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.disk.alive()?;
         let grows = self.bytes()? < bytes;
         if grows && self.disk.strikes(&[Fault::Full]).is_some() {
             return Err(full());
@@ -210,6 +225,7 @@ impl OpenFile for SimulatedFile {
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.disk.alive()?;
         // Durable at some later time only, if ever.
         let mut node = self.node.lock().unwrap();
         node.seen.truncate(bytes as usize);
@@ -226,6 +242,7 @@ impl OpenFile for SimulatedFile {
     }
 
     fn write_all_at(&self, buf: &[u8], at: u64) -> io::Result<()> {
+        self.disk.alive()?;
         let struck = self.disk.strikes(&[Fault::ShortWrite, Fault::Write]);
         let part = match struck {
             None => buf.len(),
@@ -253,6 +270,10 @@ impl OpenFile for SimulatedFile {
 
     fn sync(&self) -> io::Result<()> {
         drop(self.disk.gate.lock().unwrap());
+        if self.disk.strikes(&[Fault::Killed]).is_some() {
+            self.disk.world().dead = true;
+        }
+        self.disk.alive()?;
         self.disk.world().syncs += 1;
         let failed = self.disk.strikes(&[Fault::Sync]).is_some();
         let mut node = self.node.lock().unwrap();
