@@ -12,6 +12,8 @@
     doc = "- [`conformance`]: what every log is held to, as one suite."
 )]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod contract;
 mod embedded;
 mod error;

@@ -1,6 +1,9 @@
 //! Every bound of the log, beside the relations they must keep.
 
-use crate::LogError;
+use crate::{
+    LogError,
+    embedded::format::{ENTRY_BYTES_LIMIT, SEGMENT_BYTES_LIMIT},
+};
 
 /// Largest entry by default, bytes.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
@@ -8,6 +11,10 @@ pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 pub const READ_ENTRIES_MAX: usize = 4096;
 /// Most bytes that one read returns, except for a single entry larger than that.
 pub const READ_BYTES_MAX: usize = 4 << 20;
+/// Entries that a tail reads ahead.
+pub const TAIL_AHEAD_ENTRIES: usize = 512;
+/// Bytes that a tail reads ahead, except for a single entry larger than that.
+pub const TAIL_AHEAD_BYTES: usize = 512 << 10;
 /// What an entry counts for in a queue besides its own bytes; bounds how many small ones wait.
 pub const QUEUE_ENTRY_BYTES: usize = 512;
 /// Reads that may wait for a reading thread before callers wait.
@@ -56,12 +63,12 @@ impl Options {
         let entry = self.entry_bytes_max as u64 + 4096;
         let relations = [
             (
-                self.entry_bytes_max >= 1 && self.entry_bytes_max <= 1 << 30,
-                "entry_bytes_max must be from 1 byte to 1 GiB",
+                self.entry_bytes_max >= 1 && self.entry_bytes_max as u64 <= ENTRY_BYTES_LIMIT,
+                "entry_bytes_max must be from 1 byte to 64 MiB",
             ),
             (
-                self.segment_bytes <= 1 << 32,
-                "segment_bytes must be at most 4 GiB",
+                self.segment_bytes <= SEGMENT_BYTES_LIMIT,
+                "segment_bytes must be at most 1 GiB",
             ),
             (
                 self.reserve_bytes >= entry,

@@ -121,7 +121,9 @@ impl Call {
         let pending = Pending::new(self.clone(), ops);
         // Those nobody holds any more must not add up while the call is in flight.
         if progress.pending.len() == progress.pending.capacity() {
-            progress.pending.retain(|pending| pending.strong_count() > 0);
+            progress
+                .pending
+                .retain(|pending| pending.strong_count() > 0);
         }
         progress.pending.push(Rc::downgrade(&pending));
         Box::new(PendingHook(pending))
@@ -187,7 +189,9 @@ impl Cut for Call {
 
 fn pick(answer: &Result<Rc<Message>, Error>, ops: &[PipelineOp]) -> Box<dyn ClientHook> {
     let found = match answer {
-        Ok(results) => results.reader().and_then(|root| root.get_pipelined_cap(ops)),
+        Ok(results) => results
+            .reader()
+            .and_then(|root| root.get_pipelined_cap(ops)),
         Err(error) => Err(error.clone()),
     };
     found.unwrap_or_else(|error| broken(&error))

@@ -30,7 +30,10 @@ const MARKERS: [(&str, Kind); 3] = [
 ];
 
 fn marked(kind: Kind, reason: &str) -> String {
-    let marker = MARKERS.iter().find(|(_, k)| *k == kind).map_or("", |(m, _)| m);
+    let marker = MARKERS
+        .iter()
+        .find(|(_, k)| *k == kind)
+        .map_or("", |(m, _)| m);
     format!("{marker}{reason}")
 }
 
@@ -121,6 +124,9 @@ mod tests {
     fn an_unmarked_error_is_judged_by_its_kind() {
         assert_eq!(classify(&Error::disconnected("gone".into())), Kind::Stale);
         assert_eq!(classify(&Error::overloaded("full".into())), Kind::Busy);
-        assert_eq!(classify(&Error::unimplemented("what?".into())), Kind::Failed);
+        assert_eq!(
+            classify(&Error::unimplemented("what?".into())),
+            Kind::Failed
+        );
     }
 }

@@ -86,7 +86,9 @@ impl<T: 'static> Flight<T> {
         let Some(first) = walls.next() else { return };
         self.berth.set(Some(first.board(Rc::downgrade(whole))));
         for wall in walls {
-            self.berths.borrow_mut().push(wall.board(Rc::downgrade(whole)));
+            self.berths
+                .borrow_mut()
+                .push(wall.board(Rc::downgrade(whole)));
         }
         if let Some(error) = self.route.stale() {
             // Too late for the revocation to have seen it.
@@ -115,7 +117,9 @@ impl<T: 'static> Flight<T> {
     /// Nothing of the other side is left to cut.
     pub(crate) fn leave(&self) {
         self.uncount();
-        let Some(berth) = self.berth.take() else { return };
+        let Some(berth) = self.berth.take() else {
+            return;
+        };
         let berths = std::iter::once(berth).chain(self.berths.take());
         for (wrapped, berth) in self.route.walls().zip(berths) {
             wrapped.wall().leave(berth);

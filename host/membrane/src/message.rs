@@ -24,7 +24,9 @@ impl Message {
     /// An empty message, expected to need about `words` words.
     pub(crate) fn blank(words: Option<u64>) -> Message {
         let words = words.map_or(FIRST_SEGMENT_WORDS, |words| {
-            u32::try_from(words).unwrap_or(u32::MAX).clamp(FIRST_SEGMENT_WORDS, 1 << 20)
+            u32::try_from(words)
+                .unwrap_or(u32::MAX)
+                .clamp(FIRST_SEGMENT_WORDS, 1 << 20)
         });
         Message {
             body: Builder::new(HeapAllocator::new().first_segment_words(words)),

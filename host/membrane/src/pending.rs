@@ -99,7 +99,10 @@ impl Pending {
         }
     }
 
-    fn wait(self: &Rc<Self>, waiting: impl FnOnce(oneshot::Sender<Promise<(), Error>>) -> Waiting) -> Forwarding {
+    fn wait(
+        self: &Rc<Self>,
+        waiting: impl FnOnce(oneshot::Sender<Promise<(), Error>>) -> Waiting,
+    ) -> Forwarding {
         let (begun, begins) = oneshot::channel();
         let gone = {
             let mut hopes = self.hopes.borrow_mut();
@@ -208,7 +211,9 @@ struct Request {
 
 impl RequestHook for Request {
     fn get(&mut self) -> any_pointer::Builder<'_> {
-        self.params.builder().expect("a message that is being built has a root")
+        self.params
+            .builder()
+            .expect("a message that is being built has a root")
     }
 
     fn get_brand(&self) -> usize {
@@ -218,7 +223,14 @@ impl RequestHook for Request {
     fn send(self: Box<Self>) -> RemotePromise<any_pointer::Owned> {
         let callee = PendingHook(self.pending);
         // The call crosses when it is handed on, not now.
-        Call::start(Route::none(), &callee, self.interface_id, self.method_id, self.params).remote_promise()
+        Call::start(
+            Route::none(),
+            &callee,
+            self.interface_id,
+            self.method_id,
+            self.params,
+        )
+        .remote_promise()
     }
 
     fn send_streaming(self: Box<Self>) -> Promise<(), Error> {
@@ -226,7 +238,13 @@ impl RequestHook for Request {
         Promise::from_future(async move { sent.promise.await.map(drop) })
     }
 
-    fn tail_send(self: Box<Self>) -> Option<(u32, Promise<(), Error>, Box<dyn capnp::private::capability::PipelineHook>)> {
+    fn tail_send(
+        self: Box<Self>,
+    ) -> Option<(
+        u32,
+        Promise<(), Error>,
+        Box<dyn capnp::private::capability::PipelineHook>,
+    )> {
         None
     }
 }
@@ -247,7 +265,9 @@ impl Future for Forwarding {
                     match Pin::new(begins).poll(cx) {
                         Poll::Pending => return Poll::Pending,
                         Poll::Ready(Err(oneshot::Canceled)) => {
-                            return Poll::Ready(Err(Error::failed("the pipelined call was dropped".into())));
+                            return Poll::Ready(Err(Error::failed(
+                                "the pipelined call was dropped".into(),
+                            )));
                         }
                         Poll::Ready(Ok(promise)) => *self = Forwarding::Begun(promise),
                     }
@@ -270,6 +290,8 @@ impl Future for Watching {
         self.pending.drive(cx);
         Pin::new(&mut self.known)
             .poll(cx)
-            .map_err(|oneshot::Canceled| Error::failed("the promised capability was dropped".into()))
+            .map_err(|oneshot::Canceled| {
+                Error::failed("the promised capability was dropped".into())
+            })
     }
 }

@@ -39,7 +39,10 @@ pub(crate) fn request(
 
 impl Relay {
     /// Sends `request`, whose params `route` has wrapped.
-    pub(crate) fn start(route: Route, request: Box<dyn RequestHook>) -> RemotePromise<any_pointer::Owned> {
+    pub(crate) fn start(
+        route: Route,
+        request: Box<dyn RequestHook>,
+    ) -> RemotePromise<any_pointer::Owned> {
         let RemotePromise { promise, pipeline } = request.send();
         let relay = Rc::new(Relay {
             flight: Flight::new(route),
@@ -55,7 +58,10 @@ impl Relay {
         }
     }
 
-    fn receive(&self, response: Response<any_pointer::Owned>) -> Result<Response<any_pointer::Owned>, Error> {
+    fn receive(
+        &self,
+        response: Response<any_pointer::Owned>,
+    ) -> Result<Response<any_pointer::Owned>, Error> {
         let results = response.get()?;
         let size = results.target_size()?;
         if size.cap_count == 0 {
@@ -113,7 +119,11 @@ impl PipelineHook for Pipeline {
     fn get_pipelined_cap(&self, ops: &[PipelineOp]) -> Box<dyn ClientHook> {
         let pipeline = self.0.pipeline.borrow().clone();
         match (pipeline, self.0.flight.stale()) {
-            (Some(pipeline), None) => self.0.flight.route().outward_one(pipeline.get_pipelined_cap(ops)),
+            (Some(pipeline), None) => self
+                .0
+                .flight
+                .route()
+                .outward_one(pipeline.get_pipelined_cap(ops)),
             (_, Some(error)) => broken(error),
             (None, None) => unreachable!("only being cut takes the pipeline"),
         }

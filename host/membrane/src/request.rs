@@ -59,7 +59,9 @@ impl Request {
         let (route, callee) = self.plan()?;
         if is_local(&*callee) {
             let sent = self.call(route, &*callee).remote_promise();
-            return Ok(Promise::from_future(async move { sent.promise.await.map(drop) }));
+            return Ok(Promise::from_future(
+                async move { sent.promise.await.map(drop) },
+            ));
         }
         let request = relay::request(&*callee, self.interface_id, self.method_id, &self.params)?;
         let flight = Flight::call(route, request.send_streaming());
@@ -67,7 +69,13 @@ impl Request {
     }
 
     fn call(self, route: Route, callee: &dyn ClientHook) -> Rc<Call> {
-        Call::start(route, callee, self.interface_id, self.method_id, self.params)
+        Call::start(
+            route,
+            callee,
+            self.interface_id,
+            self.method_id,
+            self.params,
+        )
     }
 }
 
@@ -78,7 +86,9 @@ fn is_local(callee: &dyn ClientHook) -> bool {
 
 impl RequestHook for Request {
     fn get(&mut self) -> any_pointer::Builder<'_> {
-        self.params.builder().expect("a message that is being built has a root")
+        self.params
+            .builder()
+            .expect("a message that is being built has a root")
     }
 
     fn get_brand(&self) -> usize {

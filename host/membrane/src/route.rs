@@ -93,7 +93,8 @@ impl Route {
 
     /// The error of the first revoked wall on the way, if there is one.
     pub(crate) fn stale(&self) -> Option<Error> {
-        self.walls().find_map(|wrapped| wrapped.wall().stale().cloned())
+        self.walls()
+            .find_map(|wrapped| wrapped.wall().stale().cloned())
     }
 
     /// Wraps what goes with the call, from the caller to the callee.
@@ -102,7 +103,9 @@ impl Route {
             return;
         }
         for wrapped in self.crossings() {
-            wrap_each(caps, wrapped.wall(), |wall, hook| wall.cross(hook, wrapped.callee().other()));
+            wrap_each(caps, wrapped.wall(), |wall, hook| {
+                wall.cross(hook, wrapped.callee().other())
+            });
         }
     }
 
@@ -112,7 +115,9 @@ impl Route {
             return;
         }
         for wrapped in self.crossings().rev() {
-            wrap_each(caps, wrapped.wall(), |wall, hook| wall.cross(hook, wrapped.callee()));
+            wrap_each(caps, wrapped.wall(), |wall, hook| {
+                wall.cross(hook, wrapped.callee())
+            });
         }
     }
 
@@ -120,10 +125,9 @@ impl Route {
     pub(crate) fn outward_one(&self, hook: Box<dyn ClientHook>) -> Box<dyn ClientHook> {
         match self.stale() {
             Some(error) => broken(&error),
-            None => self
-                .crossings()
-                .rev()
-                .fold(hook, |hook, wrapped| wrapped.wall().cross(hook, wrapped.callee())),
+            None => self.crossings().rev().fold(hook, |hook, wrapped| {
+                wrapped.wall().cross(hook, wrapped.callee())
+            }),
         }
     }
 }

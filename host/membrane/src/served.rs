@@ -101,7 +101,8 @@ impl Served {
         self.flight.count();
         let recipient: Weak<Served> = Rc::downgrade(self);
         let results = Box::new(Results::new(recipient));
-        self.flight.embark(callee.call(interface_id, method_id, params, results));
+        self.flight
+            .embark(callee.call(interface_id, method_id, params, results));
         Ok(())
     }
 
@@ -140,7 +141,9 @@ impl Served {
         match early {
             Some(early) if early.bytes == results.bytes() => Ok(()),
             // capnp cannot overwrite a pointer to what holds capabilities.
-            Some(Early { holds_caps: true, .. }) => Err(Error::failed(
+            Some(Early {
+                holds_caps: true, ..
+            }) => Err(Error::failed(
                 "results that hold capabilities were changed after set_pipeline()".into(),
             )),
             _ => {
@@ -174,7 +177,9 @@ impl Recipient for Served {
             }
             progress.outer.take()
         };
-        let Some(mut outer) = outer else { return Ok(()) };
+        let Some(mut outer) = outer else {
+            return Ok(());
+        };
         let source = so_far.reader()?;
         let size = source.target_size()?;
         let mut copy = Message::copy_of(source, size.word_count)?;

@@ -39,8 +39,9 @@ pub(crate) trait Cut {
 pub(crate) struct Wall {
     policy: RefCell<Option<Rc<dyn Policy>>>,
     stale: OnceCell<Error>,
-    wrappers: RefCell<HashMap<Identity, Weak<Wrapped>, BuildHasherDefault<AddressHasher>>>,
-    flights: RefCell<Berths>,
+    known: RefCell<HashMap<Identity, usize, BuildHasherDefault<AddressHasher>>>,
+    wrappers: RefCell<Berths<Weak<Wrapped>>>,
+    flights: RefCell<Berths<Weak<dyn Cut>>>,
     calls: Cell<usize>,
 }
 
@@ -49,6 +50,7 @@ impl Wall {
         Rc::new(Wall {
             policy: RefCell::new(Some(policy)),
             stale: OnceCell::new(),
+            known: RefCell::default(),
             wrappers: RefCell::default(),
             flights: RefCell::default(),
             calls: Cell::new(0),
@@ -68,12 +70,20 @@ impl Wall {
     pub(crate) fn policy(&self) -> Result<Rc<dyn Policy>, Error> {
         match self.stale.get() {
             Some(error) => Err(error.clone()),
-            None => Ok(self.policy.borrow().clone().expect("only revocation takes the policy")),
+            None => Ok(self
+                .policy
+                .borrow()
+                .clone()
+                .expect("only revocation takes the policy")),
         }
     }
 
     /// `hook` lives on side `lives`; returns it as the other side may hold it: unwrapped if it comes home, else wrapped.
-    pub(crate) fn cross(self: &Rc<Self>, mut hook: Box<dyn ClientHook>, lives: Side) -> Box<dyn ClientHook> {
+    pub(crate) fn cross(
+        self: &Rc<Self>,
+        mut hook: Box<dyn ClientHook>,
+        lives: Side,
+    ) -> Box<dyn ClientHook> {
         if let Some(error) = self.stale.get() {
             return broken(error);
         }
@@ -96,23 +106,27 @@ impl Wall {
             brand,
             ptr: hook.get_ptr(),
         };
-        let known = self.wrappers.borrow().get(&identity).and_then(Weak::upgrade);
-        let wrapped = known.unwrap_or_else(|| {
-            let wrapped = Wrapped::new(self.clone(), identity, hook);
-            self.wrappers
-                .borrow_mut()
-                .insert(identity, Rc::downgrade(&wrapped));
-            wrapped
-        });
-        Box::new(Wrapper(wrapped))
+        Box::new(Wrapper(self.wrapper(identity, hook)))
     }
 
-    /// A wrapper is gone.
-    pub(crate) fn forget(&self, identity: &Identity) {
-        let mut wrappers = self.wrappers.borrow_mut();
-        // Its successor, if there is one already, is alive.
-        if wrappers.get(identity).is_some_and(|wrapped| wrapped.strong_count() == 0) {
-            wrappers.remove(identity);
+    fn wrapper(self: &Rc<Self>, identity: Identity, hook: Box<dyn ClientHook>) -> Rc<Wrapped> {
+        let berth = self.known.borrow().get(&identity).copied();
+        if let Some(berth) = berth {
+            let known = self.wrappers.borrow().get(berth).and_then(Weak::upgrade);
+            // It is forgotten before it is dropped, so it is alive.
+            return known.expect("a known wrapper is alive");
+        }
+        let wrapped = Wrapped::new(self.clone(), identity, hook);
+        let berth = self.wrappers.borrow_mut().take(Rc::downgrade(&wrapped));
+        self.known.borrow_mut().insert(identity, berth);
+        wrapped.berth(berth);
+        wrapped
+    }
+
+    /// The wrapper of `identity`, which was given `berth`, is gone.
+    pub(crate) fn forget(&self, identity: &Identity, berth: usize) {
+        if self.known.borrow_mut().remove(identity).is_some() {
+            self.wrappers.borrow_mut().free(berth);
         }
     }
 
@@ -141,18 +155,22 @@ impl Wall {
             return;
         }
         let error = self.stale.get().expect("it was set above");
-        let mut flights: Vec<Rc<dyn Cut>> = self.flights.borrow_mut().all().collect();
+        let mut flights: Vec<Rc<dyn Cut>> = self
+            .flights
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
         // Dropping a streaming call lets those queued behind it at its callee begin, unless they were dropped before it:
         // so first what never began, then the latest first.
         flights.sort_by_cached_key(|flight| u64::MAX - flight.begun().wrapping_sub(1));
         for flight in &flights {
             flight.cut(error);
         }
-        let wrappers = std::mem::take(&mut *self.wrappers.borrow_mut());
-        for wrapped in wrappers.into_values() {
-            if let Some(wrapped) = wrapped.upgrade() {
-                wrapped.revoke();
-            }
+        drop(self.known.take());
+        let wrappers = self.wrappers.take();
+        for wrapped in wrappers.into_iter().filter_map(|wrapped| wrapped.upgrade()) {
+            wrapped.revoke();
         }
         drop(self.policy.take());
         for flight in &flights {
@@ -166,22 +184,31 @@ pub(crate) fn broken(error: &Error) -> Box<dyn ClientHook> {
     capnp_rpc::new_broken_cap(error.clone()).hook
 }
 
-/// The flights there are, each at a place it knows.
-#[derive(Default)]
-struct Berths {
-    berths: Vec<Option<Weak<dyn Cut>>>,
+/// Things that each know their place. In the order they came, as far as places were not reused: walking them in the
+/// order they were allocated is several times faster than in the order of a hash table.
+struct Berths<T> {
+    berths: Vec<Option<T>>,
     free: Vec<usize>,
 }
 
-impl Berths {
-    fn take(&mut self, flight: Weak<dyn Cut>) -> usize {
+impl<T> Default for Berths<T> {
+    fn default() -> Self {
+        Berths {
+            berths: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+}
+
+impl<T> Berths<T> {
+    fn take(&mut self, thing: T) -> usize {
         match self.free.pop() {
             Some(berth) => {
-                self.berths[berth] = Some(flight);
+                self.berths[berth] = Some(thing);
                 berth
             }
             None => {
-                self.berths.push(Some(flight));
+                self.berths.push(Some(thing));
                 self.berths.len() - 1
             }
         }
@@ -192,8 +219,16 @@ impl Berths {
         self.free.push(berth);
     }
 
-    fn all(&self) -> impl Iterator<Item = Rc<dyn Cut>> + use<'_> {
-        self.berths.iter().flatten().filter_map(Weak::upgrade)
+    fn get(&self, berth: usize) -> Option<&T> {
+        self.berths.get(berth)?.as_ref()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.berths.iter().flatten()
+    }
+
+    fn into_iter(self) -> impl Iterator<Item = T> {
+        self.berths.into_iter().flatten()
     }
 }
 

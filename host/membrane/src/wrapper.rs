@@ -20,6 +20,7 @@ use std::rc::Rc;
 pub(crate) struct Wrapped {
     wall: Rc<Wall>,
     identity: Identity,
+    berth: Cell<usize>,
     target: RefCell<Option<Target>>,
 }
 
@@ -31,8 +32,16 @@ pub(crate) struct Target {
 }
 
 impl Wrapped {
-    pub(crate) fn new(wall: Rc<Wall>, identity: Identity, hook: Box<dyn ClientHook>) -> Rc<Wrapped> {
-        let within = if identity.brand == 0 { None } else { reveal(&*hook) };
+    pub(crate) fn new(
+        wall: Rc<Wall>,
+        identity: Identity,
+        hook: Box<dyn ClientHook>,
+    ) -> Rc<Wrapped> {
+        let within = if identity.brand == 0 {
+            None
+        } else {
+            reveal(&*hook)
+        };
         let target = Target {
             hook: Rc::from(hook),
             within,
@@ -40,8 +49,14 @@ impl Wrapped {
         Rc::new(Wrapped {
             wall,
             identity,
+            berth: Cell::new(0),
             target: RefCell::new(Some(target)),
         })
+    }
+
+    /// Its wall has given it `berth`.
+    pub(crate) fn berth(&self, berth: usize) {
+        self.berth.set(berth);
     }
 
     pub(crate) fn wall(&self) -> &Rc<Wall> {
@@ -57,7 +72,11 @@ impl Wrapped {
         match self.wall.stale() {
             Some(error) => Err(error.clone()),
             // The clone ends the borrow: what is done with the target may revoke the wall.
-            None => Ok(self.target.borrow().clone().expect("only revocation takes the target")),
+            None => Ok(self
+                .target
+                .borrow()
+                .clone()
+                .expect("only revocation takes the target")),
         }
     }
 
@@ -77,7 +96,7 @@ impl Wrapped {
 
 impl Drop for Wrapped {
     fn drop(&mut self) {
-        self.wall.forget(&self.identity);
+        self.wall.forget(&self.identity, self.berth.get());
     }
 }
 

@@ -1,0 +1,1 @@
+//! Single promises, each by itself.
