@@ -98,6 +98,9 @@ pub(crate) struct Node {
     pub(crate) written: RefCell<Vec<u64>>,
     pub(crate) pings: Cell<u64>,
     pub(crate) on_revoke: RefCell<Option<Box<dyn Fn()>>>,
+    /// Whether `hang` returns, but keeps its results.
+    pub(crate) hoards_results: Cell<bool>,
+    pub(crate) hoarded: RefCell<Option<node::HangResults>>,
     alive: Option<Rc<Cell<usize>>>,
 }
 
@@ -193,8 +196,12 @@ impl node::Server for Node {
     async fn hang(
         self: Rc<Self>,
         _params: node::HangParams,
-        _: node::HangResults,
+        results: node::HangResults,
     ) -> Result<(), Error> {
+        if self.hoards_results.get() {
+            self.hoarded.replace(Some(results));
+            return Ok(());
+        }
         std::future::pending().await
     }
 
