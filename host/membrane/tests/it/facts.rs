@@ -9,8 +9,10 @@ use crate::node_capnp::node;
 use crate::worlds::{TOPOLOGIES, Topology, World, connect};
 use agora_membrane::error::{self, Kind, classify};
 use agora_membrane::{CallInfo, Membrane, Policy, Side, Verdict};
+use capnp::any_pointer;
 use capnp::capability::FromClientHook;
-use capnp::private::capability::ClientHook;
+use capnp::capability::Promise;
+use capnp::private::capability::{ClientHook, ParamsHook, PipelineHook, RequestHook, ResultsHook};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
@@ -362,6 +364,113 @@ fn calls_in_flight_are_counted_exactly_in_both_directions() {
 }
 
 #[test]
+fn revocation_drops_a_call_at_its_callee() {
+    play(async {
+        for topology in TOPOLOGIES {
+            let world = World::new(topology).await;
+            let inward = begin(world.to_inside.hang_request().send().promise).await;
+            let outward = begin(world.to_outside.hang_request().send().promise).await;
+            let hanging = || world.inside.hanging.get() + world.outside.hanging.get();
+            assert!(eventually(|| hanging() == 2).await, "{topology:?}");
+            world.membranes[0].1.revoke("over");
+            if topology.is_remote() {
+                assert!(eventually(|| hanging() == 0).await, "{topology:?}");
+            }
+            assert_eq!(hanging(), 0, "{topology:?}");
+            drop((inward, outward));
+        }
+    });
+}
+
+#[test]
+fn a_promise_sent_back_before_it_resolves_comes_home_when_it_does() {
+    play(async {
+        for topology in TOPOLOGIES {
+            let world = World::new(topology).await;
+            world.inside.kept.replace(vec![fresh(&world.inside_alive)]);
+            let mut request = world.to_inside.slow_request();
+            request.get().set_after(10);
+            let sent = request.send();
+            let pipelined = sent.pipeline.get_node();
+            let answering = begin(sent.promise).await;
+            let kept = world.inside.kept.borrow()[0].clone();
+            world.inside.gives_beside.set(true);
+            let to_inside = world.to_inside.clone();
+            let back =
+                begin(async move { give(&to_inside, Place::Plain, &[pipelined]).await }).await;
+            within(back).await.unwrap().unwrap();
+            within(answering).await.unwrap().unwrap();
+            let home = world.inside.kept.borrow()[1].clone();
+            assert_eq!(within(ping(&home, 1)).await.unwrap(), 2);
+            let home = within(settled(home)).await.unwrap();
+            assert_eq!(identity(&home).await, identity(&kept).await, "{topology:?}");
+            world.membranes[0].1.revoke("over");
+            assert_eq!(within(ping(&home, 1)).await.unwrap(), 2);
+        }
+    });
+}
+
+#[test]
+fn a_promise_that_resolves_to_itself_harms_nobody() {
+    play(async {
+        for topology in [Topology::Local, Topology::BehindPromise, Topology::Nested] {
+            let world = World::new(topology).await;
+            let mut request = world.to_inside.slow_request();
+            request.get().set_after(10);
+            let sent = request.send();
+            let pipelined = sent.pipeline.get_node();
+            let answering = begin(sent.promise).await;
+            // What the call will answer becomes what it answers.
+            give(
+                &world.to_inside,
+                Place::Plain,
+                std::slice::from_ref(&pipelined),
+            )
+            .await
+            .unwrap();
+            let answer = within(answering).await.unwrap().unwrap();
+            let itself = answer.get().unwrap().get_node().unwrap();
+            for node in [&itself, &pipelined] {
+                let error = within(ping(node, 1))
+                    .await
+                    .expect_err("there is nobody to answer");
+                assert_eq!(classify(&error), Kind::Failed, "{topology:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_promise_that_resolves_to_its_own_wrapper_harms_nobody() {
+    play(async {
+        let (membrane, revoker) = Membrane::new(allow);
+        let (resolve, resolution) = futures::channel::oneshot::channel::<node::Client>();
+        let promise: node::Client = capnp_rpc::new_future_client(async move {
+            resolution
+                .await
+                .map_err(|_| capnp::Error::failed("never resolved".into()))
+        });
+        let wrapped = membrane.export(promise);
+        let queued = begin(wrapped.ping_request().send().promise).await;
+        assert!(resolve.send(wrapped.clone()).is_ok());
+        let error = within(queued)
+            .await
+            .unwrap()
+            .map(drop)
+            .expect_err("there is nobody to answer");
+        assert_eq!(classify(&error), Kind::Failed);
+        let error = within(ping(&wrapped, 1))
+            .await
+            .expect_err("there is nobody to answer");
+        assert_eq!(classify(&error), Kind::Failed);
+        assert!(wrapped.as_client_hook().get_resolved().is_some());
+        assert_eq!(membrane.calls_in_flight(), 0);
+        revoker.revoke("over");
+        assert_stale(within(ping(&wrapped, 1)).await.map(drop), "over");
+    });
+}
+
+#[test]
 fn a_call_nobody_waits_for_is_dropped_at_its_callee() {
     play(async {
         for topology in TOPOLOGIES {
@@ -549,32 +658,107 @@ fn results_let_go_of_later_are_delivered_then() {
 fn whoever_is_left_waiting_still_drives_the_call() {
     play(async {
         for topology in TOPOLOGIES {
-            let world = World::new(topology).await;
-            world.inside.kept.replace(vec![fresh(&world.inside_alive)]);
-            let mut request = world.to_inside.slow_request();
-            request.get().set_after(10);
-            let sent = request.send();
-            let pipelined = sent.pipeline.get_node();
-            let first = begin(sent.promise).await;
-            let mut others = Vec::new();
-            for n in 0..3 {
+            for leaves_first in [true, false] {
+                let world = World::new(topology).await;
+                world.inside.kept.replace(vec![fresh(&world.inside_alive)]);
+                let mut request = world.to_inside.slow_request();
+                request.get().set_after(10);
+                let sent = request.send();
+                let pipelined = sent.pipeline.get_node();
                 let mut request = pipelined.ping_request();
-                request.get().set_n(n);
-                others.push(begin(request.send().promise).await);
+                request.get().set_n(1);
+                let pinging = request.send().promise;
+                let (leaver, stayer) = if leaves_first {
+                    let leaver = begin(sent.promise).await;
+                    (leaver, begin(pinging).await)
+                } else {
+                    let stayer = begin(pinging).await;
+                    (begin(sent.promise).await, stayer)
+                };
+                leaver.abort();
+                let response = within(stayer).await.unwrap().unwrap();
+                assert_eq!(response.get().unwrap().get_n(), 2, "{topology:?}");
+                within(settled(pipelined)).await.unwrap();
             }
-            let resolution = tokio::task::spawn_local(settled(pipelined));
-            turns(2).await;
-            first.abort();
-            for (n, other) in others.into_iter().enumerate() {
-                let response = within(other).await.unwrap().unwrap();
-                assert_eq!(
-                    response.get().unwrap().get_n(),
-                    n as u64 + 1,
-                    "{topology:?}"
-                );
-            }
-            within(resolution).await.unwrap().unwrap();
         }
+    });
+}
+
+#[test]
+fn whoever_is_left_waiting_for_hoarded_results_gets_them() {
+    play(async {
+        let world = World::new(Topology::Local).await;
+        world.inside.hoards_results.set(true);
+        let sent = world.to_inside.hang_request().send();
+        let pipelined = sent.pipeline.get_node();
+        let first = begin(sent.promise).await;
+        let mut results = world.inside.hoarded.take().expect("it has returned");
+        let second = begin(pipelined.ping_request().send().promise).await;
+        first.abort();
+        turns(3).await;
+        results.get().set_node(fresh(&world.inside_alive));
+        drop(results);
+        within(second).await.unwrap().unwrap();
+    });
+}
+
+/// Params and results of a call nobody polls.
+struct Unpolled {
+    _held: Rc<()>,
+}
+
+impl ParamsHook for Unpolled {
+    fn get(&self) -> capnp::Result<any_pointer::Reader<'_>> {
+        panic!("the call never began")
+    }
+}
+
+impl ResultsHook for Unpolled {
+    fn get(&mut self) -> capnp::Result<any_pointer::Builder<'_>> {
+        panic!("the call never began")
+    }
+
+    fn set_pipeline(&mut self) -> capnp::Result<()> {
+        panic!("the call never began")
+    }
+
+    fn allow_cancellation(&self) {}
+
+    fn tail_call(self: Box<Self>, _: Box<dyn RequestHook>) -> Promise<(), capnp::Error> {
+        panic!("the call never began")
+    }
+
+    fn direct_tail_call(
+        self: Box<Self>,
+        _: Box<dyn RequestHook>,
+    ) -> (Promise<(), capnp::Error>, Box<dyn PipelineHook>) {
+        panic!("the call never began")
+    }
+}
+
+#[test]
+fn revocation_lets_go_of_a_call_nobody_has_polled() {
+    play(async {
+        let (membrane, revoker) = Membrane::new(allow);
+        let (_, naked) = node();
+        let wrapped = membrane.export(naked);
+        let held = Rc::new(());
+        let (params, results) = (
+            Unpolled {
+                _held: held.clone(),
+            },
+            Unpolled {
+                _held: held.clone(),
+            },
+        );
+        let promise =
+            wrapped
+                .as_client_hook()
+                .call(PING.0, PING.1, Box::new(params), Box::new(results));
+        assert_eq!(membrane.calls_in_flight(), 0, "it has not begun");
+        revoker.revoke("over");
+        assert_eq!(Rc::strong_count(&held), 1);
+        assert_stale(promise.await, "over");
     });
 }
 
