@@ -364,6 +364,25 @@ fn calls_in_flight_are_counted_exactly_in_both_directions() {
 }
 
 #[test]
+fn a_pipeline_without_its_promise_counts_only_where_it_keeps_the_call_going() {
+    play(async {
+        for (topology, counted) in [(Topology::Local, 1), (Topology::ClientSide, 0)] {
+            let world = World::new(topology).await;
+            let (membrane, revoker) = &world.membranes[0];
+            let sent = world.to_inside.hang_request().send();
+            let pipelined = sent.pipeline.get_node();
+            let waiting = begin(sent.promise).await;
+            assert_eq!(membrane.calls_in_flight(), 1);
+            waiting.abort();
+            turns(2).await;
+            assert_eq!(membrane.calls_in_flight(), counted, "{topology:?}");
+            revoker.revoke("over");
+            assert_stale(within(ping(&pipelined, 1)).await.map(drop), "over");
+        }
+    });
+}
+
+#[test]
 fn revocation_drops_a_call_at_its_callee() {
     play(async {
         for topology in TOPOLOGIES {
