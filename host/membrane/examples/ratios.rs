@@ -8,7 +8,7 @@
 //! ```
 #![allow(missing_docs)]
 
-#[allow(clippy::all, clippy::unwrap_used, unreachable_pub, missing_docs)]
+#[allow(clippy::all, clippy::unimplemented, clippy::unwrap_used, unreachable_pub, missing_docs)]
 #[path = "../tests/it/node_capnp.rs"]
 #[rustfmt::skip]
 mod node_capnp;

@@ -44,8 +44,10 @@ impl Membrane {
     /// How many calls, in both directions, have begun and have neither been answered nor cut.
     ///
     /// A call made by a request begins when it is sent; one that a connection delivers, when it is handed to the callee,
-    /// once the policy has let it pass. It ends when the caller has been told, or has dropped its promise. A streaming
-    /// call over a connection ends when flow control lets the caller go on.
+    /// once the policy has let it pass. It ends when the caller has been told, or has dropped its promise: in this
+    /// process the promise and all that it pipelined on it, as those keep the call going; over a connection the promise
+    /// alone, as nobody hears of the answer then. A streaming call over a connection ends when flow control lets the
+    /// caller go on.
     #[must_use]
     pub fn calls_in_flight(&self) -> usize {
         self.wall.calls_in_flight()

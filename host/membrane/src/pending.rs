@@ -8,8 +8,10 @@
 //! Waiting calls are held here until the answer comes, as many as the holder makes: the bound is the holder's.
 
 use crate::call::Call;
+use crate::chain::Search;
 use crate::message::Message;
 use crate::route::Route;
+use crate::wall::broken;
 use capnp::capability::{Promise, RemotePromise};
 use capnp::private::capability::{ClientHook, ParamsHook, PipelineOp, RequestHook, ResultsHook};
 use capnp::{Error, MessageSize, any_pointer};
@@ -59,6 +61,13 @@ impl Pending {
 
     /// It turned out to be `hook`.
     pub(crate) fn resolve(&self, hook: Box<dyn ClientHook>) {
+        let hook = if self.leads_back_from(&*hook) {
+            broken(&Error::failed(
+                "the promised capability is the promise itself".into(),
+            ))
+        } else {
+            hook
+        };
         let hopes = {
             let mut hopes = self.hopes.borrow_mut();
             if hopes.resolved.is_some() {
@@ -85,6 +94,26 @@ impl Pending {
         for watcher in hopes.watchers {
             drop(watcher.send(hook.clone()));
         }
+    }
+
+    /// Whether `hook` is this promise, directly or by way of others.
+    fn leads_back_from(&self, hook: &dyn ClientHook) -> bool {
+        if self.is(hook) {
+            return true;
+        }
+        let search = Search::begin();
+        let mut next = hook.get_resolved();
+        while let Some(hook) = next {
+            if self.is(&*hook) || !search.step() {
+                return true;
+            }
+            next = hook.get_resolved();
+        }
+        false
+    }
+
+    fn is(&self, hook: &dyn ClientHook) -> bool {
+        hook.get_brand() == 0 && hook.get_ptr() == std::ptr::from_ref(self).addr()
     }
 
     fn resolved(&self) -> Option<Box<dyn ClientHook>> {

@@ -6,6 +6,7 @@
 //! middle of something; the policy is asked then.
 //! Failure: revocation lets go of params, results and callee at once, so the caller's connection can answer at once.
 
+use crate::chain::Depth;
 use crate::flight::Flight;
 use crate::message::Message;
 use crate::results::{Recipient, Results};
@@ -222,7 +223,10 @@ impl Future for Serving {
     type Output = Result<(), Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = self.0.drive(cx);
+        let outcome = match Depth::enter() {
+            Ok(_depth) => self.0.drive(cx),
+            Err(error) => Poll::Ready(Err(error)),
+        };
         if outcome.is_ready() {
             self.0.flight.leave();
             let progress = std::mem::take(&mut *self.0.progress.borrow_mut());

@@ -8,6 +8,7 @@
 //! No borrow of a `RefCell` here is held while foreign code runs: dropping a capability, a promise or a policy may run
 //! any destructor, and that may call back in.
 
+use crate::chain::Search;
 use crate::error;
 use crate::policy::{Policy, Side};
 use crate::wrapper::{Wrapped, Wrapper, reveal};
@@ -87,9 +88,13 @@ impl Wall {
         if let Some(error) = self.stale.get() {
             return broken(error);
         }
-        while let Some(resolved) = hook.get_resolved() {
+        let search = Search::begin();
+        while search.step()
+            && let Some(resolved) = hook.get_resolved()
+        {
             hook = resolved;
         }
+        drop(search);
         let brand = hook.get_brand();
         if brand == self.brand()
             && let Some(wrapped) = reveal(&*hook)

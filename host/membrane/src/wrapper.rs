@@ -5,6 +5,7 @@
 //! revocation it holds nothing and fails everything as stale.
 //! Failure: see [`Wall`]; what the capability itself answers passes unchanged.
 
+use crate::chain::Search;
 use crate::flight::{Flight, Waiting};
 use crate::policy::Side;
 use crate::request::Request;
@@ -144,6 +145,10 @@ impl ClientHook for Wrapper {
     }
 
     fn get_resolved(&self) -> Option<Box<dyn ClientHook>> {
+        let search = Search::begin();
+        if !search.step() {
+            return None;
+        }
         let resolved = self.0.target().ok()?.hook.get_resolved()?;
         Some(self.0.wrap(resolved))
     }

@@ -315,7 +315,7 @@ impl Case {
     }
 }
 
-fn assert_stale(outcome: Result<(), Error>, reason: &str) {
+pub(crate) fn assert_stale(outcome: Result<(), Error>, reason: &str) {
     let error = outcome.expect_err("it should be stale");
     assert_eq!(classify(&error), Kind::Stale, "{error}");
     assert!(

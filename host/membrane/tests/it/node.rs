@@ -2,7 +2,7 @@
 
 use crate::node_capnp::{nested, node, payload};
 use capnp::Error;
-use capnp::capability::{FromClientHook, Promise};
+use capnp::capability::FromClientHook;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::pin;
@@ -98,7 +98,29 @@ pub(crate) struct Node {
     pub(crate) written: RefCell<Vec<u64>>,
     pub(crate) pings: Cell<u64>,
     pub(crate) on_revoke: RefCell<Option<Box<dyn Fn()>>>,
+    /// Whether `hang` returns, but keeps its results.
+    pub(crate) hoards_results: Cell<bool>,
+    pub(crate) hoarded: RefCell<Option<node::HangResults>>,
+    /// Whether `give` adds to what is kept.
+    pub(crate) gives_beside: Cell<bool>,
+    /// How many calls of `hang` there are.
+    pub(crate) hanging: Rc<Cell<usize>>,
     alive: Option<Rc<Cell<usize>>>,
+}
+
+struct Hanging(Rc<Cell<usize>>);
+
+impl Hanging {
+    fn new(count: &Rc<Cell<usize>>) -> Hanging {
+        count.set(count.get() + 1);
+        Hanging(count.clone())
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Node {
@@ -141,14 +163,17 @@ pub(crate) async fn turns(n: u32) {
 }
 
 impl node::Server for Node {
-    async fn ping(
+    /// Counts when it is dispatched, not when it is first polled.
+    fn ping(
         self: Rc<Self>,
         params: node::PingParams,
         mut results: node::PingResults,
-    ) -> Result<(), Error> {
+    ) -> impl Future<Output = Result<(), Error>> + 'static {
         self.pings.set(self.pings.get() + 1);
-        results.get().set_n(params.get()?.get_n() + 1);
-        Ok(())
+        async move {
+            results.get().set_n(params.get()?.get_n() + 1);
+            Ok(())
+        }
     }
 
     async fn give(
@@ -157,6 +182,10 @@ impl node::Server for Node {
         _: node::GiveResults,
     ) -> Result<(), Error> {
         let nodes = unpack(params.get()?.get_payload()?)?;
+        if self.gives_beside.get() {
+            self.kept.borrow_mut().extend(nodes);
+            return Ok(());
+        }
         let before = self.kept.replace(nodes);
         drop(before);
         Ok(())
@@ -193,8 +222,13 @@ impl node::Server for Node {
     async fn hang(
         self: Rc<Self>,
         _params: node::HangParams,
-        _: node::HangResults,
+        results: node::HangResults,
     ) -> Result<(), Error> {
+        if self.hoards_results.get() {
+            self.hoarded.replace(Some(results));
+            return Ok(());
+        }
+        let _hanging = Hanging::new(&self.hanging);
         std::future::pending().await
     }
 
@@ -362,7 +396,7 @@ pub(crate) async fn eventually(fact: impl Fn() -> bool) -> bool {
 
 /// Polls `promise` until it waits for others.
 pub(crate) async fn begin<T: 'static>(
-    promise: Promise<T, Error>,
+    promise: impl Future<Output = Result<T, Error>> + 'static,
 ) -> tokio::task::JoinHandle<Result<T, Error>> {
     let task = tokio::task::spawn_local(promise);
     turns(1).await;

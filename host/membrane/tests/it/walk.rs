@@ -62,7 +62,7 @@ impl Walker {
                 request.get().set_after(dice.roll(6) as u32);
                 let promised = request.send().promise.await?.get()?.get_node()?;
                 if self.remote {
-                    // capnp-rpc exports a promise as such only once: sent again before it resolves, it ends the connection.
+                    // capnp-rpc ends the connection over a promise sent again while its release is on the way.
                     vec![settled(promised).await?]
                 } else {
                     vec![promised]
