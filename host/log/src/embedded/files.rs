@@ -84,18 +84,17 @@ impl OpenFile for DiskFile {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let mut at = self.bytes()?;
         match fallocate(&self.0, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                let zeros = vec![0; 64 << 10];
-                let mut at = self.bytes()?;
-                while at < bytes {
-                    let part = zeros.len().min((bytes - at) as usize);
-                    self.0.write_all_at(&zeros[..part], at)?;
-                    at += part as u64;
-                }
-            }
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
+        }
+        // Really written: a sync then finds nothing to note but the data, which measured faster.
+        let zeros = vec![0; (1 << 20).min(bytes.saturating_sub(at)) as usize];
+        while at < bytes {
+            let part = zeros.len().min((bytes - at) as usize);
+            self.0.write_all_at(&zeros[..part], at)?;
+            at += part as u64;
         }
         self.0.sync_all()
     }

@@ -426,7 +426,8 @@ fn a_segment_that_failed_to_begin_does_not_bury_what_follows() {
         );
         disk.heal();
         stands.push(entry(100, 8));
-        assert!(rig.commit(Class::Ordinary, &[entry(100, 8)])[0].is_ok());
+        // A control entry: it fits, and asks for no new segment.
+        assert!(rig.commit(Class::Control, &[entry(100, 8)])[0].is_ok());
         disk.cut_power(|| kept);
         assert_eq!(Rig::open(&disk).unwrap().all().unwrap(), stands);
     }
