@@ -40,6 +40,11 @@ impl Parking {
         Parked(self.0.clone())
     }
 
+    /// Says whether it waits, for what is not a guest's own call.
+    pub fn set(&self, parked: bool) {
+        self.0.store(parked, Ordering::SeqCst);
+    }
+
     /// Whether it waits.
     pub fn is_parked(&self) -> bool {
         self.0.load(Ordering::SeqCst)

@@ -1,0 +1,517 @@
+//! One facet of a channel: what a permitted call does.
+//!
+//! In: calls that crossed the holder's wall. Out: answers, deliveries, narrower facets.
+//! Promise: what the facet's grant does not allow is refused, with the reason. A facet that is cut fails from that moment.
+//! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use agora_capnp::channel_capnp::{channel, draft, revoker, subscription};
+use agora_membrane::{CallInfo, Membrane, Policy, Verdict, error};
+use agora_realm::{
+    ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
+    Terms,
+};
+use bytes::Bytes;
+use capnp::Error;
+
+use super::speak::{Draft, Speech, Standing, SpeakError};
+use crate::delivery::message::{write_message, write_outcome};
+use crate::delivery::subscription::{Progress, Subscription};
+use crate::door::control::Control;
+use crate::limits;
+use crate::persona::agent::Shared;
+
+/// What the facets of one graft share.
+pub struct Holder {
+    /// The host's controls, for what must go on the record.
+    pub control: Arc<Control>,
+    /// Who holds them.
+    pub persona: PersonaId,
+    /// The epoch they are of.
+    pub epoch: Epoch,
+    /// By the brand and address of the capability handed out: which facet it is.
+    facets: RefCell<HashMap<(usize, usize), Weak<Facet>>>,
+    /// What `ps` and the watch for quiet are shown.
+    shared: Arc<Shared>,
+    /// By channel: what ends the deliveries when it is dropped.
+    listening: RefCell<HashMap<ChannelName, Listening>>,
+    made: Cell<usize>,
+}
+
+struct Listening {
+    token: u64,
+    _task: AbortOnDrop,
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Holder {
+    /// A holder without facets.
+    pub fn new(
+        control: Arc<Control>,
+        shared: Arc<Shared>,
+        persona: PersonaId,
+        epoch: Epoch,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            control,
+            persona,
+            epoch,
+            facets: RefCell::default(),
+            listening: RefCell::default(),
+            shared,
+            made: Cell::new(0),
+        })
+    }
+
+    /// A facet for a grant, as a capability of the inside.
+    pub fn facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> channel::Client {
+        let facet = Rc::new(Facet {
+            holder: self.clone(),
+            channel,
+            grant,
+        });
+        let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
+        self.know(&client, &facet);
+        client
+    }
+
+    fn know(&self, client: &channel::Client, facet: &Rc<Facet>) {
+        let mut facets = self.facets.borrow_mut();
+        facets.retain(|_, facet| facet.strong_count() > 0);
+        facets.insert(identity(client), Rc::downgrade(facet));
+    }
+
+    /// Ends all deliveries.
+    pub fn end(&self) {
+        let listening = std::mem::take(&mut *self.listening.borrow_mut());
+        drop(listening);
+        self.shared.subscriptions().clear();
+    }
+}
+
+/// One facet.
+pub struct Facet {
+    holder: Rc<Holder>,
+    channel: ChannelName,
+    grant: GrantId,
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::StaleEpoch | Refusal::Revoked => error::stale(&refusal.to_string()),
+        Refusal::RateLimited | Refusal::LogUnavailable | Refusal::Overloaded => {
+            error::busy(&refusal.to_string())
+        }
+        _ => error::denied(&refusal.to_string()),
+    }
+}
+
+impl Facet {
+    /// The terms in force, while the grant stands.
+    fn terms(&self) -> Result<(Terms, Ordinal), Error> {
+        if self.holder.control.is_cut(&self.grant) {
+            return Err(refused(Refusal::Revoked));
+        }
+        let record = self.holder.control.record();
+        let state = record.state();
+        let grant = state
+            .grant(&self.grant)
+            .ok_or_else(|| refused(Refusal::Revoked))?;
+        if crate::now_ms() > grant.effective.until_ms {
+            return Err(refused(Refusal::Expired));
+        }
+        Ok((grant.effective, grant.reach()))
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            channel: self.channel.clone(),
+            grant: Some(self.grant),
+            epoch: self.holder.epoch,
+        }
+    }
+
+    fn needs(&self, right: Rights, what: &str) -> Result<(Terms, Ordinal), Error> {
+        let (terms, reach) = self.terms()?;
+        match terms.rights.has(right) {
+            true => Ok((terms, reach)),
+            false => Err(error::denied(&format!(
+                "'{}': the grant lacks the right to {what}",
+                self.channel
+            ))),
+        }
+    }
+
+    fn read_draft(&self, reader: draft::Reader<'_>) -> Result<Draft, Error> {
+        let content_type = reader.get_content_type()?.to_str()?;
+        if content_type.len() > agora_realm::limits::CONTENT_TYPE_BYTES_MAX {
+            return Err(error::denied(&format!(
+                "a content type of {} bytes is over the bound of {}",
+                content_type.len(),
+                agora_realm::limits::CONTENT_TYPE_BYTES_MAX
+            )));
+        }
+        let parent = match reader.get_parent()? {
+            [] => None,
+            id => Some(MessageId(id.try_into().map_err(|_| {
+                error::denied("a parent is the 32 bytes of a message's id")
+            })?)),
+        };
+        let owner = match reader.get_owner()?.to_str()? {
+            "" => None,
+            text => Some(
+                self.holder
+                    .control
+                    .persona_named(text)
+                    .ok_or_else(|| error::denied(&format!("no persona '{text}' to own the thread")))?,
+            ),
+        };
+        Ok(Draft {
+            act: reader
+                .get_act()
+                .map_err(|_| error::denied("an act that this host does not know"))?
+                .into(),
+            parent,
+            content_type: content_type.to_owned(),
+            payload: Bytes::copy_from_slice(reader.get_payload()?),
+            key: reader.get_key(),
+            hops_max: reader.get_hops_max(),
+            owner,
+            deadline_ms: reader.get_deadline_ms(),
+        })
+    }
+}
+
+fn speak_error(error: &SpeakError) -> Error {
+    match error {
+        SpeakError::Stale(text) => error::stale(text),
+        other => error::busy(&other.to_string()),
+    }
+}
+
+impl channel::Server for Facet {
+    async fn info(
+        self: Rc<Self>,
+        _params: channel::InfoParams,
+        mut results: channel::InfoResults,
+    ) -> Result<(), Error> {
+        let (terms, _) = self.terms()?;
+        let control = &self.holder.control;
+        let state = control.record().state();
+        let view = state
+            .channel(&self.channel)
+            .ok_or_else(|| refused(Refusal::UnknownChannel))?;
+        let mut info = results.get().init_info();
+        info.set_name(self.channel.as_str());
+        info.set_hops(view.settings.hops);
+        info.set_reactions(view.settings.reactions);
+        info.set_carry(view.settings.carry);
+        info.set_latest(view.latest.0);
+        let cursor = control
+            .silent()
+            .effective(&state, &self.holder.persona, &self.channel);
+        info.set_cursor(cursor.0);
+        info.set_next_key(state.next_key(&self.holder.persona, &self.channel));
+        terms.write(info.init_terms());
+        Ok(())
+    }
+
+    async fn speak(
+        self: Rc<Self>,
+        params: channel::SpeakParams,
+        mut results: channel::SpeakResults,
+    ) -> Result<(), Error> {
+        let _busy = self.holder.control.busy();
+        self.terms()?;
+        let params = params.get()?;
+        let drafts = params.get_drafts()?;
+        if drafts.len() as usize > limits::DRAFTS_PER_CALL_MAX {
+            return Err(error::denied(&format!(
+                "{} drafts in one call; at most {}",
+                drafts.len(),
+                limits::DRAFTS_PER_CALL_MAX
+            )));
+        }
+        let through = Ordinal(params.get_through());
+        let mut own = Vec::new();
+        let mut elsewhere: Vec<(Standing, Vec<Draft>)> = Vec::new();
+        // For each draft: on which of the channels it is spoken (0: this one), to put the outcomes back in order.
+        let mut order = Vec::new();
+        for reader in drafts.iter() {
+            let draft = self.read_draft(reader)?;
+            let target = match reader.has_to() {
+                false => None,
+                true => Some(self.holder.find(reader.get_to()?).await?),
+            };
+            match target {
+                Some(facet) if facet.channel != self.channel => {
+                    if through.0 == 0 {
+                        return Err(error::denied("`to` is for turns: call the other facet"));
+                    }
+                    facet.terms()?;
+                    let standing = facet.standing();
+                    let known = elsewhere.iter().position(|(s, _)| s.channel == standing.channel);
+                    let at = known.unwrap_or(elsewhere.len());
+                    if known.is_none() {
+                        elsewhere.push((standing, Vec::new()));
+                    }
+                    order.push(at + 1);
+                    elsewhere[at].1.push(draft);
+                }
+                _ => {
+                    order.push(0);
+                    own.push(draft);
+                }
+            }
+        }
+        if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
+            return Ok(());
+        }
+        let speech = Speech {
+            standing: self.standing(),
+            drafts: own,
+            elsewhere,
+            through,
+        };
+        let speakers = self.holder.control.speakers();
+        let (own, said) = speakers
+            .speak(&self.holder.persona, speech)
+            .await
+            .map_err(|error| speak_error(&error))?;
+        let mut queues: Vec<_> = std::iter::once(own)
+            .chain(said)
+            .map(Vec::into_iter)
+            .collect();
+        let mut list = results.get().init_outcomes(order.len() as u32);
+        for (i, at) in order.into_iter().enumerate() {
+            if let Some(outcome) = queues[at].next() {
+                self.holder.control.count_outcome(&outcome);
+                write_outcome(&outcome, list.reborrow().get(i as u32));
+            }
+        }
+        Ok(())
+    }
+
+    async fn subscribe(
+        self: Rc<Self>,
+        params: channel::SubscribeParams,
+        mut results: channel::SubscribeResults,
+    ) -> Result<(), Error> {
+        self.needs(Rights::READ, "read")?;
+        let params = params.get()?;
+        let window = match params.get_window() {
+            0 => limits::WINDOW_DEFAULT,
+            asked => asked.min(limits::WINDOW_MAX),
+        };
+        let sink = params.get_sink()?;
+        let control = &self.holder.control;
+        let cursor = {
+            let state = control.record().state();
+            control
+                .silent()
+                .effective(&state, &self.holder.persona, &self.channel)
+        };
+        let progress = Arc::new(Progress::default());
+        let name = self.channel.clone();
+        self.holder.shared.subscriptions().insert(name, progress.clone());
+        let running = Subscription {
+            record: control.record().clone(),
+            silent: control.silent().clone(),
+            persona: self.holder.persona.clone(),
+            channel: self.channel.clone(),
+            window,
+            sink: sink.clone(),
+            progress: progress.clone(),
+        };
+        let name = format!("{} on {}", self.holder.persona, self.channel);
+        let task = tokio::task::spawn_local(async move {
+            let ended = running.run(cursor).await;
+            // Nothing more is due from a subscription that has ended.
+            progress
+                .idle
+                .store(true, std::sync::atomic::Ordering::SeqCst);
+            if let Err(error) = ended {
+                tracing::debug!("subscription of {name} ended: {error}");
+            }
+        });
+        let token = control.next_token();
+        let old = self.holder.listening.borrow_mut().insert(
+            self.channel.clone(),
+            Listening {
+                token,
+                _task: AbortOnDrop(task),
+            },
+        );
+        if old.is_some() {
+            drop(old);
+        }
+        results.get().set_cursor(cursor.0);
+        results
+            .get()
+            .set_subscription(capnp_rpc::new_client(Subscribed {
+                holder: Rc::downgrade(&self.holder),
+                channel: self.channel.clone(),
+                token,
+            }));
+        Ok(())
+    }
+
+    async fn history(
+        self: Rc<Self>,
+        params: channel::HistoryParams,
+        mut results: channel::HistoryResults,
+    ) -> Result<(), Error> {
+        let _busy = self.holder.control.busy();
+        let (_, reach) = self.needs(Rights::READ, "read")?;
+        let params = params.get()?;
+        let from = Ordinal(params.get_from().max(1));
+        let start = from.max(Ordinal(reach.0 + 1));
+        let count = (params.get_count() as usize).min(limits::BATCH_MESSAGES_MAX);
+        let kept = self
+            .holder
+            .control
+            .record()
+            .messages(&self.channel, start, count, limits::BATCH_BYTES_MAX)
+            .await
+            .map_err(|error| error::busy(&error.to_string()))?;
+        let next = kept.last().map_or(from.0, |last| last.ordinal.0 + 1);
+        results.get().set_next(next);
+        let mut list = results.get().init_messages(kept.len() as u32);
+        for (i, message) in kept.iter().enumerate() {
+            write_message(
+                message,
+                &self.channel,
+                Some(&self.holder.persona),
+                list.reborrow().get(i as u32),
+            );
+        }
+        Ok(())
+    }
+
+    async fn attenuate(
+        self: Rc<Self>,
+        params: channel::AttenuateParams,
+        mut results: channel::AttenuateResults,
+    ) -> Result<(), Error> {
+        let _busy = self.holder.control.busy();
+        self.needs(Rights::ATTENUATE, "attenuate")?;
+        let holder = &self.holder;
+        if holder.made.get() >= limits::FACETS_PER_GRAFT_MAX {
+            return Err(error::busy(&format!(
+                "this graft has made {} facets; that is all it may",
+                limits::FACETS_PER_GRAFT_MAX
+            )));
+        }
+        holder.made.set(holder.made.get() + 1);
+        let body = GrantBody {
+            persona: holder.persona.clone(),
+            object: Object::Channel(self.channel.clone()),
+            terms: Terms::read(params.get()?.get_terms()?)?,
+            parent: Some(self.grant),
+            lasting: false,
+        };
+        let grant = holder
+            .control
+            .issue(body, holder.epoch)
+            .await
+            .map_err(|error| error::busy(&error))?;
+        let facet = Rc::new(Facet {
+            holder: holder.clone(),
+            channel: self.channel.clone(),
+            grant,
+        });
+        // A membrane of its own, so that cutting it rejects its calls in flight and leaves the rest of the graft alone.
+        let (membrane, cut) = Membrane::new(AllowAll);
+        let inside: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
+        let client = membrane.export(inside);
+        holder.know(&client, &facet);
+        results.get().set_channel(client);
+        results.get().set_revoker(capnp_rpc::new_client(Scissors {
+            control: holder.control.clone(),
+            epoch: holder.epoch,
+            grant,
+            cut,
+        }));
+        Ok(())
+    }
+}
+
+impl Holder {
+    /// Which of this graft's facets a capability is, once it is known.
+    async fn find(&self, client: channel::Client) -> Result<Rc<Facet>, Error> {
+        let resolved: channel::Client = capnp::capability::get_resolved_cap(client).await;
+        let facets = self.facets.borrow();
+        facets
+            .get(&identity(&resolved))
+            .and_then(Weak::upgrade)
+            .ok_or_else(|| error::denied("`to` is not a facet of this graft"))
+    }
+}
+
+/// What tells one capability from another.
+fn identity(client: &channel::Client) -> (usize, usize) {
+    (client.client.hook.get_brand(), client.client.hook.get_ptr())
+}
+
+struct AllowAll;
+
+impl Policy for AllowAll {
+    fn check(&self, _call: &CallInfo) -> Verdict {
+        Verdict::Allow
+    }
+}
+
+struct Subscribed {
+    holder: Weak<Holder>,
+    channel: ChannelName,
+    token: u64,
+}
+
+impl subscription::Server for Subscribed {}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        if let Some(holder) = self.holder.upgrade() {
+            let mut listening = holder.listening.borrow_mut();
+            if listening.get(&self.channel).is_some_and(|l| l.token == self.token) {
+                let ended = listening.remove(&self.channel);
+                drop(listening);
+                drop(ended);
+            }
+        }
+    }
+}
+
+struct Scissors {
+    control: Arc<Control>,
+    epoch: Epoch,
+    grant: GrantId,
+    cut: agora_membrane::Revoker,
+}
+
+impl revoker::Server for Scissors {
+    async fn revoke(
+        self: Rc<Self>,
+        params: revoker::RevokeParams,
+        _results: revoker::RevokeResults,
+    ) -> Result<(), Error> {
+        let reason = params.get()?.get_reason()?.to_string()?;
+        let reason = crate::cut_text(&reason, limits::REASON_BYTES_MAX);
+        self.cut.revoke(&reason);
+        self.control
+            .revoke_facet(self.grant, self.epoch, reason)
+            .await
+            .map_err(|error| error::busy(&error))
+    }
+}

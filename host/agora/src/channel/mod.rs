@@ -1,0 +1,6 @@
+//! What a permitted call does.
+
+pub mod facet;
+pub mod rates;
+pub mod speak;
+pub mod timer;

@@ -1,0 +1,8 @@
+//! How what counts gets out.
+
+pub mod cursors;
+pub mod feed;
+pub mod index;
+pub mod message;
+pub mod record;
+pub mod subscription;

@@ -1,0 +1,115 @@
+//! One subscription: brings a channel's counting messages to one sink, in order, from the persona's cursor on.
+//!
+//! In: the record; a sink that crossed its subscriber's wall. Out: `deliver` calls.
+//! Promise: every counting message after the cursor, but the persona's own, once and in order, for as long as it lives; at most
+//! `window` of them unanswered. A slow sink delays only itself.
+//! Failure: a sink that fails ends its subscription; what it did not answer is delivered to the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use agora_capnp::channel_capnp::sink;
+use agora_realm::{ChannelName, Ordinal, PersonaId};
+
+use super::cursors::SilentCursors;
+use super::message::write_message;
+use super::record::Record;
+use crate::limits;
+
+/// What a subscription shows of itself, for `ps` and for telling when all is quiet.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The last ordinal that was looked at.
+    pub position: AtomicU64,
+    /// Nothing more is due: it is at the channel's end, or its window is full.
+    pub idle: AtomicBool,
+    /// Own messages that were passed over.
+    pub echoes: AtomicU64,
+    /// Messages delivered.
+    pub delivered: AtomicU64,
+}
+
+/// What a subscription is about.
+pub struct Subscription {
+    /// The record.
+    pub record: Arc<Record>,
+    /// Silence's cursors.
+    pub silent: Arc<SilentCursors>,
+    /// Who listens.
+    pub persona: PersonaId,
+    /// To what.
+    pub channel: ChannelName,
+    /// The most messages delivered and not answered.
+    pub window: u32,
+    /// Where the messages go.
+    pub sink: sink::Client,
+    /// What it shows of itself.
+    pub progress: Arc<Progress>,
+}
+
+impl Subscription {
+    /// Delivers until the sink or the record fails.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn run(self, from: Ordinal) -> Result<(), capnp::Error> {
+        let mut latest = self.record.latest(&self.channel);
+        let moved = self.silent.waker(&self.persona, &self.channel);
+        let mut next = Ordinal(from.0 + 1);
+        // Ordinals delivered and not yet answered, so that own messages between them don't fill the window.
+        let mut unanswered = std::collections::VecDeque::new();
+        loop {
+            let cursor = {
+                let state = self.record.state();
+                self.silent.effective(&state, &self.persona, &self.channel)
+            };
+            while unanswered.front().is_some_and(|ordinal| *ordinal <= cursor) {
+                unanswered.pop_front();
+            }
+            next = next.max(Ordinal(cursor.0 + 1));
+            let end = *latest.borrow_and_update();
+            let room = (self.window as usize).saturating_sub(unanswered.len());
+            if next.0 > end || room == 0 {
+                self.progress.idle.store(true, Ordering::SeqCst);
+                tokio::select! {
+                    changed = latest.changed() => if changed.is_err() {
+                        return Ok(());
+                    },
+                    () = moved.notified() => {}
+                }
+                self.progress.idle.store(false, Ordering::SeqCst);
+                continue;
+            }
+            self.progress.idle.store(false, Ordering::SeqCst);
+            let count = room.min(limits::BATCH_MESSAGES_MAX);
+            let batch = self
+                .record
+                .messages(&self.channel, next, count, limits::BATCH_BYTES_MAX)
+                .await
+                .map_err(|error| capnp::Error::failed(error.to_string()))?;
+            let Some(last) = batch.last() else {
+                // The tail is about to tell.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            let last = last.ordinal;
+            let (due, own): (Vec<_>, Vec<_>) = batch.into_iter().partition(|kept| {
+                let entry = kept.sealed.entry();
+                entry.host != self.persona.host || entry.author.as_ref() != Some(&self.persona.name)
+            });
+            self.progress.echoes.fetch_add(own.len() as u64, Ordering::Relaxed);
+            if !due.is_empty() {
+                let mut request = self.sink.deliver_request();
+                let mut list = request.get().init_messages(due.len() as u32);
+                for (i, kept) in due.iter().enumerate() {
+                    write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
+                    unanswered.push_back(kept.ordinal);
+                }
+                request.send().await?;
+                self.progress.delivered.fetch_add(due.len() as u64, Ordering::Relaxed);
+            }
+            self.progress.position.store(last.0, Ordering::SeqCst);
+            next = Ordinal(last.0 + 1);
+        }
+    }
+}

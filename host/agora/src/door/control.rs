@@ -1,0 +1,939 @@
+//! What the operator may do, and what agents' facets need of the host.
+//!
+//! In: an operator's verbs; facets' requests. Out: entries, and their effect here.
+//! Promise: a stop (bump, kill, revoke) takes effect here first and waits for nothing; then it is kept in the data folder, then put in the
+//! log, and the answer says how far that got. Whatever is not yet in the log is first in line for it, also after a crash.
+//! Failure: anything else that the log can't take now is refused, and nothing of it is in effect.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use agora_log::{Class, LogError};
+use agora_realm::{
+    Body, ChannelName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody, KeySubject,
+    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, Refusal, RevokeBody, Revoked,
+    Sealed, SigningKey, Terms,
+};
+use tokio::sync::watch;
+
+use super::gate::Gate;
+use super::worker::Worker;
+use crate::boot::data::{DataFolder, Slot};
+use crate::boot::manifest::unknown;
+use crate::channel::speak::{Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing};
+use crate::delivery::cursors::SilentCursors;
+use crate::delivery::record::{Committed, Record};
+use crate::limits;
+use crate::persona::agent::{Agent, Phase};
+use crate::persona::keys::Keys;
+
+/// How long a stop's answer waits for the log before it says that it is pending.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+
+/// What an agent was granted, as the log has it.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    /// The grant.
+    pub id: GrantId,
+    /// What for.
+    pub object: Object,
+    /// Effective.
+    pub terms: Terms,
+}
+
+/// The answer to a verb that changes what counts.
+#[derive(Debug, Clone, Default)]
+pub struct Decided {
+    /// The entry that says it.
+    pub entry: Option<EntryId>,
+    /// Of a grant: its number.
+    pub number: u64,
+    /// Why it is not durable yet; none: it is.
+    pub pending: Option<String>,
+    /// For people.
+    pub note: String,
+}
+
+/// Where an operator's message goes, and what it is.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The channel's name.
+    pub channel: String,
+    /// What is meant.
+    pub act: agora_realm::Act,
+    /// What is said.
+    pub text: String,
+    /// What it answers.
+    pub parent: Option<MessageId>,
+    /// Who decides; empty: nobody.
+    pub owner: String,
+    /// Milliseconds until it lapses; 0: never.
+    pub deadline_ms: i64,
+}
+
+/// What is counted of a run.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Answers refused because no hops were left.
+    pub hops_spent: AtomicU64,
+}
+
+/// The host's controls. Shared by every door.
+pub struct Control {
+    record: Arc<Record>,
+    keys: Arc<Keys>,
+    gate: Arc<Gate>,
+    silent: Arc<SilentCursors>,
+    speakers: Speakers,
+    folder: Arc<DataFolder>,
+    runtime: tokio::runtime::Handle,
+    /// Grants that are revoked here, whether or not the log has it yet.
+    cut: RwLock<HashSet<GrantId>>,
+    agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
+    workers: OnceLock<Vec<Worker>>,
+    busy: Arc<AtomicUsize>,
+    tokens: AtomicU64,
+    bumping: tokio::sync::Mutex<()>,
+    /// What was counted of this run.
+    pub counts: Counts,
+    ending: watch::Sender<bool>,
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// Controls of a host whose record is open.
+    pub fn new(stage: Stage, folder: Arc<DataFolder>) -> Arc<Self> {
+        Arc::new(Self {
+            record: stage.record.clone(),
+            keys: stage.keys.clone(),
+            gate: stage.gate.clone(),
+            silent: stage.silent.clone(),
+            runtime: stage.runtime.clone(),
+            speakers: Speakers::new(stage),
+            folder,
+            cut: RwLock::default(),
+            agents: RwLock::default(),
+            workers: OnceLock::new(),
+            busy: Arc::default(),
+            tokens: AtomicU64::new(0),
+            bumping: tokio::sync::Mutex::new(()),
+            counts: Counts::default(),
+            ending: watch::channel(false).0,
+        })
+    }
+
+    /// Gives it the vat threads. Once.
+    pub fn set_workers(&self, workers: Vec<Worker>) {
+        let _ = self.workers.set(workers);
+    }
+
+    fn worker(&self, at: usize) -> Option<&Worker> {
+        self.workers.get()?.get(at)
+    }
+
+    // -- For facets
+
+    /// The record.
+    pub fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// The gate.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Silence's cursors.
+    pub fn silent(&self) -> &Arc<SilentCursors> {
+        &self.silent
+    }
+
+    /// Who publishes.
+    pub fn speakers(&self) -> &Speakers {
+        &self.speakers
+    }
+
+    /// The data folder.
+    pub fn folder(&self) -> &Arc<DataFolder> {
+        &self.folder
+    }
+
+    /// The runtime that everything but vats runs on.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// This host.
+    pub fn host_id(&self) -> HostId {
+        self.keys.host_id()
+    }
+
+    /// What an agent's seed is.
+    pub fn insecure_seed(&self, name: &PersonaName) -> u128 {
+        self.keys.secret().insecure_seed(name)
+    }
+
+    /// Something is being done, until the answer is dropped.
+    pub fn busy(&self) -> Counted {
+        Counted::new(&self.busy)
+    }
+
+    /// How many things are being done.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) > 0
+            || self.speakers.waiting() > 0
+            || self.record.commits_waiting() > 0
+    }
+
+    /// A number that was not given before.
+    pub fn next_token(&self) -> u64 {
+        self.tokens.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts what the summary tells.
+    pub fn count_outcome(&self, outcome: &Outcome) {
+        if let Outcome::Refused(Refusal::HopsSpent, _) = outcome {
+            self.counts.hops_spent.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a grant, or one above it, is revoked here.
+    pub fn is_cut(&self, grant: &GrantId) -> bool {
+        let cut = read(&self.cut);
+        if cut.is_empty() {
+            return false;
+        }
+        let state = self.record.state();
+        let mut next = Some(*grant);
+        while let Some(id) = next {
+            if cut.contains(&id) {
+                return true;
+            }
+            next = state.grant(&id).and_then(|grant| grant.parent);
+        }
+        false
+    }
+
+    /// What a persona's next graft holds: for each object its newest grant.
+    pub fn grants_for(&self, persona: &PersonaId) -> Vec<Granted> {
+        let mut newest: BTreeMap<Object, Granted> = BTreeMap::new();
+        let live: Vec<_> = {
+            let state = self.record.state();
+            let of = state.grants_of(persona);
+            of.filter(|(_, grant)| grant.parent.is_none() || grant.lasting)
+                .map(|(id, grant)| Granted {
+                    id: *id,
+                    object: grant.object.clone(),
+                    terms: grant.effective,
+                })
+                .collect()
+        };
+        for granted in live {
+            if !self.is_cut(&granted.id) {
+                // Oldest first, so that the newest stays.
+                newest.insert(granted.object.clone(), granted);
+            }
+        }
+        newest.into_values().collect()
+    }
+
+    /// A persona by `name` (of this host) or `name@host`.
+    pub fn persona_named(&self, text: &str) -> Option<PersonaId> {
+        let state = self.record.state();
+        match text.split_once('@') {
+            None => {
+                let id = PersonaId::new(self.host_id(), PersonaName::new(text).ok()?);
+                state.persona(&id).is_some().then_some(id)
+            }
+            Some(_) => state
+                .personas()
+                .map(|(id, _)| id)
+                .find(|id| id.to_string() == text)
+                .cloned(),
+        }
+    }
+
+    /// Issues a grant on behalf of an agent of this epoch.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn issue(self: &Arc<Self>, body: GrantBody, epoch: Epoch) -> Result<GrantId, String> {
+        {
+            let state = self.record.state();
+            state
+                .admit_grant(&self.host_id(), &body)
+                .map_err(|refusal| refusal.to_string())?;
+        }
+        let sealed = self.seal(Body::Grant(body), epoch).await?;
+        let id = GrantId::from(sealed.id());
+        self.commit(sealed).await?;
+        Ok(id)
+    }
+
+    /// Revokes a facet that an agent made. It is cut already; this puts it on the record.
+    ///
+    /// # Errors
+    /// For people: it is not on the record yet.
+    pub async fn revoke_facet(
+        self: &Arc<Self>,
+        grant: GrantId,
+        epoch: Epoch,
+        reason: String,
+    ) -> Result<(), String> {
+        write(&self.cut).insert(grant);
+        if self.record.state().grant(&grant).is_none() {
+            return Ok(());
+        }
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Grant(grant),
+            reason,
+            by: String::new(),
+        });
+        let sealed = self.seal(body, epoch).await?;
+        // An agent's own cuts don't draw on the room that is kept for stops.
+        self.commit(sealed).await.map(drop)
+    }
+
+    // -- Entries
+
+    async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
+        let control = self.clone();
+        let sealing = self.runtime.spawn_blocking(move || {
+            let key = control.keys.host().clone();
+            let entry = Entry {
+                realm: control.record.state().realm(),
+                host: control.host_id(),
+                author: None,
+                signer: key.public(),
+                epoch,
+                time_ms: crate::now_ms(),
+                grant: None,
+                body,
+            };
+            control.keys.seal(entry, &key)
+        });
+        sealing
+            .await
+            .unwrap_or_else(|_| Err("the host is ending".into()))
+    }
+
+    async fn commit(self: &Arc<Self>, sealed: Sealed) -> Result<Committed, String> {
+        let committed = self
+            .record
+            .commit(sealed, Class::Ordinary)
+            .await
+            .map_err(|error| format!("logUnavailable: {error}"))?;
+        match committed.settled.judged.verdict {
+            Ok(()) => Ok(committed),
+            Err(refusal) => Err(refusal.to_string()),
+        }
+    }
+
+    /// Writes an entry of this host in the current epoch.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn decide(self: &Arc<Self>, body: Body) -> Result<Committed, String> {
+        let epoch = self.record.state().epoch();
+        let sealed = self.seal(body, epoch).await?;
+        self.commit(sealed).await
+    }
+
+    /// Puts an agent's end on the record, when the log takes it.
+    pub fn note_incident(self: &Arc<Self>, persona: &PersonaName, reason: &str, count: u32) {
+        let control = self.clone();
+        let body = Body::Note(NoteBody::Incident {
+            persona: persona.clone(),
+            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
+            count,
+        });
+        let busy = self.busy();
+        self.runtime.spawn(async move {
+            let _busy = busy;
+            if let Err(error) = control.decide(body).await {
+                tracing::warn!("an agent's end is not on the record: {error}");
+            }
+        });
+    }
+
+    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in.
+    async fn make_durable(self: &Arc<Self>, body: Body) -> Decided {
+        let epoch = self.record.state().epoch();
+        let sealed = match self.seal(body, epoch).await {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                return Decided {
+                    pending: Some(error),
+                    ..Decided::default()
+                };
+            }
+        };
+        let entry = Some(sealed.id());
+        let control = self.clone();
+        let stored = sealed.stored().clone();
+        let kept = self
+            .runtime
+            .spawn_blocking(move || control.folder.stops().keep(&stored))
+            .await;
+        let (slot, unkept) = match kept {
+            Ok(Ok(slot)) => (Some(slot), None),
+            Ok(Err(error)) => (None, Some(error.to_string())),
+            Err(_) => (None, Some("the host is ending".to_owned())),
+        };
+        let (mut trouble, entering) = self.enter(sealed, slot);
+        let pending = match tokio::time::timeout(STOP_WAIT, entering).await {
+            Ok(Ok(())) => None,
+            _ => {
+                let log = trouble.borrow_and_update().clone();
+                Some(match unkept {
+                    None => log,
+                    Some(unkept) => format!("{log}; nor is it kept in the data folder: {unkept}"),
+                })
+            }
+        };
+        Decided {
+            entry,
+            pending,
+            ..Decided::default()
+        }
+    }
+
+    /// Puts a stop in the log, trying until it is in. Tells its trouble meanwhile.
+    fn enter(
+        self: &Arc<Self>,
+        sealed: Sealed,
+        slot: Option<Slot>,
+    ) -> (watch::Receiver<String>, tokio::task::JoinHandle<()>) {
+        let (tell, trouble) = watch::channel("the log has not answered yet".to_owned());
+        let control = self.clone();
+        let entering = self.runtime.spawn(async move {
+            let mut wait = Duration::from_millis(50);
+            loop {
+                match control.record.commit(sealed.clone(), Class::Control).await {
+                    Ok(_) => break,
+                    // The slot keeps it for the next start.
+                    Err(LogError::Closed) => return,
+                    Err(error) => {
+                        tell.send_replace(error.to_string());
+                        tracing::warn!("a stop waits for the log: {error}");
+                    }
+                }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+            if let Some(slot) = slot {
+                let cleared = tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
+                if let Ok(Err(error)) = cleared.await {
+                    tracing::warn!("{error}");
+                }
+            }
+        });
+        (trouble, entering)
+    }
+
+    /// Puts the stops that an earlier run left in the log, before anything else.
+    ///
+    /// # Errors
+    /// For people: one can't be put in now.
+    pub async fn enter_kept_stops(self: &Arc<Self>) -> Result<usize, String> {
+        let waiting = self.folder.stops().waiting().map_err(|e| e.to_string())?;
+        let count = waiting.len();
+        for (slot, stored) in waiting {
+            match Sealed::open(stored) {
+                Ok(sealed) => {
+                    let (trouble, entering) = self.enter(sealed, Some(slot));
+                    if tokio::time::timeout(STOP_WAIT, entering).await.is_err() {
+                        return Err(format!("a stop waits for the log: {}", *trouble.borrow()));
+                    }
+                }
+                Err(junk) => {
+                    tracing::error!("a kept stop is damaged and dropped: {junk:?}");
+                    let _ = self.folder.stops().clear(slot);
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    // -- Agents
+
+    /// An agent of this host.
+    ///
+    /// # Errors
+    /// There is none of that name; names those there are.
+    pub fn agent(&self, name: &str) -> Result<Arc<Agent>, String> {
+        let agents = read(&self.agents);
+        agents
+            .values()
+            .find(|agent| agent.name.as_str() == name)
+            .cloned()
+            .ok_or_else(|| unknown("agent", name, agents.keys().map(PersonaName::as_str)))
+    }
+
+    /// All agents of this host.
+    pub fn agents(&self) -> Vec<Arc<Agent>> {
+        read(&self.agents).values().cloned().collect()
+    }
+
+    /// One more agent of this host. Starts it, unless it was killed.
+    pub async fn add(&self, agent: Arc<Agent>) {
+        write(&self.agents).insert(agent.name.clone(), agent.clone());
+        if let (Phase::Starting, Some(worker)) = (agent.shared.phase(), self.worker(agent.worker)) {
+            worker.begin(agent).await;
+        }
+    }
+
+    /// The key a persona is to have: its next when `renew`, else the one that the log knows.
+    ///
+    /// # Errors
+    /// The log knows another key than this host's secret gives.
+    pub fn persona_key(
+        &self,
+        name: &PersonaName,
+        component: Option<&agora_realm::ComponentHash>,
+        renew: bool,
+    ) -> Result<(SigningKey, bool), String> {
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let secret = self.keys.secret();
+        let known = self.record.state().persona(&id).cloned();
+        match known {
+            Some(known) if !renew && known.component.as_ref() == component => {
+                let key = secret.persona_key(name, component, known.keys);
+                match key.public() == known.key {
+                    true => Ok((key, false)),
+                    false => Err(format!(
+                        "the log has another key for '{name}' than this data folder's secret gives (restore the secret)"
+                    )),
+                }
+            }
+            known => {
+                let generation = known.map_or(0, |known| known.keys) + 1;
+                Ok((secret.persona_key(name, component, generation), true))
+            }
+        }
+    }
+
+    /// Gives a persona its key, on the record when the log has not got it.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn key_persona(
+        self: &Arc<Self>,
+        name: &PersonaName,
+        component: Option<agora_realm::ComponentHash>,
+        started: bool,
+    ) -> Result<(), String> {
+        let (key, is_new) = self.persona_key(name, component.as_ref(), started)?;
+        if is_new {
+            let body = Body::Key(KeyBody {
+                subject: KeySubject::Persona(name.clone()),
+                public_key: key.public(),
+                component,
+                started,
+                genesis: None,
+            });
+            self.decide(body).await?;
+        }
+        self.keys.use_for(name.clone(), key);
+        Ok(())
+    }
+
+    // -- The operator's verbs
+
+    /// Ends the epoch.
+    pub async fn bump(self: &Arc<Self>, reason: &str, hold: bool, by: &str) -> (Decided, Epoch) {
+        // First of all, and before any queue: no wall lets anything pass from here on.
+        self.gate.close();
+        let _one = self.bumping.lock().await;
+        self.gate.close();
+        let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
+        let told = match reason.is_empty() {
+            true => "the epoch has ended; graft again".to_owned(),
+            false => format!("the epoch has ended ({reason}); graft again"),
+        };
+        self.fell_walls(&told).await;
+        let ends = self.record.state().epoch();
+        let fence = Body::Revoke(RevokeBody {
+            what: Revoked::Fence { ends, hold },
+            reason,
+            by: by.to_owned(),
+        });
+        let decided = self.make_durable(fence).await;
+        if decided.pending.is_none() {
+            self.open_gate();
+        } else {
+            let control = self.clone();
+            self.runtime.spawn(async move {
+                // Nothing is granted until the fence is in.
+                while control.record.state().epoch() == ends {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                control.open_gate();
+            });
+        }
+        let now = self.record.state().epoch();
+        (decided, now)
+    }
+
+    /// Shows on the gate what the log says.
+    pub fn open_gate(&self) {
+        let (epoch, held) = {
+            let state = self.record.state();
+            (state.epoch(), state.held())
+        };
+        write(&self.cut).retain(|id| self.record.state().grant(id).is_some());
+        self.gate.open(epoch, held);
+    }
+
+    async fn fell_walls(&self, reason: &str) {
+        let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
+        let stops = workers.iter().map(|worker| worker.stop(None, false, reason));
+        futures::future::join_all(stops).await;
+    }
+
+    /// Ends an agent until it is started by command.
+    ///
+    /// # Errors
+    /// There is no such agent.
+    pub async fn kill(
+        self: &Arc<Self>,
+        name: &str,
+        reason: &str,
+        by: &str,
+    ) -> Result<Decided, String> {
+        let agent = self.agent(name)?;
+        let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
+        let phase = Phase::Killed(match reason.is_empty() {
+            true => format!("by {by}"),
+            false => format!("by {by}: {reason}"),
+        });
+        agent.shared.set_phase(phase.clone());
+        if let Some(worker) = self.worker(agent.worker) {
+            worker
+                .stop(Some(agent.name.clone()), true, "this agent was killed")
+                .await;
+        }
+        // Its own last act may have been to write another phase.
+        agent.shared.set_phase(phase);
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let is_killed = self
+            .record
+            .state()
+            .persona(&persona)
+            .is_some_and(|p| p.killed);
+        if is_killed {
+            return Ok(Decided {
+                note: format!("{name} was killed before; it stays so until `agora start {name}`"),
+                ..Decided::default()
+            });
+        }
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Persona(persona),
+            reason,
+            by: by.to_owned(),
+        });
+        Ok(self.make_durable(body).await)
+    }
+
+    /// Starts a killed or ended agent, under a new key.
+    ///
+    /// # Errors
+    /// There is no such agent, or the log can't take the key now.
+    pub async fn start(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
+        let agent = self.agent(name)?;
+        match agent.shared.phase() {
+            Phase::Starting | Phase::Running | Phase::Backoff(_) => {
+                return Ok(Decided {
+                    note: format!("{name} is running already"),
+                    ..Decided::default()
+                });
+            }
+            Phase::Ended(_) | Phase::Killed(_) => {}
+        }
+        self.key_persona(&agent.name, Some(agent.prepared.hash), true)
+            .await?;
+        agent.shared.set_phase(Phase::Starting);
+        if let Some(worker) = self.worker(agent.worker) {
+            worker.begin(agent.clone()).await;
+        }
+        Ok(Decided {
+            note: format!("{name} is started"),
+            ..Decided::default()
+        })
+    }
+
+    /// Grants an agent a channel.
+    ///
+    /// # Errors
+    /// There is no such agent or channel, or the log can't take it now.
+    pub async fn grant(
+        self: &Arc<Self>,
+        name: &str,
+        channel: &str,
+        terms: Terms,
+    ) -> Result<Decided, String> {
+        let agent = self.agent(name)?;
+        let channel = self.channel_named(channel)?;
+        let body = GrantBody {
+            persona: PersonaId::new(self.host_id(), agent.name.clone()),
+            object: Object::Channel(channel),
+            terms,
+            parent: None,
+            lasting: false,
+        };
+        let committed = self.decide(Body::Grant(body)).await?;
+        let number = committed
+            .settled
+            .judged
+            .changes
+            .iter()
+            .find_map(|change| match change {
+                agora_realm::Change::Granted { number, .. } => Some(*number),
+                _ => None,
+            });
+        self.fell_wall(&agent, "a new grant; graft again").await;
+        Ok(Decided {
+            entry: committed.settled.judged.id,
+            number: number.unwrap_or_default(),
+            ..Decided::default()
+        })
+    }
+
+    async fn fell_wall(&self, agent: &Agent, reason: &str) {
+        if let Some(worker) = self.worker(agent.worker) {
+            worker
+                .stop(Some(agent.name.clone()), false, reason)
+                .await;
+        }
+    }
+
+    /// Takes a grant back, by its number (as `g7`) or its id.
+    ///
+    /// # Errors
+    /// There is no such grant; names those there are.
+    pub async fn revoke(
+        self: &Arc<Self>,
+        grant: &str,
+        reason: &str,
+        by: &str,
+    ) -> Result<Decided, String> {
+        let (id, persona, number) = {
+            let state = self.record.state();
+            let found = state.grants().find(|(id, g)| {
+                grant == format!("g{}", g.number) || id.to_string() == grant
+            });
+            match found {
+                Some((id, g)) => (*id, g.persona.clone(), g.number),
+                None => {
+                    let mut live: Vec<_> = state.grants().map(|(_, g)| g.number).collect();
+                    live.sort_unstable();
+                    let names: Vec<_> = live.iter().map(|number| format!("g{number}")).collect();
+                    return Err(unknown("grant", grant, names.iter().map(String::as_str)));
+                }
+            }
+        };
+        write(&self.cut).insert(id);
+        let holder = (persona.host == self.host_id()).then(|| self.agent(persona.name.as_str()));
+        if let Some(Ok(agent)) = holder {
+            self.fell_wall(&agent, "a grant was revoked; graft again")
+                .await;
+        }
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Grant(id),
+            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
+            by: by.to_owned(),
+        });
+        let mut decided = self.make_durable(body).await;
+        decided.number = number;
+        Ok(decided)
+    }
+
+    /// A channel of the realm.
+    ///
+    /// # Errors
+    /// There is none of that name; names those there are.
+    pub fn channel_named(&self, name: &str) -> Result<ChannelName, String> {
+        let state = self.record.state();
+        let found = state.channels().map(|(n, _)| n).find(|n| n.as_str() == name);
+        match found {
+            Some(name) => Ok(name.clone()),
+            None => {
+                let names: Vec<_> = state.channels().map(|(n, _)| n.clone()).collect();
+                Err(unknown("channel", name, names.iter().map(ChannelName::as_str)))
+            }
+        }
+    }
+
+    /// Speaks as an operator.
+    ///
+    /// # Errors
+    /// There is no such channel, or it can't be said now.
+    pub async fn say(self: &Arc<Self>, uid: u32, said: Said) -> Result<Outcome, String> {
+        let channel = self.channel_named(&said.channel)?;
+        let name = PersonaName::operator(uid);
+        if said.text.len() > agora_realm::limits::PAYLOAD_BYTES_MAX {
+            return Err(format!(
+                "a text of {} bytes is over the bound of {}",
+                said.text.len(),
+                agora_realm::limits::PAYLOAD_BYTES_MAX
+            ));
+        }
+        let owner = match said.owner.as_str() {
+            "" => None,
+            text => Some(self.persona_named(text).ok_or_else(|| {
+                let names: Vec<_> = self.agents().iter().map(|a| a.name.clone()).collect();
+                unknown("persona", text, names.iter().map(PersonaName::as_str))
+            })?),
+        };
+        if self.keys.persona(&name).is_none() {
+            self.key_persona(&name, None, false).await?;
+        }
+        let epoch = self.record.state().epoch();
+        let speech = Speech {
+            standing: Standing {
+                channel,
+                grant: None,
+                epoch,
+            },
+            drafts: vec![Draft {
+                act: said.act,
+                parent: said.parent,
+                content_type: String::new(),
+                payload: said.text.into_bytes().into(),
+                key: 0,
+                hops_max: u16::MAX,
+                owner,
+                deadline_ms: said.deadline_ms,
+            }],
+            elsewhere: Vec::new(),
+            through: agora_realm::Ordinal(0),
+        };
+        let persona = PersonaId::new(self.host_id(), name);
+        match self.speakers.speak(&persona, speech).await {
+            Ok((outcomes, _)) => outcomes
+                .into_iter()
+                .next()
+                .ok_or_else(|| "nothing was said".to_owned()),
+            Err(SpeakError::Stale(_)) => {
+                Err("a fence waits for the log; nothing is admitted until it is in".into())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    // -- Deadlines
+
+    /// This host's open threads with a deadline: when each lapses.
+    pub fn deadlines(&self) -> Vec<(i64, LapseBody)> {
+        let state = self.record.state();
+        let mut due: Vec<_> = state
+            .open_threads()
+            .filter(|thread| thread.deadline_ms > 0 && thread.starter.host == self.host_id())
+            .map(|thread| {
+                let lapse = LapseBody {
+                    channel: thread.channel,
+                    thread: thread.root,
+                };
+                (thread.deadline_ms, lapse)
+            })
+            .collect();
+        due.sort_by_key(|(deadline, _)| *deadline);
+        due
+    }
+
+    /// Writes the lapses that are overdue.
+    pub async fn lapse_overdue(self: &Arc<Self>) {
+        let now = crate::now_ms();
+        for (deadline, lapse) in self.deadlines() {
+            if deadline > now {
+                break;
+            }
+            if let Err(error) = self.decide(Body::Lapse(lapse)).await {
+                tracing::debug!("a lapse: {error}");
+            }
+        }
+    }
+
+    /// Writes lapses as they fall due, for as long as the host runs.
+    pub async fn watch_deadlines(self: Arc<Self>) {
+        let mut news = self.record.news();
+        loop {
+            self.lapse_overdue().await;
+            let wait = self.deadlines().first().map(|(deadline, _)| {
+                let ms = (deadline - crate::now_ms()).max(50);
+                Duration::from_millis(ms.unsigned_abs())
+            });
+            let opened = async {
+                loop {
+                    match news.recv().await {
+                        Ok(settled) => {
+                            let mut changes = settled.judged.changes.iter();
+                            if changes.any(|c| matches!(c, agora_realm::Change::ThreadOpened { .. })) {
+                                return true;
+                            }
+                        }
+                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => return true,
+                        Err(_) => return false,
+                    }
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3600))) => {}
+                goes_on = opened => if !goes_on {
+                    return;
+                },
+            }
+        }
+    }
+
+    /// Wakes subscriptions whose cursor the log moved, for as long as the host runs.
+    pub async fn watch_cursors(self: Arc<Self>) {
+        let mut news = self.record.news();
+        loop {
+            match news.recv().await {
+                Ok(settled) => {
+                    for change in &settled.judged.changes {
+                        if let agora_realm::Change::CursorMoved {
+                            persona, channel, ..
+                        } = change
+                        {
+                            self.silent.moved(persona, channel);
+                        }
+                    }
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => self.silent.moved_all(),
+                Err(_) => return,
+            }
+        }
+    }
+
+    // -- The end
+
+    /// Asks the host to drain and end.
+    pub fn end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// Told when the host is to end.
+    pub fn ending(&self) -> watch::Receiver<bool> {
+        self.ending.subscribe()
+    }
+
+    /// Ends every agent, wherever it is.
+    pub async fn end_agents(&self) {
+        let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
+        let stops = workers
+            .iter()
+            .map(|worker| worker.stop(None, true, "the host is ending"));
+        futures::future::join_all(stops).await;
+    }
+}

@@ -1,0 +1,7 @@
+//! Doors: where calls come in, and what they may reach.
+
+pub mod control;
+pub mod gate;
+pub mod graft;
+pub mod operator;
+pub mod worker;

@@ -1,0 +1,140 @@
+//! Vat threads: agents live on them, each pinned to one.
+//!
+//! In: agents to start; stops. Promise: a stop overtakes everything else that waits for the thread, and is answered when it is done;
+//! running guests yield every tick, so that takes a tick or so for each that spins.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use agora_realm::PersonaName;
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::Control;
+use super::graft::Door;
+use crate::limits;
+use crate::persona::agent::{self, Agent};
+
+/// A stop, for whom it is meant.
+pub struct Stop {
+    /// The agent; none: all of them.
+    pub agent: Option<PersonaName>,
+    /// End it, and don't only fell its wall.
+    pub end: bool,
+    /// For the agent and the record.
+    pub reason: String,
+    /// Told when it is done.
+    pub done: oneshot::Sender<()>,
+}
+
+/// A vat thread.
+pub struct Worker {
+    starts: mpsc::Sender<Arc<Agent>>,
+    stops: mpsc::Sender<Stop>,
+}
+
+/// What lives on a thread, by agent.
+#[derive(Clone, Default)]
+pub struct Residents(Rc<RefCell<HashMap<PersonaName, Resident>>>);
+
+struct Resident {
+    life: tokio::task::JoinHandle<()>,
+    door: Rc<RefCell<Option<Rc<Door>>>>,
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.life.abort();
+    }
+}
+
+impl Worker {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// The operating system gives none.
+    pub fn start(name: String, control: Arc<Control>) -> std::io::Result<Self> {
+        let (starts, mut starting) = mpsc::channel::<Arc<Agent>>(limits::COMMANDS_WAITING_MAX);
+        let (stops, mut stopping) = mpsc::channel::<Stop>(limits::COMMANDS_WAITING_MAX);
+        std::thread::Builder::new().name(name).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a thread can have a runtime");
+            let local = tokio::task::LocalSet::new();
+            let residents = Residents::default();
+            local.block_on(&runtime, async {
+                loop {
+                    tokio::select! {
+                        biased;
+                        stop = stopping.recv() => match stop {
+                            Some(stop) => residents.stop(stop).await,
+                            None => break,
+                        },
+                        agent = starting.recv() => match agent {
+                            Some(agent) => residents.start(agent, &control),
+                            None => break,
+                        },
+                    }
+                }
+            });
+        })?;
+        Ok(Self { starts, stops })
+    }
+
+    /// Starts an agent.
+    pub async fn begin(&self, agent: Arc<Agent>) {
+        // The thread ends only with the host.
+        let _ = self.starts.send(agent).await;
+    }
+
+    /// Stops, and answers when that is done.
+    pub async fn stop(&self, agent: Option<PersonaName>, end: bool, reason: &str) {
+        let (done, finished) = oneshot::channel();
+        let stop = Stop {
+            agent,
+            end,
+            reason: reason.to_owned(),
+            done,
+        };
+        if self.stops.send(stop).await.is_ok() {
+            let _ = finished.await;
+        }
+    }
+}
+
+impl Residents {
+    fn start(&self, agent: Arc<Agent>, control: &Arc<Control>) {
+        let door = Rc::new(RefCell::new(None));
+        let name = agent.name.clone();
+        let life = tokio::task::spawn_local(agent::live(agent, control.clone(), door.clone()));
+        // An earlier life of the same agent is aborted here.
+        self.0.borrow_mut().insert(name, Resident { life, door });
+    }
+
+    async fn stop(&self, stop: Stop) {
+        let meant: Vec<_> = {
+            let residents = self.0.borrow();
+            residents
+                .iter()
+                .filter(|(name, _)| stop.agent.as_ref().is_none_or(|agent| agent == *name))
+                .map(|(name, resident)| (name.clone(), resident.door.borrow().clone()))
+                .collect()
+        };
+        for (name, door) in meant {
+            if let Some(door) = door {
+                door.fall(&stop.reason);
+            }
+            if stop.end {
+                let resident = self.0.borrow_mut().remove(&name);
+                if let Some(mut resident) = resident {
+                    resident.life.abort();
+                    // Gone, memory and all, before anybody is told so.
+                    let _ = (&mut resident.life).await;
+                }
+            }
+        }
+        let _ = stop.done.send(());
+    }
+}
