@@ -1,0 +1,403 @@
+//! The outermost wiring: opens everything in order, and closes it in order.
+//!
+//! In: an image and a data folder. Out: a running [`Host`].
+//! Promise: stops kept from an earlier run enter the log before anything else; overdue lapses come before any agent; what the log has
+//! decided stands, and the manifest proposes only the rest. Closing drains, flushes and loses nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agora_log::{Embedded, Log, Options};
+use agora_realm::{
+    Body, ChannelBody, Entry, Epoch, Genesis, GrantBody, KeyBody, KeySubject, Object, PersonaId,
+    REALM_FORMAT,
+};
+
+use super::data::DataFolder;
+use super::image::Image;
+use super::manifest::{AgentSpec, GrantSpec};
+use crate::channel::rates::Rates;
+use crate::channel::speak::Stage;
+use crate::delivery::cursors::SilentCursors;
+use crate::delivery::record::{Derived, Record};
+use crate::door::control::Control;
+use crate::door::gate::Gate;
+use crate::door::operator::Socket;
+use crate::door::worker::Worker;
+use crate::persona::agent::{Agent, Phase, Shared};
+use crate::persona::engine::{Prepared, Workshop};
+use crate::persona::keys::Keys;
+use crate::persona::secret::{Secret, random_bytes};
+
+/// How a host is set up.
+pub struct Setup {
+    /// What it runs.
+    pub image: Image,
+    /// Where it keeps what it keeps.
+    pub data: PathBuf,
+    /// How many vat threads.
+    pub workers: usize,
+}
+
+/// A running host.
+pub struct Host {
+    /// Its controls.
+    pub control: Arc<Control>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    socket: Option<Socket>,
+    following: tokio::task::JoinHandle<()>,
+    /// What the operator should know: what the manifest proposed and the log had decided otherwise.
+    pub notices: Vec<String>,
+}
+
+/// A host whose record is open and whose agents are not started.
+pub struct Opened {
+    host: Host,
+    workshop: Workshop,
+    image: Image,
+    workers: usize,
+}
+
+impl Opened {
+    /// Its controls.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.host.control
+    }
+}
+
+type Failure = anyhow::Error;
+
+/// Opens the data folder, the log and the record, and brings the realm up to what the manifest proposes. `progress` is told what
+/// goes on.
+///
+/// # Errors
+/// For people.
+pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened, Failure> {
+    let folder = Arc::new(DataFolder::open(&setup.data)?);
+    let keys = Arc::new(Keys::new(Secret::open(&folder.join("secret"))?));
+    let mut notices = Vec::new();
+    let (log, found) = Embedded::open(&folder.folder("log")?, Options::default())?;
+    if let Some(cut) = found.cut {
+        notices.push(format!(
+            "the log had a torn tail ({} bytes at byte {} of {}), which was never acknowledged; it is cut back to entry {}",
+            cut.bytes,
+            cut.offset,
+            cut.file.display(),
+            found.end
+        ));
+    }
+    let log: Arc<dyn Log> = Arc::new(log);
+    let derived = Derived {
+        index: folder.folder("index")?,
+        snapshot: folder.join("state"),
+    };
+    let began = std::time::Instant::now();
+    let mut told = began;
+    let record = Record::open(log, derived, |at, of| {
+        if told.elapsed() >= std::time::Duration::from_secs(1) {
+            told = std::time::Instant::now();
+            progress(&format!("judging the log: {at} of {of} entries"));
+        }
+    })
+    .await?;
+    let following = tokio::spawn(record.clone().follow());
+    begin_realm(&record, &keys, &folder).await?;
+    let (epoch, held) = {
+        let state = record.state();
+        (state.epoch(), state.held())
+    };
+    let stage = Stage {
+        record: record.clone(),
+        keys: keys.clone(),
+        gate: Arc::new(Gate::new(epoch, held)),
+        rates: Arc::new(Rates::default()),
+        silent: Arc::new(SilentCursors::new(folder.cursors()?)),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let control = Control::new(stage, folder.clone());
+    let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
+    if kept > 0 {
+        notices.push(format!("{kept} stops that an earlier run kept are in the log now"));
+        control.open_gate();
+    }
+    propose_channels(&control, &setup.image, &mut notices).await?;
+    control.lapse_overdue().await;
+    let tasks = vec![
+        tokio::spawn(control.clone().watch_deadlines()),
+        tokio::spawn(control.clone().watch_cursors()),
+        tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
+    ];
+    let workshop = Workshop::new(Some(folder.folder("cache")?))
+        .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
+    Ok(Opened {
+        host: Host {
+            control,
+            tasks,
+            socket: None,
+            following,
+            notices,
+        },
+        workshop,
+        image: setup.image,
+        workers: setup.workers.max(1),
+    })
+}
+
+/// Writes the genesis of a new realm, and pins the realm in the folder.
+async fn begin_realm(
+    record: &Arc<Record>,
+    keys: &Arc<Keys>,
+    folder: &DataFolder,
+) -> Result<(), Failure> {
+    let pinned = folder.realm()?;
+    let found = record.state().realm();
+    let realm = match found {
+        Some(found) => found,
+        None => {
+            if let Some(pinned) = pinned {
+                anyhow::bail!(
+                    "the log is empty, but this data folder belongs to realm {} (restore the folder's own log)",
+                    pinned.short()
+                );
+            }
+            let entry = Entry {
+                realm: None,
+                host: keys.host_id(),
+                author: None,
+                signer: keys.host().public(),
+                epoch: Epoch(0),
+                time_ms: crate::now_ms(),
+                grant: None,
+                body: Body::Key(KeyBody {
+                    subject: KeySubject::Host(keys.host_id()),
+                    public_key: keys.host().public(),
+                    component: None,
+                    started: false,
+                    genesis: Some(Genesis {
+                        format: REALM_FORMAT,
+                        nonce: random_bytes()?,
+                        fencers: Vec::new(),
+                    }),
+                }),
+            };
+            let sealed = keys.seal(entry, keys.host()).map_err(Failure::msg)?;
+            let committed = record.commit(sealed, agora_log::Class::Ordinary).await?;
+            if let Err(refusal) = committed.settled.judged.verdict {
+                anyhow::bail!("the realm can't begin: {refusal}");
+            }
+            let began = record.state().realm();
+            began.ok_or_else(|| Failure::msg("the realm did not begin"))?
+        }
+    };
+    match pinned {
+        Some(pinned) if pinned != realm => Err(crate::delivery::record::RecordError::OtherRealm {
+            found: realm.short(),
+            pinned: pinned.short(),
+        }
+        .into()),
+        Some(_) => Ok(()),
+        None => Ok(folder.pin_realm(realm)?),
+    }
+}
+
+async fn propose_channels(
+    control: &Arc<Control>,
+    image: &Image,
+    notices: &mut Vec<String>,
+) -> Result<(), Failure> {
+    for (name, spec) in &image.manifest.channels {
+        let known = control.record().state().channel(name);
+        match known {
+            None => {
+                let body = ChannelBody {
+                    name: name.clone(),
+                    hops: spec.hops,
+                    reactions: spec.reactions,
+                    carry: spec.carry,
+                };
+                let decided = control.decide(Body::Channel(body)).await;
+                decided.map_err(|error| Failure::msg(format!("channel '{name}': {error}")))?;
+            }
+            Some(view) => {
+                let settings = view.settings;
+                if (settings.hops, settings.reactions, settings.carry)
+                    != (spec.hops, spec.reactions, spec.carry)
+                {
+                    notices.push(format!(
+                        "channel '{name}': the log has hops {}, reactions {}, carry {}; the manifest proposes otherwise, and the log decides",
+                        settings.hops, settings.reactions, settings.carry
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn propose_agent(
+    control: &Arc<Control>,
+    name: &agora_realm::PersonaName,
+    spec: &AgentSpec,
+    prepared: &Prepared,
+    notices: &mut Vec<String>,
+) -> Result<Phase, Failure> {
+    let id = PersonaId::new(control.host_id(), name.clone());
+    let known = control.record().state().persona(&id).cloned();
+    if known.as_ref().is_some_and(|known| known.killed) {
+        notices.push(format!(
+            "agent '{name}' was killed and stays so (agora start {name})"
+        ));
+        return Ok(Phase::Killed("in an earlier run".into()));
+    }
+    let wrong = |error: String| Failure::msg(format!("agent '{name}': {error}"));
+    let keyed = control.key_persona(name, Some(prepared.hash), false).await;
+    keyed.map_err(wrong)?;
+    for grant in &spec.grants {
+        let (object, terms) = match grant {
+            GrantSpec::Channel(channel, terms) => (Object::Channel(channel.clone()), **terms),
+            GrantSpec::Timer => (Object::Timer, agora_realm::Terms::ALL),
+        };
+        let what = match &object {
+            Object::Channel(channel) => format!("channel '{channel}'"),
+            _ => "the timer".to_owned(),
+        };
+        let decided = known
+            .as_ref()
+            .is_some_and(|known| known.decided.contains(&object));
+        if !decided {
+            let body = GrantBody {
+                persona: id.clone(),
+                object,
+                terms,
+                parent: None,
+                lasting: false,
+            };
+            control.decide(Body::Grant(body)).await.map_err(wrong)?;
+            continue;
+        }
+        let standing = control
+            .grants_for(&id)
+            .into_iter()
+            .find(|granted| granted.object == object);
+        match standing {
+            Some(standing) if standing.terms != terms => notices.push(format!(
+                "agent '{name}': {what}: the log has other terms than the manifest proposes, and the log decides (agora revoke, then agora grant)"
+            )),
+            Some(_) => {}
+            None => notices.push(format!(
+                "agent '{name}': its grant of {what} was revoked and stays so (agora grant)"
+            )),
+        }
+    }
+    Ok(Phase::Starting)
+}
+
+impl Opened {
+    /// Prepares and starts the agents, and opens the operator's door.
+    ///
+    /// # Errors
+    /// For people: every component that can't run. Nothing is started then.
+    pub async fn start(self, progress: &mut dyn FnMut(&str)) -> Result<Host, Failure> {
+        let Self {
+            mut host,
+            workshop,
+            image,
+            workers,
+        } = self;
+        let control = host.control.clone();
+        let prepared = match prepare_all(&workshop, &image, progress) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                host.close().await;
+                return Err(error);
+            }
+        };
+        let threads: Result<Vec<_>, _> = (0..workers)
+            .map(|i| Worker::start(format!("agora-vat-{i}"), control.clone()))
+            .collect();
+        control.set_workers(threads?);
+        host.socket = Some(Socket::open(control.clone())?);
+        let mut agents = Vec::new();
+        for (i, (name, spec)) in image.manifest.agents.iter().enumerate() {
+            let prepared = prepared[name].clone();
+            let phase = propose_agent(&control, name, spec, &prepared, &mut host.notices).await?;
+            let shared = Arc::new(Shared::default());
+            shared.set_phase(phase);
+            agents.push(Arc::new(Agent {
+                name: name.clone(),
+                spec: spec.clone(),
+                prepared,
+                workshop: workshop.clone(),
+                worker: i % workers,
+                shared,
+            }));
+        }
+        // All are granted before the first one speaks, so that none misses what another says at once.
+        for agent in agents {
+            control.add(agent).await;
+        }
+        Ok(host)
+    }
+}
+
+/// Compiles every component of an image.
+///
+/// # Errors
+/// Every component that can't run, one a line.
+pub fn prepare_all(
+    workshop: &Workshop,
+    image: &Image,
+    progress: &mut dyn FnMut(&str),
+) -> Result<std::collections::BTreeMap<agora_realm::PersonaName, Prepared>, Failure> {
+    let mut by_path: std::collections::BTreeMap<&Path, Result<Prepared, String>> = Default::default();
+    let mut prepared = std::collections::BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (name, spec) in &image.manifest.agents {
+        let found = by_path.entry(&spec.component).or_insert_with(|| {
+            progress(&format!("preparing {}", spec.component.display()));
+            workshop
+                .prepare(&spec.component)
+                .map_err(|error| error.to_string())
+        });
+        match found {
+            Ok(found) => drop(prepared.insert(name.clone(), found.clone())),
+            Err(error) => wrong.push(format!("agent '{name}': {error}")),
+        }
+    }
+    match wrong.is_empty() {
+        true => Ok(prepared),
+        false => Err(Failure::msg(wrong.join("\n"))),
+    }
+}
+
+impl Host {
+    /// Drains what is in flight, ends the agents, flushes and closes.
+    pub async fn close(mut self) {
+        drop(self.socket.take());
+        let control = self.control.clone();
+        // The wall first, so that nothing new comes; what was spoken already is on its way to the log.
+        control.end_agents().await;
+        let drained = async {
+            while control.is_busy() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(crate::limits::DRAIN_MAX, drained).await.is_err() {
+            tracing::warn!("the host ends with calls that the log has not answered");
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
+        let folder = control.folder().clone();
+        let (silent, record) = (control.silent().clone(), control.record().clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            silent.keep(&folder);
+            record.keep_snapshot();
+        });
+        let _ = kept.await;
+        if let Err(error) = control.record().log().close().await {
+            tracing::error!("the log did not close: {error}");
+        }
+        let _ = self.following.await;
+    }
+}

@@ -1,0 +1,8 @@
+//! From an image and a data folder to a running host, and back to nothing lost.
+
+pub mod build;
+pub mod data;
+pub mod host;
+pub mod image;
+pub mod manifest;
+pub mod quiet;
