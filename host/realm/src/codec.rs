@@ -229,7 +229,7 @@ impl Place<'_> {
 /// Reads the entry that stands in `stored` from `offset` on.
 pub(crate) fn decode(stored: &Bytes, offset: usize) -> Result<Entry, Junk> {
     let bytes = &stored[offset..];
-    if bytes.is_empty() || bytes.len() % WORD != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(WORD) {
         return Err(Junk::Malformed("not a whole number of words".into()));
     }
     // Readers want words where words may be; a buffer cut out of a socket's may be anywhere.

@@ -37,6 +37,11 @@ pub const CUT_GRANTS_REMEMBERED: usize = 65_536;
 /// Keys, channels and grants that all hosts together may enter in one epoch. Their ids are kept until the fence, so
 /// that none takes effect twice. Past the bound they are void as overloaded; stops never are.
 pub const AUTHORITY_ENTRIES_PER_EPOCH_MAX: usize = 1 << 20;
+/// How many of them there may be when a lent grant is still taken: agents lend, and must not use up what operators need.
+pub const AUTHORITY_ENTRIES_LENT_MAX: usize = AUTHORITY_ENTRIES_PER_EPOCH_MAX / 4 * 3;
+/// Grants that may be issued under those of one persona in one epoch.
+pub const LENT_PER_EPOCH_MAX: u32 = 65_536;
+const _: () = assert!((LENT_PER_EPOCH_MAX as usize) < AUTHORITY_ENTRIES_LENT_MAX);
 
 /// The latest messages of a channel: those that may be answered.
 pub const WINDOW: u64 = 65_536;

@@ -40,6 +40,8 @@ pub struct Persona {
     pub component: Option<ComponentHash>,
     /// Killed, and not started again: its turns are void.
     pub killed: bool,
+    /// Grants that were issued under this persona's in this epoch.
+    pub(crate) lent: u32,
     pub(crate) no: PersonaNo,
     /// Its live grants by number.
     pub(crate) grants: BTreeMap<u64, GrantId>,
