@@ -40,6 +40,8 @@ fn through_the_schema(terms: &Terms) -> Terms {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn meet_is_a_lattices((a, b, c) in (terms(), terms(), terms())) {
         let ab = a.meet(&b);
