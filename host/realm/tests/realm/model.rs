@@ -20,8 +20,10 @@ const REACTIONS: usize = 4;
 struct Said {
     act: usize,
     parent: Option<Index>,
-    hops: u16,
+    /// None: as many as there are.
+    hops: Option<u16>,
     key_step: u64,
+    elsewhere: bool,
     owner: Option<usize>,
     deadline: bool,
 }
@@ -63,23 +65,35 @@ enum Op {
 fn said() -> impl Strategy<Value = Said> {
     let owner = prop_oneof![4 => Just(None), 1 => (0..3usize).prop_map(Some)];
     let parent = prop_oneof![1 => Just(None), 3 => any::<Index>().prop_map(Some)];
-    (0..6usize, parent, 0..5u16, 0..4u64, owner, any::<bool>()).prop_map(
-        |(act, parent, hops, key_step, owner, deadline)| {
-            let act = if owner.is_some() && parent.is_none() {
-                1
-            } else {
-                act
-            };
-            Said {
-                act,
-                parent,
-                hops,
-                key_step,
-                owner,
-                deadline,
-            }
-        },
+    let hops = prop_oneof![5 => Just(None), 1 => (0..5u16).prop_map(Some)];
+    let elsewhere = prop::bool::weighted(0.05);
+    (
+        0..6usize,
+        parent,
+        hops,
+        0..6u64,
+        owner,
+        any::<bool>(),
+        elsewhere,
     )
+        .prop_map(
+            |(act, parent, hops, key_step, owner, deadline, elsewhere)| {
+                let act = if owner.is_some() && parent.is_none() {
+                    1
+                } else {
+                    act
+                };
+                Said {
+                    act,
+                    parent,
+                    hops,
+                    key_step,
+                    elsewhere,
+                    owner,
+                    deadline,
+                }
+            },
+        )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -374,7 +388,17 @@ fn run(ops: Vec<Op>) -> World {
         ..Model::default()
     };
     let mut sealed: Vec<Sealed> = Vec::new();
-    for op in ops {
+    let all = |n: usize| Op::Grant {
+        to: n / 2,
+        channel: n % 2,
+        rights: 15,
+        hops: CHANNEL_HOPS,
+        count: u64::MAX,
+        history: u64::MAX,
+        parent: None,
+        lasting: false,
+    };
+    for op in (0..6).map(all).chain(ops) {
         step(&mut w, &mut m, &ids, &mut sealed, op);
         for (who, id) in ids.personas.iter().enumerate() {
             for (at, name) in ids.channels.iter().enumerate() {
@@ -503,19 +527,38 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             stale,
             said,
         } => {
-            let grant = (by < 3 && !m.grants.is_empty()).then(|| grant.index(m.grants.len()));
+            // Mostly one of its own that stands.
+            let own = (0..m.grants.len()).filter(|g| m.grants[*g].to == by && m.stands(*g));
+            let mut choice: Vec<usize> = own.collect();
+            if choice.is_empty() || grant.index(12) == 0 {
+                choice = (0..m.grants.len()).collect();
+            }
+            let grant = (by < 3 && !choice.is_empty()).then(|| choice[grant.index(choice.len())]);
             let at = grant.map_or(said.len() % 2, |g| m.grants[g].channel);
             let origin = (origin && through > 0).then_some(1 - at);
             let mut key = m.highest_key(by, at).saturating_sub(1);
+            let latest = m.latest(origin.unwrap_or(at));
+            let through = if through > 9 {
+                through - 8
+            } else {
+                through.min(1) * (latest + 1).saturating_sub(through).max(1)
+            };
             let messages = said.iter().map(|s| {
-                key += s.key_step;
+                key += s.key_step.min(2);
+                let near = |p: &usize| s.elsewhere || m.messages[*p].channel == at;
+                let near: Vec<usize> = (0..m.messages.len()).filter(near).collect();
+                // Mostly a recent one.
+                let near = &near[near.len().saturating_sub(8)..];
+                let parent = s
+                    .parent
+                    .filter(|_| !near.is_empty())
+                    .map(|i| &m.messages[near[i.index(near.len())]]);
+                let left = parent.map_or(CHANNEL_HOPS, |p| p.hops.saturating_sub(1));
+                let most = grant.map_or(left, |g| left.min(m.effective(g).hops));
                 Message {
                     key: if through > 0 { 0 } else { key },
-                    parent: s
-                        .parent
-                        .filter(|_| !m.messages.is_empty())
-                        .map(|i| m.messages[i.index(m.messages.len())].id),
-                    hops: s.hops,
+                    parent: parent.map(|p| p.id),
+                    hops: s.hops.unwrap_or(most),
                     owner: s.owner.map(|who| ids.personas[who].clone()),
                     deadline_ms: if s.deadline && s.owner.is_some() {
                         50
@@ -756,7 +799,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn judge_agrees_with_the_model(ops in vec(op(), 1..70)) {
+    fn judge_agrees_with_the_model(ops in vec(op(), 1..120)) {
         run(ops);
     }
 
