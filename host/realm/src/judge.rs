@@ -571,11 +571,21 @@ impl Judging<'_> {
     }
 
     fn revoke(&mut self, body: &RevokeBody) -> Result<(), Refusal> {
-        // A copy of a kill must not kill again what was started since. Unlike what confers, a stop is never void for
-        // want of room, so past the bound, and in later epochs, a copy is another stop.
+        // A copy of a kill must not kill again what was started since, even if the kill itself came too late to do
+        // anything. Unlike what confers, a stop is never void for want of room, so past the bound, and in later
+        // epochs, a copy is another stop.
         if self.state.seen.contains(&self.sealed.id()) {
             return Err(Refusal::Repeated);
         }
+        let verdict = self.stop(body);
+        let heard = matches!(verdict, Ok(()) | Err(Refusal::Repeated));
+        if heard && self.state.seen.len() < AUTHORITY_ENTRIES_PER_EPOCH_MAX {
+            self.state.seen.insert(self.sealed.id());
+        }
+        verdict
+    }
+
+    fn stop(&mut self, body: &RevokeBody) -> Result<(), Refusal> {
         match &body.what {
             Revoked::Grant(grant) if self.state.cut.contains(grant) => {
                 return Err(Refusal::Repeated);
@@ -616,9 +626,6 @@ impl Judging<'_> {
                 self.cut(grants);
             }
             Revoked::Fence { ends, hold } => return self.fence(*ends, *hold),
-        }
-        if self.state.seen.len() < AUTHORITY_ENTRIES_PER_EPOCH_MAX {
-            self.state.seen.insert(self.sealed.id());
         }
         Ok(())
     }

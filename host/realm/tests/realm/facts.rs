@@ -218,6 +218,19 @@ fn a_copy_of_a_kill_does_not_undo_a_later_start() {
 }
 
 #[test]
+fn a_copy_of_a_kill_that_came_too_late_does_not_undo_a_later_start() {
+    let (mut w, a, ..) = two();
+    w.revoke(Revoked::Persona(a.clone()));
+    assert_eq!(
+        w.revoke(Revoked::Persona(a.clone())).verdict,
+        Err(Refusal::Repeated)
+    );
+    let kill = Sealed::open(w.log.last().unwrap().clone()).unwrap();
+    assert_eq!(w.key(&a, true).verdict, Ok(()));
+    assert_eq!(w.put_sealed(&kill).verdict, Err(Refusal::Repeated));
+}
+
+#[test]
 fn a_copy_of_a_grant_does_not_bring_it_back() {
     let (mut w, a, ..) = two();
     let grant = w.grant(&a, "c", Terms::ALL);
