@@ -708,8 +708,50 @@ fn turn(w: &mut World, m: &mut Model, ids: &Ids, s: &Sealed) {
         require(origin.is_none() || through > highest, Refusal::KeyExpired);
     }
 
+    let (persona, name) = (&ids.personas[by], &body.channel);
+    let stands = w.state.admit_turn(
+        persona,
+        entry.grant.as_ref(),
+        name,
+        body.origin.as_ref(),
+        body.through,
+    );
+    let first = body.messages.first().map(|said| {
+        let draft = Draft {
+            act: said.act,
+            parent: said.parent,
+            hops_wish: u16::MAX,
+            bytes: said.payload.len(),
+            key: said.key,
+            owner: said.owner.clone(),
+            deadline_ms: said.deadline_ms,
+            in_turn,
+        };
+        w.state.admit(persona, entry.grant.as_ref(), name, &draft)
+    });
     let judged = w.put_sealed(s);
     assert_eq!(judged.messages.len(), body.messages.len());
+    // Admission foresees what judge says.
+    if judged.verdict != Err(Refusal::StaleEpoch) && (in_turn || !body.messages.is_empty()) {
+        assert_eq!(stands, judged.verdict);
+    }
+    if let (Ok(()), Some(first)) = (judged.verdict, first) {
+        match (&judged.messages[0], first) {
+            (MessageVerdict::Counts(placed), admitted) => {
+                assert!(admitted.is_ok_and(|a| a.hops >= placed.hops))
+            }
+            (MessageVerdict::Void(Refusal::BadHops), admitted) => {
+                assert!(
+                    admitted
+                        != Ok(Admitted {
+                            hops: body.messages[0].hops
+                        })
+                );
+            }
+            (MessageVerdict::Void(refusal), admitted) => assert_eq!(admitted, Err(*refusal)),
+            (MessageVerdict::Repeat(_), admitted) => assert_eq!(admitted, Err(Refusal::Repeated)),
+        }
+    }
     if let Err(refusal) = judged.verdict {
         assert!(broken.contains(&refusal), "{refusal:?} of {broken:?}");
         for (i, verdict) in judged.messages.iter().enumerate() {
