@@ -1,1 +1,23 @@
-//! agora-log
+//! Orders opaque bytes and keeps them: what stands at a place in the log stands there for good.
+//!
+//! An entry's way: [`Log::append`] -> the queue (control entries first) -> one batch per sync -> the segment files ->
+//! the answer with its [`Seq`] -> [`Log::tail`] and [`Log::read`]. What the bytes mean is nobody's business here.
+//!
+//! - [`Log`]: what any log promises, and the words it uses.
+//! - [`LogError`]: how it fails, and what to do then.
+//! - [`limits`]: every bound, beside the relations between them.
+//! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
+#![cfg_attr(
+    feature = "conformance",
+    doc = "- [`conformance`]: what every log is held to, as one suite."
+)]
+
+mod contract;
+mod embedded;
+mod error;
+pub mod limits;
+
+pub use contract::{Appended, Class, Durability, Log, Seq};
+pub use embedded::{Embedded, Opened, ReadOnly, TornTail};
+pub use error::LogError;
+pub use limits::Options;

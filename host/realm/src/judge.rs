@@ -449,6 +449,7 @@ impl Judging<'_> {
                 }
                 let revived = known.killed;
                 known.killed = false;
+                known.keys += 1;
                 known.key = body.public_key;
                 known.component = body.component;
                 (false, revived)
@@ -463,6 +464,8 @@ impl Judging<'_> {
                     component: body.component,
                     killed: false,
                     lent: 0,
+                    keys: 1,
+                    decided: Default::default(),
                     no: PersonaNo::try_from(no).map_err(|_| Refusal::Overloaded)?,
                     grants: Default::default(),
                 };
@@ -525,6 +528,9 @@ impl Judging<'_> {
             .get_mut(&body.persona)
             .ok_or(Refusal::UnknownPersona)?;
         persona.grants.insert(number, id);
+        if body.parent.is_none() {
+            persona.decided.insert(body.object.clone());
+        }
         let no = persona.no;
         if let Object::Channel(name) = &body.object
             && effective.rights.has(Rights::READ)

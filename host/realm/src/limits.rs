@@ -30,6 +30,8 @@ pub const PERSONAS_MAX: usize = 16_384;
 pub const CHANNELS_MAX: usize = 1024;
 /// Live grants of one persona.
 pub const PERSONA_GRANTS_MAX: usize = 1024;
+/// Objects that one persona was ever granted by its host: every channel of a realm, and as many services.
+pub const PERSONA_OBJECTS_MAX: usize = 2 * CHANNELS_MAX;
 /// Grants in one chain, the root of it included. Each message draws on every grant of its chain.
 pub const GRANT_DEPTH_MAX: u8 = 16;
 /// Cut grants that are still called revoked; of older ones nothing is known any more.

@@ -7,7 +7,7 @@ use crate::entry::{GrantBody, Object};
 use crate::ids::{ChannelName, GrantId, HostId, MessageId, Ordinal, PersonaId};
 use crate::limits::{
     AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, OPEN_DECISIONS_MAX,
-    PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX,
+    PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX, PERSONA_OBJECTS_MAX,
 };
 use crate::state::State;
 use crate::terms::{Rights, Terms};
@@ -177,7 +177,9 @@ impl State {
             }
             effective = effective.meet(&parent.effective);
         }
-        if persona.grants.len() >= PERSONA_GRANTS_MAX {
+        let decided = &persona.decided;
+        let objects_full = decided.len() >= PERSONA_OBJECTS_MAX && !decided.contains(&body.object);
+        if persona.grants.len() >= PERSONA_GRANTS_MAX || (body.parent.is_none() && objects_full) {
             return Err(Refusal::Overloaded);
         }
         Ok(effective)

@@ -42,6 +42,10 @@ pub struct Persona {
     pub killed: bool,
     /// Grants that were issued under this persona's in this epoch.
     pub(crate) lent: u32,
+    /// How many keys it has had.
+    pub keys: u64,
+    /// What it was ever granted by its host, cut since or not: a manifest proposes only what is not in here.
+    pub decided: BTreeSet<Object>,
     pub(crate) no: PersonaNo,
     /// Its live grants by number.
     pub(crate) grants: BTreeMap<u64, GrantId>,

@@ -192,6 +192,7 @@ fn a_killed_persona_is_void_until_started() {
     );
     assert_eq!(w.key(&a, false).verdict, Err(Refusal::Revoked));
     assert_eq!(w.key(&a, true).verdict, Ok(()));
+    assert_eq!(w.state.persona(&a).unwrap().keys, 2);
     w.root(&a, ga, "c", 1);
 }
 
@@ -586,6 +587,33 @@ fn a_persona_has_so_many_grants_at_once() {
         Ok(()),
         "what met a bound may be tried again"
     );
+}
+
+#[test]
+fn what_a_persona_was_ever_granted_is_remembered() {
+    let mut w = World::new();
+    let a = w.persona("a");
+    let object = |n: usize| Object::Service(ServiceName::new(&format!("s{n}")).unwrap());
+    let entry = |w: &World, n| {
+        let mut entry = w.grant_entry(&a, "c", Terms::ALL, None);
+        let Body::Grant(body) = &mut entry.body else {
+            unreachable!()
+        };
+        body.object = object(n);
+        entry
+    };
+    for n in 0..PERSONA_OBJECTS_MAX {
+        let id = w.put(entry(&w, n)).id.unwrap().into();
+        assert_eq!(w.revoke(Revoked::Grant(id)).verdict, Ok(()));
+    }
+    let known = w.state.persona(&a).unwrap();
+    assert!(known.decided.contains(&object(0)));
+    assert_eq!(w.state.grants_of(&a).count(), 0);
+    assert_eq!(
+        w.put(entry(&w, PERSONA_OBJECTS_MAX)).verdict,
+        Err(Refusal::Overloaded)
+    );
+    assert_eq!(w.put(entry(&w, 0)).verdict, Ok(()));
 }
 
 #[test]

@@ -1,0 +1,505 @@
+//! The wire: whole Cap'n Proto frames between an agent's vat and its host's.
+//!
+//! In: messages of a vat's RPC system, and frames from the other end. Out: the same, the other way.
+//! Promise: frames keep their order; every queue is bounded; a closed end wakes whoever waits on it.
+//! Failure: whatever passes a bound closes the wire and leaves the reason in [`End::breach`].
+//!
+//! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
+//! cross threads; the [`Network`] made from it is not.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use capnp::Error;
+use capnp::capability::Promise;
+use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp_rpc::rpc_capnp;
+
+/// The largest frame, in bytes.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// The most frames that one `exchange` or `offer` may carry.
+pub const BATCH_FRAMES_MAX: usize = 1024;
+/// The most bytes that one `exchange` or `offer` may carry.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// What one end puts up with from the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes waiting in a queue before the wire is closed.
+    pub queue_bytes_max: usize,
+    /// Frames waiting in a queue before the wire is closed.
+    pub queue_frames_max: usize,
+    /// Calls the other end may have begun and not finished with.
+    pub questions_max: usize,
+    /// Capabilities one message may carry.
+    pub caps_per_message_max: usize,
+}
+
+impl Limits {
+    /// What a host puts up with from an agent.
+    pub const HOST: Self = Self {
+        queue_bytes_max: 16 << 20,
+        queue_frames_max: 16 * 1024,
+        questions_max: 4096,
+        caps_per_message_max: 64,
+    };
+    /// What an agent puts up with from its host, whom it trusts.
+    pub const GUEST: Self = Self {
+        queue_bytes_max: 64 << 20,
+        queue_frames_max: 64 * 1024,
+        questions_max: usize::MAX,
+        caps_per_message_max: usize::MAX,
+    };
+}
+
+#[derive(Default)]
+struct Queue {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    closed: bool,
+    reader: Option<Waker>,
+    drained: Option<Waker>,
+}
+
+impl Queue {
+    fn wake_all(&mut self) -> [Option<Waker>; 2] {
+        [self.reader.take(), self.drained.take()]
+    }
+}
+
+struct Pair {
+    /// By direction: 0 is towards the second end of [`pair`], 1 towards the first.
+    queues: [Mutex<Queue>; 2],
+    limits: Limits,
+    breach: Mutex<Option<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these locks; were it otherwise, a queue is still whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One end of a wire. Clones are the same end. Close it with [`End::close`], or hold a [`Closer`].
+#[derive(Clone)]
+pub struct End {
+    pair: Arc<Pair>,
+    inward: usize,
+}
+
+/// Two ends joined by bounded queues.
+pub fn pair(limits: Limits) -> (End, End) {
+    let pair = Arc::new(Pair {
+        queues: Default::default(),
+        limits,
+        breach: Mutex::new(None),
+    });
+    let first = End {
+        pair: pair.clone(),
+        inward: 1,
+    };
+    (first, End { pair, inward: 0 })
+}
+
+/// Closes a wire when dropped, so that nobody waits for an end that is gone.
+pub struct Closer(pub End);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The wire is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed;
+
+impl End {
+    fn incoming(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.pair.queues[self.inward])
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.pair.queues[1 - self.inward])
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// The wire is closed, or is closed by this very frame for passing a bound.
+    pub fn send(&self, frame: Vec<u8>) -> Result<(), Closed> {
+        if frame.len() > FRAME_BYTES_MAX {
+            return Err(self.breach(format!(
+                "a frame of {} bytes is over the bound of {FRAME_BYTES_MAX}",
+                frame.len()
+            )));
+        }
+        let limits = self.pair.limits;
+        let mut queue = self.outgoing();
+        if queue.closed {
+            return Err(Closed);
+        }
+        if queue.bytes + frame.len() > limits.queue_bytes_max
+            || queue.frames.len() >= limits.queue_frames_max
+        {
+            let (frames, bytes) = (queue.frames.len(), queue.bytes);
+            drop(queue);
+            return Err(self.breach(format!(
+                "{frames} frames ({bytes} bytes) wait on the wire and nobody takes them"
+            )));
+        }
+        queue.bytes += frame.len();
+        queue.frames.push_back(frame);
+        let waker = queue.reader.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Closes the wire because the other end passed a bound, and keeps the first such reason.
+    pub fn breach(&self, reason: String) -> Closed {
+        lock(&self.pair.breach).get_or_insert(reason);
+        self.close();
+        Closed
+    }
+
+    /// Why the wire was closed, when an end passed a bound.
+    pub fn breached(&self) -> Option<String> {
+        lock(&self.pair.breach).clone()
+    }
+
+    /// Closes both directions. Frames that wait are dropped. Repeating is harmless.
+    pub fn close(&self) {
+        for queue in &self.pair.queues {
+            let mut queue = lock(queue);
+            queue.closed = true;
+            queue.frames.clear();
+            queue.bytes = 0;
+            let wakers = queue.wake_all();
+            drop(queue);
+            wakers.into_iter().flatten().for_each(Waker::wake);
+        }
+    }
+
+    /// Whether the wire is closed.
+    pub fn is_closed(&self) -> bool {
+        self.incoming().closed
+    }
+
+    /// Whether frames wait in either direction.
+    pub fn is_idle(&self) -> bool {
+        self.incoming().frames.is_empty() && self.outgoing().frames.is_empty()
+    }
+
+    /// The next incoming frame; `None` once the wire is closed.
+    pub async fn receive(&self) -> Option<Vec<u8>> {
+        poll_fn(|cx| {
+            let mut queue = self.incoming();
+            match queue.frames.pop_front() {
+                Some(frame) => {
+                    queue.bytes -= frame.len();
+                    let drained = queue.frames.is_empty().then(|| queue.drained.take());
+                    drop(queue);
+                    if let Some(waker) = drained.flatten() {
+                        waker.wake();
+                    }
+                    Poll::Ready(Some(frame))
+                }
+                None if queue.closed => Poll::Ready(None),
+                None => {
+                    queue.reader = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits for at least one frame, then takes all that wait, within the bounds of one `exchange`.
+    ///
+    /// # Errors
+    /// The wire is closed.
+    pub async fn receive_batch(&self) -> Result<Vec<Vec<u8>>, Closed> {
+        let Some(first) = self.receive().await else {
+            return Err(Closed);
+        };
+        let mut bytes = first.len();
+        let mut batch = vec![first];
+        let mut queue = self.incoming();
+        while batch.len() < BATCH_FRAMES_MAX {
+            match queue.frames.front() {
+                Some(next) if bytes + next.len() <= BATCH_BYTES_MAX => {}
+                _ => break,
+            }
+            let frame = queue.frames.pop_front().expect("the front was just seen");
+            queue.bytes -= frame.len();
+            bytes += frame.len();
+            batch.push(frame);
+        }
+        Ok(batch)
+    }
+
+    /// Takes what waits, within the bounds of one `exchange`, without waiting.
+    pub fn take_batch(&self) -> Vec<Vec<u8>> {
+        let mut queue = self.incoming();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < BATCH_FRAMES_MAX {
+            match queue.frames.front() {
+                Some(next) if bytes + next.len() <= BATCH_BYTES_MAX => {}
+                _ => break,
+            }
+            let frame = queue.frames.pop_front().expect("the front was just seen");
+            queue.bytes -= frame.len();
+            bytes += frame.len();
+            batch.push(frame);
+        }
+        batch
+    }
+
+    /// Waits until the other end has taken every frame sent so far.
+    ///
+    /// # Errors
+    /// The wire is closed.
+    pub async fn drained(&self) -> Result<(), Closed> {
+        poll_fn(|cx| {
+            let mut queue = self.outgoing();
+            if queue.closed {
+                Poll::Ready(Err(Closed))
+            } else if queue.frames.is_empty() {
+                Poll::Ready(Ok(()))
+            } else {
+                queue.drained = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// The two parties of a wire, for the RPC system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// This end.
+    Here,
+    /// The other end.
+    There,
+}
+
+/// The RPC system's view of one end.
+pub struct Network {
+    connection: Option<Connection>,
+    end: End,
+    questions: Rc<std::cell::Cell<usize>>,
+}
+
+impl Network {
+    /// Frames of this end as a two-party network.
+    pub fn new(end: End) -> Self {
+        let questions = Rc::new(std::cell::Cell::new(0));
+        let connection = Connection {
+            end: end.clone(),
+            questions: questions.clone(),
+        };
+        Self {
+            connection: Some(connection),
+            end,
+            questions,
+        }
+    }
+}
+
+impl capnp_rpc::VatNetwork<Party> for Network {
+    fn connect(&mut self, party: Party) -> Option<Box<dyn capnp_rpc::Connection<Party>>> {
+        (party == Party::There).then(|| {
+            // Shares the one wire with the connection that `accept` gave away.
+            Box::new(Connection {
+                end: self.end.clone(),
+                questions: self.questions.clone(),
+            }) as Box<dyn capnp_rpc::Connection<Party>>
+        })
+    }
+
+    fn accept(&mut self) -> Promise<Box<dyn capnp_rpc::Connection<Party>>, Error> {
+        match self.connection.take() {
+            Some(connection) => Promise::ok(Box::new(connection)),
+            None => Promise::from_future(futures::future::pending()),
+        }
+    }
+
+    fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
+        Promise::from_future(futures::future::pending())
+    }
+}
+
+struct Connection {
+    end: End,
+    questions: Rc<std::cell::Cell<usize>>,
+}
+
+impl capnp_rpc::Connection<Party> for Connection {
+    fn get_peer_vat_id(&self) -> Party {
+        Party::There
+    }
+
+    fn new_outgoing_message(&mut self, words: u32) -> Box<dyn capnp_rpc::OutgoingMessage> {
+        Box::new(Outgoing {
+            message: Builder::new(HeapAllocator::new().first_segment_words(words)),
+            end: self.end.clone(),
+        })
+    }
+
+    fn receive_incoming_message(
+        &mut self,
+    ) -> Promise<Option<Box<dyn capnp_rpc::IncomingMessage>>, Error> {
+        let end = self.end.clone();
+        let questions = self.questions.clone();
+        Promise::from_future(async move {
+            let Some(frame) = end.receive().await else {
+                return Ok(None);
+            };
+            let message = match Incoming::parse(frame) {
+                Ok(message) => message,
+                Err(error) => {
+                    end.breach(format!("a malformed frame: {error}"));
+                    return Err(error);
+                }
+            };
+            if let Err(reason) = message.weigh(&questions, &end.pair.limits) {
+                end.breach(reason.clone());
+                return Err(Error::failed(reason));
+            }
+            Ok(Some(Box::new(message) as Box<dyn capnp_rpc::IncomingMessage>))
+        })
+    }
+
+    fn shutdown(&mut self, _result: capnp::Result<()>) -> Promise<(), Error> {
+        // What was sent stays to be taken: the other end may still be reading an abort.
+        Promise::ok(())
+    }
+}
+
+struct Outgoing {
+    message: Builder<HeapAllocator>,
+    end: End,
+}
+
+impl capnp_rpc::OutgoingMessage for Outgoing {
+    fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
+        self.message.get_root()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.message.get_root_as_reader()
+    }
+
+    fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
+        let message = Rc::new(self.message);
+        let frame = capnp::serialize::write_message_to_words(&*message);
+        let sent = match self.end.send(frame) {
+            Ok(()) => Promise::ok(()),
+            Err(Closed) => Promise::err(Error::disconnected(
+                self.end
+                    .breached()
+                    .unwrap_or_else(|| "the wire is closed".into()),
+            )),
+        };
+        (sent, message)
+    }
+
+    fn take(self: Box<Self>) -> Builder<HeapAllocator> {
+        self.message
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.message.size_in_words()
+    }
+}
+
+type Segments = capnp::serialize::BufferSegments<Vec<u8>>;
+type OwnedSegments = capnp::serialize::OwnedSegments;
+
+enum Incoming {
+    /// Read where it arrived.
+    InPlace(capnp::message::Reader<Segments>),
+    /// Copied, since it did not arrive on a word boundary.
+    Copied(capnp::message::Reader<OwnedSegments>),
+}
+
+impl Incoming {
+    fn parse(frame: Vec<u8>) -> capnp::Result<Self> {
+        // A reading of all words, by the RPC system, a membrane's copy and the method itself, with room to spare; overlapping
+        // pointers can't make more of a frame than this.
+        let mut options = ReaderOptions::new();
+        options.traversal_limit_in_words(Some(frame.len() + 8192));
+        options.nesting_limit(32);
+        if (frame.as_ptr() as usize).is_multiple_of(8) {
+            let segments = Segments::new(frame, options)?;
+            Ok(Self::InPlace(capnp::message::Reader::new(
+                segments, options,
+            )))
+        } else {
+            let message = capnp::serialize::read_message(&mut frame.as_slice(), options)?;
+            Ok(Self::Copied(message))
+        }
+    }
+
+    fn root(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        match self {
+            Self::InPlace(message) => message.get_root(),
+            Self::Copied(message) => message.get_root(),
+        }
+    }
+
+    /// Counts what the other end makes this one remember.
+    fn weigh(&self, questions: &std::cell::Cell<usize>, limits: &Limits) -> Result<(), String> {
+        use rpc_capnp::message::Which;
+        let malformed = |error: Error| format!("a malformed frame: {error}");
+        let caps = |payload: rpc_capnp::payload::Reader<'_>| -> Result<(), String> {
+            let count = payload.get_cap_table().map_err(malformed)?.len() as usize;
+            if count > limits.caps_per_message_max {
+                return Err(format!(
+                    "a message with {count} capabilities, over the bound of {}",
+                    limits.caps_per_message_max
+                ));
+            }
+            Ok(())
+        };
+        let message: rpc_capnp::message::Reader<'_> = self
+            .root()
+            .and_then(|root| root.get_as())
+            .map_err(malformed)?;
+        match message.which() {
+            Ok(Which::Call(call)) => {
+                questions.set(questions.get() + 1);
+                caps(call.and_then(|c| c.get_params()).map_err(malformed)?)?;
+            }
+            Ok(Which::Bootstrap(_)) => questions.set(questions.get() + 1),
+            Ok(Which::Finish(_)) => questions.set(questions.get().saturating_sub(1)),
+            Ok(Which::Return(answer)) => {
+                let answer = answer.map_err(malformed)?;
+                if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
+                    caps(payload.map_err(malformed)?)?;
+                }
+            }
+            _ => {}
+        }
+        if questions.get() > limits.questions_max {
+            return Err(format!(
+                "over {} calls begun and not finished with",
+                limits.questions_max
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl capnp_rpc::IncomingMessage for Incoming {
+    fn get_body(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.root()
+    }
+}

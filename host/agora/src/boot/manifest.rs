@@ -1,0 +1,696 @@
+//! Reads an image's manifest.
+//!
+//! In: the text of `agora.toml`. Out: a [`Manifest`], every name and unit in it checked.
+//! Promise: whatever is wrong is reported with its line and, where a name is meant, the nearest valid one; nothing is guessed.
+//! Failure: [`Fault`]s, all of them at once. docs/manifest.md describes the keys.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use agora_realm::{Act, ActSet, ChannelName, PersonaName, Rate, Rights, Terms};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::limits;
+
+/// What an image asks for. The log decides: what was revoked or killed there stays so.
+#[derive(Debug, Clone, Default)]
+pub struct Manifest {
+    /// The channels, by name.
+    pub channels: BTreeMap<ChannelName, ChannelSpec>,
+    /// The agents, by name.
+    pub agents: BTreeMap<PersonaName, AgentSpec>,
+}
+
+/// A channel's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelSpec {
+    /// What a root message carries.
+    pub hops: u16,
+    /// A thread's reaction budget.
+    pub reactions: u32,
+    /// Whether messages outlive a fence.
+    pub carry: bool,
+}
+
+/// How one agent runs and what it is granted.
+#[derive(Debug, Clone)]
+pub struct AgentSpec {
+    /// The component, as a path relative to the manifest's folder, resolved.
+    pub component: PathBuf,
+    /// The crate it is built from, resolved.
+    pub source: Option<PathBuf>,
+    /// The most linear memory, in bytes.
+    pub memory: usize,
+    /// What happens when it fails.
+    pub restart: Restart,
+    /// What it is granted.
+    pub grants: Vec<GrantSpec>,
+}
+
+/// What happens when an agent fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// It stays ended.
+    Never,
+    /// It is started again, later each time.
+    OnFailure,
+}
+
+/// One grant.
+#[derive(Debug, Clone)]
+pub enum GrantSpec {
+    /// A channel, under terms.
+    Channel(ChannelName, Box<Terms>),
+    /// The timer.
+    Timer,
+}
+
+/// Something wrong in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, with what, and what to do.
+    pub text: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.text)
+    }
+}
+
+/// The name among `valid` that `given` was probably meant to be.
+pub fn nearest<'a>(given: &str, valid: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    valid
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .filter(|(distance, name)| *distance <= 1.max(name.len().max(given.len()) / 3))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// `unknown WHAT 'given'`, with the nearest valid name or all of them.
+pub fn unknown<'a>(
+    what: &str,
+    given: &str,
+    valid: impl IntoIterator<Item = &'a str> + Clone,
+) -> String {
+    match nearest(given, valid.clone()) {
+        Some(name) => format!("unknown {what} '{given}'; did you mean '{name}'?"),
+        None => {
+            let names: Vec<_> = valid.into_iter().collect();
+            if names.is_empty() {
+                format!("unknown {what} '{given}' (there are none)")
+            } else {
+                format!("unknown {what} '{given}' (valid: {})", names.join(", "))
+            }
+        }
+    }
+}
+
+impl Manifest {
+    /// Parses a manifest whose relative paths start at `folder`.
+    ///
+    /// # Errors
+    /// Everything wrong in it, in the order of its lines.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, Vec<Fault>> {
+        let mut reader = Reader {
+            text,
+            folder,
+            faults: Vec::new(),
+        };
+        let manifest = reader.manifest();
+        let mut faults = reader.faults;
+        if faults.is_empty() {
+            return Ok(manifest);
+        }
+        faults.sort_by_key(|fault| fault.line);
+        Err(faults)
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    folder: &'a Path,
+    faults: Vec<Fault>,
+}
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+impl<'a> Reader<'a> {
+    fn fault(&mut self, span: Range<usize>, text: impl Into<String>) {
+        let upto = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        let line = upto.iter().filter(|byte| **byte == b'\n').count() + 1;
+        self.faults.push(Fault {
+            line,
+            text: text.into(),
+        });
+    }
+
+    fn manifest(&mut self) -> Manifest {
+        let mut manifest = Manifest::default();
+        let (table, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors {
+            let message = error.message().to_owned();
+            self.fault(error.span().unwrap_or(0..0), message);
+        }
+        if !self.faults.is_empty() {
+            return manifest;
+        }
+        let table = table.into_inner();
+        self.keys(&table, "", &["channels", "agents"]);
+        let channels = table.get("channels");
+        if let Some(entries) = channels.and_then(|value| self.table(value, "channels")) {
+            for (key, value) in entries.iter() {
+                let spec = self.channel(key.get_ref(), value);
+                match ChannelName::new(key.get_ref()) {
+                    Ok(name) => drop(manifest.channels.insert(name, spec)),
+                    Err(error) => self.fault(key.span(), format!("channels: {error}")),
+                }
+            }
+        }
+        let agents = table.get("agents");
+        if let Some(entries) = agents.and_then(|value| self.table(value, "agents")) {
+            for (key, value) in entries.iter() {
+                let spec = self.agent(key.get_ref(), key.span(), value, &manifest.channels);
+                let name = PersonaName::new(key.get_ref()).and_then(|name| match name.is_operator() {
+                    true => Err(agora_realm::NameError::for_operators(key.get_ref())),
+                    false => Ok(name),
+                });
+                match (name, spec) {
+                    (Ok(name), Some(spec)) => drop(manifest.agents.insert(name, spec)),
+                    (Ok(_), None) => {}
+                    (Err(error), _) => self.fault(key.span(), format!("agents: {error}")),
+                }
+            }
+        }
+        manifest
+    }
+
+    fn table<'v>(&mut self, value: &'v Value<'a>, what: &str) -> Option<&'v DeTable<'a>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.fault(value.span(), format!("{what} must be a table"));
+        }
+        table
+    }
+
+    /// Reports every key of `table` that is not among `valid`.
+    fn keys(&mut self, table: &DeTable<'_>, place: &str, valid: &[&str]) {
+        for key in table.keys() {
+            if !valid.contains(&key.get_ref().as_ref()) {
+                let text = unknown("key", key.get_ref(), valid.iter().copied());
+                let place = if place.is_empty() {
+                    String::new()
+                } else {
+                    format!("{place}: ")
+                };
+                self.fault(key.span(), format!("{place}{text}"));
+            }
+        }
+    }
+
+    fn channel(&mut self, name: &str, value: &Value<'a>) -> ChannelSpec {
+        let place = format!("channel '{name}'");
+        let mut spec = ChannelSpec {
+            hops: limits::HOPS_DEFAULT,
+            reactions: limits::REACTIONS_DEFAULT,
+            carry: false,
+        };
+        let Some(table) = self.table(value, &place) else {
+            return spec;
+        };
+        self.keys(table, &place, &["hops", "reactions", "carry"]);
+        if let Some(hops) = table.get("hops") {
+            let max = u64::from(limits::HOPS_MAX);
+            spec.hops = self.number(hops, &format!("{place}: hops"), max) as u16;
+        }
+        if let Some(reactions) = table.get("reactions") {
+            let max = u64::from(limits::REACTIONS_MAX);
+            spec.reactions = self.number(reactions, &format!("{place}: reactions"), max) as u32;
+        }
+        if let Some(carry) = table.get("carry") {
+            spec.carry = self.boolean(carry, &format!("{place}: carry"));
+        }
+        spec
+    }
+
+    fn agent(
+        &mut self,
+        name: &str,
+        span: Range<usize>,
+        value: &Value<'a>,
+        channels: &BTreeMap<ChannelName, ChannelSpec>,
+    ) -> Option<AgentSpec> {
+        let place = format!("agent '{name}'");
+        let table = self.table(value, &place)?;
+        self.keys(
+            table,
+            &place,
+            &["component", "source", "memory", "restart", "grants"],
+        );
+        let component = match table.get("component") {
+            Some(value) => self.string(value, &format!("{place}: component")),
+            None => {
+                self.fault(
+                    span,
+                    format!("{place}: no component (add component = \"{name}.wasm\")"),
+                );
+                None
+            }
+        };
+        let source = match table.get("source") {
+            Some(value) => self.string(value, &format!("{place}: source")),
+            None => None,
+        };
+        let memory = match table.get("memory") {
+            Some(value) => self.bytes(value, &format!("{place}: memory"), limits::MEMORY_MAX),
+            None => limits::MEMORY_DEFAULT,
+        };
+        let restart = match table.get("restart") {
+            Some(value) => match self.string(value, &format!("{place}: restart")) {
+                Some("never") => Restart::Never,
+                Some("on-failure") | None => Restart::OnFailure,
+                Some(other) => {
+                    let text = unknown("restart policy", other, ["never", "on-failure"]);
+                    self.fault(value.span(), format!("{place}: {text}"));
+                    Restart::Never
+                }
+            },
+            None => Restart::OnFailure,
+        };
+        let mut grants = Vec::new();
+        if let Some(list) = table.get("grants") {
+            match list.get_ref().as_array() {
+                Some(items) => {
+                    for item in items.iter() {
+                        grants.extend(self.grant(&place, item, channels));
+                    }
+                }
+                None => self.fault(
+                    list.span(),
+                    format!("{place}: grants must be tables ([[agents.{name}.grants]])"),
+                ),
+            }
+        }
+        for (i, grant) in grants.iter().enumerate() {
+            let twin = |other: &GrantSpec| match (grant, other) {
+                (GrantSpec::Channel(a, _), GrantSpec::Channel(b, _)) => a == b,
+                (GrantSpec::Timer, GrantSpec::Timer) => true,
+                _ => false,
+            };
+            if grants[..i].iter().any(twin) {
+                let what = match grant {
+                    GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
+                    GrantSpec::Timer => "the timer".into(),
+                };
+                self.fault(span.clone(), format!("{place}: {what} is granted twice"));
+            }
+        }
+        Some(AgentSpec {
+            component: self.folder.join(component?),
+            source: source.map(|path| self.folder.join(path)),
+            memory,
+            restart,
+            grants,
+        })
+    }
+
+    fn grant(
+        &mut self,
+        agent: &str,
+        value: &Value<'a>,
+        channels: &BTreeMap<ChannelName, ChannelSpec>,
+    ) -> Option<GrantSpec> {
+        let place = format!("{agent}: grant");
+        let table = self.table(value, &place)?;
+        if let Some(timer) = table.get("timer") {
+            self.keys(table, &place, &["timer"]);
+            return self
+                .boolean(timer, &format!("{place}: timer"))
+                .then_some(GrantSpec::Timer);
+        }
+        self.keys(
+            table,
+            &place,
+            &[
+                "channel", "timer", "rights", "acts", "hops", "bytes", "count", "rate", "until",
+                "history",
+            ],
+        );
+        let mut terms = Terms {
+            history: 0,
+            ..Terms::ALL
+        };
+        if let Some(rights) = table.get("rights") {
+            terms.rights = self.rights(rights, &place);
+        } else {
+            terms.rights = Rights::READ | Rights::WRITE;
+        }
+        if let Some(acts) = table.get("acts") {
+            terms.acts = self.acts(acts, &place);
+        }
+        if let Some(hops) = table.get("hops") {
+            let max = u64::from(limits::HOPS_MAX);
+            terms.hops = self.number(hops, &format!("{place}: hops"), max) as u16;
+        }
+        if let Some(bytes) = table.get("bytes") {
+            let max = agora_realm::limits::PAYLOAD_BYTES_MAX;
+            terms.bytes_max = self.bytes(bytes, &format!("{place}: bytes"), max) as u32;
+        }
+        if let Some(count) = table.get("count") {
+            terms.count = self.number(count, &format!("{place}: count"), i64::MAX as u64);
+        }
+        if let Some(history) = table.get("history") {
+            terms.history = self.number(history, &format!("{place}: history"), i64::MAX as u64);
+        }
+        if let Some(rate) = table.get("rate") {
+            if let Some(text) = self.string(rate, &format!("{place}: rate")) {
+                match parse_rate(text) {
+                    Ok(rate) => terms.rate = Some(rate),
+                    Err(error) => self.fault(rate.span(), format!("{place}: rate: {error}")),
+                }
+            }
+        }
+        if let Some(until) = table.get("until") {
+            let text = match until.get_ref() {
+                DeValue::Datetime(datetime) => Some(datetime.to_string()),
+                _ => self
+                    .string(until, &format!("{place}: until"))
+                    .map(str::to_owned),
+            };
+            match text.map(|text| parse_until(&text)) {
+                Some(Ok(ms)) => terms.until_ms = ms,
+                Some(Err(error)) => {
+                    self.fault(until.span(), format!("{place}: until: {error}"));
+                }
+                None => {}
+            }
+        }
+        let Some(channel) = table.get("channel") else {
+            self.fault(
+                value.span(),
+                format!("{place} names nothing (add channel = \"...\" or timer = true)"),
+            );
+            return None;
+        };
+        let name = self.string(channel, &format!("{place}: channel"))?;
+        match channels.keys().find(|known| known.as_str() == name) {
+            Some(known) => Some(GrantSpec::Channel(known.clone(), Box::new(terms))),
+            None => {
+                let text = unknown("channel", name, channels.keys().map(ChannelName::as_str));
+                self.fault(
+                    channel.span(),
+                    format!("{place}: {text} (channels are declared under [channels.NAME])"),
+                );
+                None
+            }
+        }
+    }
+
+    fn strings<'v>(&mut self, value: &'v Value<'a>, place: &str) -> Vec<(&'v str, Range<usize>)> {
+        match value.get_ref().as_array() {
+            Some(items) => items
+                .iter()
+                .filter_map(|item| Some((self.string(item, place)?, item.span())))
+                .collect(),
+            None => {
+                self.fault(value.span(), format!("{place} must be a list of names"));
+                Vec::new()
+            }
+        }
+    }
+
+    fn rights(&mut self, value: &Value<'a>, place: &str) -> Rights {
+        let mut rights = Rights::NONE;
+        for (name, span) in self.strings(value, &format!("{place}: rights")) {
+            match Rights::by_name(name) {
+                Some(right) => rights = rights | right,
+                None => {
+                    let text = unknown("right", name, Rights::NAMES);
+                    self.fault(span, format!("{place}: {text}"));
+                }
+            }
+        }
+        rights
+    }
+
+    fn acts(&mut self, value: &Value<'a>, place: &str) -> ActSet {
+        let mut acts = ActSet::NONE;
+        for (name, span) in self.strings(value, &format!("{place}: acts")) {
+            match Act::by_name(name) {
+                Some(act) => acts = acts.with(act),
+                None => {
+                    let text = unknown("act", name, Act::NAMES);
+                    self.fault(span, format!("{place}: {text}"));
+                }
+            }
+        }
+        acts
+    }
+
+    fn string<'v>(&mut self, value: &'v Value<'a>, place: &str) -> Option<&'v str> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.fault(value.span(), format!("{place} must be a string"));
+        }
+        text
+    }
+
+    fn boolean(&mut self, value: &Value<'a>, place: &str) -> bool {
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            self.fault(value.span(), format!("{place} must be true or false"));
+            false
+        })
+    }
+
+    fn number(&mut self, value: &Value<'a>, place: &str, max: u64) -> u64 {
+        let number = value
+            .get_ref()
+            .as_integer()
+            .and_then(|integer| u64::from_str_radix(integer.as_str(), integer.radix()).ok())
+            .filter(|number| *number <= max);
+        number.unwrap_or_else(|| {
+            self.fault(
+                value.span(),
+                format!("{place} must be a whole number from 0 to {max}"),
+            );
+            0
+        })
+    }
+
+    fn bytes(&mut self, value: &Value<'a>, place: &str, max: usize) -> usize {
+        let parsed = match value.get_ref() {
+            DeValue::Integer(_) => return self.number(value, place, max as u64) as usize,
+            DeValue::String(text) => parse_bytes(text),
+            _ => Err("must be a size like \"64MiB\"".to_owned()),
+        };
+        match parsed {
+            Ok(bytes) if bytes <= max as u64 => bytes as usize,
+            Ok(_) => {
+                self.fault(
+                    value.span(),
+                    format!("{place}: at most {}", display_bytes(max as u64)),
+                );
+                max
+            }
+            Err(error) => {
+                self.fault(value.span(), format!("{place}: {error}"));
+                max
+            }
+        }
+    }
+}
+
+/// A size with its unit, as in `64MiB`.
+///
+/// # Errors
+/// What is wrong with it, naming the units.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let scale: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        other => return Err(unknown("unit", other, ["B", "KiB", "MiB", "GiB"])),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(scale))
+        .ok_or_else(|| format!("'{text}' is not a size like \"64MiB\""))
+}
+
+/// A size for people.
+pub fn display_bytes(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{}GiB", b >> 30),
+        b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{}MiB", b >> 20),
+        b if b >= 1 << 10 && b % (1 << 10) == 0 => format!("{}KiB", b >> 10),
+        b => format!("{b}B"),
+    }
+}
+
+/// A duration with its unit, as in `30s`, in milliseconds.
+///
+/// # Errors
+/// What is wrong with it, naming the units.
+pub fn parse_duration_ms(text: &str) -> Result<u64, String> {
+    let at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let scale: u64 = match unit.trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        other => return Err(unknown("unit", other, ["ms", "s", "min", "h", "d"])),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(scale))
+        .ok_or_else(|| format!("'{text}' is not a duration like \"30s\""))
+}
+
+/// A rate, as in `20/s` or `5/min`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    let wrong = || format!("'{text}' is not a rate like \"20/s\" or \"5/min\"");
+    let (messages, unit) = text.split_once('/').ok_or_else(wrong)?;
+    let messages: u32 = messages.trim().parse().map_err(|_| wrong())?;
+    let unit = unit.trim();
+    let per_ms = match unit.starts_with(|c: char| c.is_ascii_digit()) {
+        true => parse_duration_ms(unit)?,
+        false => parse_duration_ms(&format!("1{unit}"))?,
+    };
+    match (messages, u32::try_from(per_ms)) {
+        (1.., Ok(per_ms @ 1..)) => Ok(Rate { messages, per_ms }),
+        _ => Err(wrong()),
+    }
+}
+
+/// A moment as RFC 3339 (`2030-01-31T18:00:00Z`) or a date, in milliseconds since 1970-01-01 UTC.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_until(text: &str) -> Result<i64, String> {
+    let wrong = || format!("'{text}' is not a moment like \"2030-01-31T18:00:00Z\"");
+    let datetime: toml::value::Datetime = text.parse().map_err(|_| wrong())?;
+    let date = datetime.date.ok_or_else(wrong)?;
+    let minutes = match (datetime.time, datetime.offset) {
+        (_, Some(toml::value::Offset::Custom { minutes })) => i64::from(minutes),
+        (None, None) | (_, Some(toml::value::Offset::Z)) => 0,
+        (Some(_), None) => return Err(format!("'{text}' names no zone (add Z for UTC)")),
+    };
+    let seconds = datetime.time.map_or(0, |time| {
+        i64::from(time.hour) * 3600
+            + i64::from(time.minute) * 60
+            + i64::from(time.second.unwrap_or(0))
+    });
+    let days = days_from_civil(i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    Ok(((days * 86_400) + seconds - minutes * 60) * 1000)
+}
+
+/// Days since 1970-01-01 of a Gregorian date (Hinnant, chrono-compatible low-level date algorithms).
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> Vec<Fault> {
+        Manifest::parse(text, Path::new("/image")).expect_err("it must be refused")
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_read() {
+        let text = r#"
+            [channels.build-coord]
+            hops = 3
+            [channels.secret-ops]
+            [agents.synth]
+            component = "synth.wasm"
+            source = "../agents/synth"
+            memory = "64MiB"
+            [[agents.synth.grants]]
+            channel = "build-coord"
+            rights = ["read", "write", "initiate"]
+            acts = ["inform", "propose", "agree"]
+            rate = "20/s"
+            [[agents.synth.grants]]
+            timer = true
+        "#;
+        let manifest = Manifest::parse(text, Path::new("/image")).expect("it is right");
+        let synth = manifest.agents.values().next().expect("one agent");
+        assert_eq!(synth.component, Path::new("/image/synth.wasm"));
+        assert_eq!(synth.memory, 64 << 20);
+        let [GrantSpec::Channel(name, terms), GrantSpec::Timer] = &synth.grants[..] else {
+            panic!("{:?}", synth.grants);
+        };
+        assert_eq!(name.as_str(), "build-coord");
+        assert_eq!(
+            terms.rate,
+            Some(Rate {
+                messages: 20,
+                per_ms: 1000
+            })
+        );
+        assert_eq!(terms.rights, Rights::READ | Rights::WRITE | Rights::INITIATE);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
+        let found = faults("[channels.a]\nhopps = 3\n");
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].line, 2);
+        assert!(found[0].text.contains("'hopps'") && found[0].text.contains("'hops'"));
+    }
+
+    #[test]
+    fn an_unknown_channel_or_act_is_named_with_the_nearest() {
+        let found = faults(
+            "[channels.release]\n[agents.a]\ncomponent = 'a.wasm'\n[[agents.a.grants]]\nchannel = 'relase'\n\
+             acts = ['infrom']\n",
+        );
+        let all: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert!(all[0].contains("line 5") && all[0].contains("'release'"), "{all:?}");
+        assert!(all[1].contains("line 6") && all[1].contains("'inform'"), "{all:?}");
+    }
+
+    #[test]
+    fn a_bad_unit_a_duplicate_and_a_missing_component_are_faults() {
+        let found = faults("[agents.a]\ncomponent = 'a.wasm'\nmemory = '64MB'\n");
+        assert!(found[0].text.contains("MiB"), "{found:?}");
+        let found = faults("[agents.a]\ncomponent = 'a.wasm'\n[agents.a]\ncomponent = 'b.wasm'\n");
+        assert_eq!(found[0].line, 3, "{found:?}");
+        let found = faults("[agents.a]\nmemory = '64MiB'\n");
+        assert!(found[0].text.contains("component"), "{found:?}");
+    }
+
+    #[test]
+    fn a_moment_is_counted_from_1970() {
+        assert_eq!(parse_until("1970-01-01T00:00:00Z"), Ok(0));
+        assert_eq!(parse_until("2000-03-01"), Ok(951_868_800_000));
+        assert_eq!(parse_until("2000-03-01T01:00:00+01:00"), Ok(951_868_800_000));
+        assert!(parse_until("2000-03-01T01:00:00").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! Every bound of the host, each beside the relation it must keep to the others. What entries may hold is bounded in
+//! `agora_realm::limits`, what a wire may carry in `agora_guest::wire`, and what the log takes in `agora_log`.
+
+use std::time::Duration;
+
+// -- Channels
+
+/// Hops of a channel that names none.
+pub const HOPS_DEFAULT: u16 = 3;
+/// The most hops a manifest may give a channel.
+pub const HOPS_MAX: u16 = 64;
+/// Reactions a thread may have, where the channel names none.
+pub const REACTIONS_DEFAULT: u32 = 256;
+/// The most reactions a manifest may give a channel.
+pub const REACTIONS_MAX: u32 = 65_536;
+
+// -- Speaking
+
+/// Drafts in one `speak`; at most what a turn holds (`agora_realm::limits`).
+pub const DRAFTS_PER_CALL_MAX: usize = 256;
+/// `speak` calls of one persona on one channel that may wait for the log; past it `overloaded`.
+pub const SPEAKS_WAITING_MAX: usize = 1024;
+/// Bytes of drafts of one persona on one channel that may wait for the log; past it `overloaded`.
+pub const SPEAK_BYTES_WAITING_MAX: usize = 4 << 20;
+/// Entries of one persona on one channel that may be on their way through the log at once.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
+/// Payload bytes folded into one entry; with the rest of an entry it stays below `agora_realm::limits::ENTRY_BYTES_MAX`.
+pub const FOLD_BYTES_MAX: usize = 512 << 10;
+/// Live facets that one graft may have made by attenuating.
+pub const FACETS_PER_GRAFT_MAX: usize = 256;
+
+// -- Delivery
+
+/// Messages delivered and not yet answered, where the subscriber names no window.
+pub const WINDOW_DEFAULT: u32 = 64;
+/// The most a subscriber may ask for.
+pub const WINDOW_MAX: u32 = 1024;
+/// Messages in one `deliver` or one answer of `history`.
+pub const BATCH_MESSAGES_MAX: usize = 64;
+/// Payload bytes in one `deliver` or one answer of `history`; with one more payload of the largest size it fits a frame.
+pub const BATCH_BYTES_MAX: usize = 256 << 10;
+/// Bytes of recent entries kept in memory for readers; older ones are read from the log.
+pub const RECENT_BYTES_MAX: usize = 64 << 20;
+/// Records a slow watcher may fall behind before it reads from the log again.
+pub const FEED_WAITING_MAX: usize = 4096;
+
+// -- Agents
+
+/// Linear memory of an agent whose manifest names none, in bytes.
+pub const MEMORY_DEFAULT: usize = 64 << 20;
+/// The most linear memory a manifest may give an agent, in bytes.
+pub const MEMORY_MAX: usize = 1 << 30;
+/// Agents of one host; the pooling allocator has room for as many.
+pub const AGENTS_MAX: u32 = 1000;
+/// Elements in each of an agent's tables.
+pub const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// Wasm stack, in bytes.
+pub const STACK_BYTES: usize = 512 << 10;
+/// A component's size, in bytes.
+pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
+/// How often a running agent is made to yield its thread.
+pub const TICK: Duration = Duration::from_millis(1);
+/// The wait before a failed agent is started again; doubles each time, up to `BACKOFF_MAX`.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// The longest such wait.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// An agent that ran this long has its backoff forgotten.
+pub const BACKOFF_FORGOTTEN: Duration = Duration::from_secs(60);
+/// Bytes of one line of an agent's output that are kept.
+pub const LINE_BYTES_MAX: usize = 4096;
+/// Lines of an agent's output kept per second; the rest are counted.
+pub const LINES_PER_SECOND: u32 = 200;
+/// Bytes one component call may copy across the boundary (what `exchange` carries, with room).
+pub const HOSTCALL_BYTES_MAX: usize = 16 << 20;
+
+// -- Timers
+
+/// Sleeps of one agent at once.
+pub const SLEEPS_MAX: usize = 64;
+/// The longest sleep.
+pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
+
+// -- The host
+
+/// Entries between two snapshots of the realm's state.
+pub const SNAPSHOT_EVERY: u64 = 16_384;
+/// Stops that may wait for the log; one slot each in the data folder, reserved on creation.
+pub const STOPS_PENDING_MAX: usize = 64;
+/// Bytes of one waiting stop.
+pub const STOP_BYTES_MAX: usize = 1000;
+/// How often silence's cursors are written.
+pub const CURSORS_EVERY: Duration = Duration::from_secs(1);
+/// How long a first Ctrl-C waits for what is in flight.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Nothing may happen for this long before the host calls itself quiet.
+pub const QUIET_SETTLE: Duration = Duration::from_millis(60);
+/// Operator connections at once.
+pub const OPERATORS_MAX: usize = 64;
+/// Commands that may wait for one vat thread; stops have their own way past them.
+pub const COMMANDS_WAITING_MAX: usize = 256;
+/// A reason given for a stop, in bytes; longer ones are cut.
+pub const REASON_BYTES_MAX: usize = 256;

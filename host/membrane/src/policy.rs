@@ -1,0 +1,83 @@
+//! What a membrane asks before it lets a call across.
+//!
+//! In: which side the callee stands on, and which method is called.
+//! Promise: every crossing call is asked about exactly once per membrane it crosses, before its callee can notice it.
+//! Failure: a denied call answers the policy's own error; a policy that panics takes the caller's task with it.
+
+use capnp::private::capability::ClientHook;
+
+/// Which side of the membrane the callee lives on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Side {
+    /// The side whose capabilities [`export`](crate::Membrane::export) lets out.
+    Inside,
+    /// The side whose capabilities [`import`](crate::Membrane::import) lets in.
+    Outside,
+}
+
+impl Side {
+    /// The other side.
+    #[must_use]
+    pub fn other(self) -> Side {
+        match self {
+            Side::Inside => Side::Outside,
+            Side::Outside => Side::Inside,
+        }
+    }
+}
+
+/// A call about to cross.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct CallInfo {
+    /// Where the callee lives; the caller is on the other side.
+    pub callee: Side,
+    /// The interface that declares the method.
+    pub interface_id: u64,
+    /// The method's ordinal in that interface.
+    pub method_id: u16,
+}
+
+impl CallInfo {
+    /// A call of method `method_id` of interface `interface_id` on a callee that lives on side `callee`.
+    #[must_use]
+    pub fn new(callee: Side, interface_id: u64, method_id: u16) -> CallInfo {
+        CallInfo {
+            callee,
+            interface_id,
+            method_id,
+        }
+    }
+}
+
+/// What a policy says of a call.
+pub enum Verdict {
+    /// Let it cross.
+    Allow,
+    /// Answer it with this error; the callee never hears of it.
+    Deny(capnp::Error),
+    /// Let it cross, to this capability instead of the one it was made on.
+    ///
+    /// The capability stands where the callee stood: parameters and results are wrapped, and the call is counted and
+    /// cut like any other. (C++'s `membrane.h` differs: there a redirected call does not cross.) The policy is not
+    /// asked again. It lives as long as the policy does, so the policy should hold it and hand out references.
+    Redirect(Box<dyn ClientHook>),
+}
+
+/// Decides which calls may cross.
+///
+/// [`check`](Policy::check) runs on the thread of the capabilities, once per crossing call in either direction, so it
+/// should cost no more than an atomic load and a few compares. An atomic flag read here lets another thread stop all
+/// new calls at once, before its message that asks for [`revoke`](crate::Revoker::revoke) has been read.
+///
+/// The membrane drops the policy when it is revoked.
+pub trait Policy: 'static {
+    /// Says what becomes of `call`. It may revoke the membrane; the call then fails as stale whatever it returns.
+    fn check(&self, call: &CallInfo) -> Verdict;
+}
+
+impl<F: Fn(&CallInfo) -> Verdict + 'static> Policy for F {
+    fn check(&self, call: &CallInfo) -> Verdict {
+        self(call)
+    }
+}

@@ -1,0 +1,139 @@
+//! The way of one call: the walls it crosses, in order, and where it ends.
+//!
+//! In: the wrapper a call is made on.
+//! Promise: each wall on the way is asked and has allowed the call; params are wrapped by all of them on the way in and
+//! results on the way out, in one pass, however many membranes are nested.
+//! Failure: the first wall that refuses, or has been revoked, answers for all.
+
+use crate::policy::{CallInfo, Verdict};
+use crate::wall::{Wall, broken};
+use crate::wrapper::Wrapped;
+use capnp::Error;
+use capnp::private::capability::ClientHook;
+use capnp::private::layout::CapTable;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// The wrappers passed through, each at its wall, from the caller's to the callee's.
+pub(crate) struct Route {
+    first: Option<Rc<Wrapped>>,
+    /// Empty unless membranes are nested.
+    further: Vec<Rc<Wrapped>>,
+    /// How many of them the call crosses: fewer than all, if a policy redirects it.
+    crossed: Cell<usize>,
+}
+
+impl Route {
+    /// From a caller to a callee on its own side.
+    pub(crate) fn none() -> Route {
+        Route {
+            first: None,
+            further: Vec::new(),
+            crossed: Cell::new(0),
+        }
+    }
+
+    /// Across the outermost wall only.
+    pub(crate) fn across(wrapped: &Rc<Wrapped>) -> Route {
+        Route {
+            first: Some(wrapped.clone()),
+            further: Vec::new(),
+            crossed: Cell::new(1),
+        }
+    }
+
+    /// All the way from the holder of `wrapped` to the callee.
+    pub(crate) fn through(wrapped: &Rc<Wrapped>) -> Result<(Route, Rc<dyn ClientHook>), Error> {
+        let mut route = Route::across(wrapped);
+        let mut target = wrapped.target()?;
+        while let Some(within) = target.within {
+            target = within.target()?;
+            route.further.push(within);
+        }
+        route.crossed.set(1 + route.further.len());
+        Ok((route, target.hook))
+    }
+
+    /// Asks every wall on the way about a call to `callee`; returns where it is to go.
+    pub(crate) fn admit(
+        &self,
+        callee: Rc<dyn ClientHook>,
+        interface_id: u64,
+        method_id: u16,
+    ) -> Result<Rc<dyn ClientHook>, Error> {
+        let mut callee = callee;
+        for (passed, wrapped) in self.walls().enumerate() {
+            let call = CallInfo::new(wrapped.callee(), interface_id, method_id);
+            match wrapped.wall().policy()?.check(&call) {
+                Verdict::Allow => {}
+                Verdict::Deny(error) => return Err(self.stale().unwrap_or(error)),
+                Verdict::Redirect(hook) => {
+                    callee = Rc::from(hook);
+                    self.crossed.set(passed + 1);
+                    break;
+                }
+            }
+        }
+        // A policy may have revoked a wall, even one that had allowed the call.
+        match self.stale() {
+            Some(error) => Err(error),
+            None => Ok(callee),
+        }
+    }
+
+    /// Every wrapper on the way, crossed or not.
+    pub(crate) fn walls(&self) -> impl DoubleEndedIterator<Item = &Rc<Wrapped>> {
+        self.first.iter().chain(&self.further)
+    }
+
+    pub(crate) fn crossings(&self) -> impl DoubleEndedIterator<Item = &Rc<Wrapped>> {
+        let further = self.crossed.get().saturating_sub(1);
+        self.first.iter().chain(&self.further[..further])
+    }
+
+    /// The error of the first revoked wall on the way, if there is one.
+    pub(crate) fn stale(&self) -> Option<Error> {
+        self.walls().find_map(|wrapped| wrapped.wall().stale().cloned())
+    }
+
+    /// Wraps what goes with the call, from the caller to the callee.
+    pub(crate) fn inward(&self, caps: &mut CapTable) {
+        if caps.is_empty() {
+            return;
+        }
+        for wrapped in self.crossings() {
+            wrap_each(caps, wrapped.wall(), |wall, hook| wall.cross(hook, wrapped.callee().other()));
+        }
+    }
+
+    /// Wraps what comes with the answer, from the callee to the caller.
+    pub(crate) fn outward(&self, caps: &mut CapTable) {
+        if caps.is_empty() {
+            return;
+        }
+        for wrapped in self.crossings().rev() {
+            wrap_each(caps, wrapped.wall(), |wall, hook| wall.cross(hook, wrapped.callee()));
+        }
+    }
+
+    /// Wraps one capability of the callee's side for the caller.
+    pub(crate) fn outward_one(&self, hook: Box<dyn ClientHook>) -> Box<dyn ClientHook> {
+        match self.stale() {
+            Some(error) => broken(&error),
+            None => self
+                .crossings()
+                .rev()
+                .fold(hook, |hook, wrapped| wrapped.wall().cross(hook, wrapped.callee())),
+        }
+    }
+}
+
+fn wrap_each(
+    caps: &mut CapTable,
+    wall: &Rc<Wall>,
+    wrap: impl Fn(&Rc<Wall>, Box<dyn ClientHook>) -> Box<dyn ClientHook>,
+) {
+    for cap in caps {
+        *cap = cap.take().map(|hook| wrap(wall, hook));
+    }
+}

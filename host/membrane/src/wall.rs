@@ -1,0 +1,226 @@
+//! One membrane: what has crossed it, what is in flight across it, and its end.
+//!
+//! In: capabilities to be wrapped, calls to be registered, and at most one revocation.
+//! Promise: a live capability has one wrapper per side; revocation reaches every wrapper and every call there is, at
+//! once and in one go, and nothing gets past it afterwards.
+//! Failure: once revoked, whatever is asked of the wall is answered with the stale error that says why.
+//!
+//! No borrow of a `RefCell` here is held while foreign code runs: dropping a capability, a promise or a policy may run
+//! any destructor, and that may call back in.
+
+use crate::error;
+use crate::policy::{Policy, Side};
+use crate::wrapper::{Wrapped, Wrapper, reveal};
+use capnp::Error;
+use capnp::private::capability::ClientHook;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::{Rc, Weak};
+
+/// What tells one capability from another: the side it lives on, its hook's brand, its hook's pointer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) lives: Side,
+    pub(crate) brand: usize,
+    pub(crate) ptr: usize,
+}
+
+/// Something in flight that revocation must cut.
+pub(crate) trait Cut {
+    /// When it was first polled, or 0: the order in which calls began to reach their callees.
+    fn begun(&self) -> u64;
+    /// Ends it with `error` and drops all it holds of the other side. Wakes nobody.
+    fn cut(&self, error: &Error);
+    /// Wakes whoever waits for it, after everything has been cut.
+    fn wake(&self);
+}
+
+pub(crate) struct Wall {
+    policy: RefCell<Option<Rc<dyn Policy>>>,
+    stale: OnceCell<Error>,
+    wrappers: RefCell<HashMap<Identity, Weak<Wrapped>, BuildHasherDefault<AddressHasher>>>,
+    flights: RefCell<Berths>,
+    calls: Cell<usize>,
+}
+
+impl Wall {
+    pub(crate) fn new(policy: Rc<dyn Policy>) -> Rc<Wall> {
+        Rc::new(Wall {
+            policy: RefCell::new(Some(policy)),
+            stale: OnceCell::new(),
+            wrappers: RefCell::default(),
+            flights: RefCell::default(),
+            calls: Cell::new(0),
+        })
+    }
+
+    /// The brand of this wall's wrappers. The brand of what is wrapped would make capnp-rpc take the wrapper for its own
+    /// client.
+    pub(crate) fn brand(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    pub(crate) fn stale(&self) -> Option<&Error> {
+        self.stale.get()
+    }
+
+    pub(crate) fn policy(&self) -> Result<Rc<dyn Policy>, Error> {
+        match self.stale.get() {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.policy.borrow().clone().expect("only revocation takes the policy")),
+        }
+    }
+
+    /// `hook` lives on side `lives`; returns it as the other side may hold it: unwrapped if it comes home, else wrapped.
+    pub(crate) fn cross(self: &Rc<Self>, mut hook: Box<dyn ClientHook>, lives: Side) -> Box<dyn ClientHook> {
+        if let Some(error) = self.stale.get() {
+            return broken(error);
+        }
+        while let Some(resolved) = hook.get_resolved() {
+            hook = resolved;
+        }
+        let brand = hook.get_brand();
+        if brand == self.brand()
+            && let Some(wrapped) = reveal(&*hook)
+        {
+            return if wrapped.callee() == lives {
+                // The other side's kind of wrapper already.
+                hook
+            } else {
+                wrapped.home().unwrap_or_else(|error| broken(&error))
+            };
+        }
+        let identity = Identity {
+            lives,
+            brand,
+            ptr: hook.get_ptr(),
+        };
+        let known = self.wrappers.borrow().get(&identity).and_then(Weak::upgrade);
+        let wrapped = known.unwrap_or_else(|| {
+            let wrapped = Wrapped::new(self.clone(), identity, hook);
+            self.wrappers
+                .borrow_mut()
+                .insert(identity, Rc::downgrade(&wrapped));
+            wrapped
+        });
+        Box::new(Wrapper(wrapped))
+    }
+
+    /// A wrapper is gone.
+    pub(crate) fn forget(&self, identity: &Identity) {
+        let mut wrappers = self.wrappers.borrow_mut();
+        // Its successor, if there is one already, is alive.
+        if wrappers.get(identity).is_some_and(|wrapped| wrapped.strong_count() == 0) {
+            wrappers.remove(identity);
+        }
+    }
+
+    pub(crate) fn board(&self, flight: Weak<dyn Cut>) -> usize {
+        self.flights.borrow_mut().take(flight)
+    }
+
+    pub(crate) fn leave(&self, berth: usize) {
+        self.flights.borrow_mut().free(berth);
+    }
+
+    pub(crate) fn call_began(&self) {
+        self.calls.set(self.calls.get() + 1);
+    }
+
+    pub(crate) fn call_ended(&self) {
+        self.calls.set(self.calls.get() - 1);
+    }
+
+    pub(crate) fn calls_in_flight(&self) -> usize {
+        self.calls.get()
+    }
+
+    pub(crate) fn revoke(&self, reason: &str) {
+        if self.stale.set(error::stale(reason)).is_err() {
+            return;
+        }
+        let error = self.stale.get().expect("it was set above");
+        let mut flights: Vec<Rc<dyn Cut>> = self.flights.borrow_mut().all().collect();
+        // Dropping a streaming call lets those queued behind it at its callee begin, unless they were dropped before it:
+        // so first what never began, then the latest first.
+        flights.sort_by_cached_key(|flight| u64::MAX - flight.begun().wrapping_sub(1));
+        for flight in &flights {
+            flight.cut(error);
+        }
+        let wrappers = std::mem::take(&mut *self.wrappers.borrow_mut());
+        for wrapped in wrappers.into_values() {
+            if let Some(wrapped) = wrapped.upgrade() {
+                wrapped.revoke();
+            }
+        }
+        drop(self.policy.take());
+        for flight in &flights {
+            flight.wake();
+        }
+    }
+}
+
+/// A capability that answers everything with `error`.
+pub(crate) fn broken(error: &Error) -> Box<dyn ClientHook> {
+    capnp_rpc::new_broken_cap(error.clone()).hook
+}
+
+/// The flights there are, each at a place it knows.
+#[derive(Default)]
+struct Berths {
+    berths: Vec<Option<Weak<dyn Cut>>>,
+    free: Vec<usize>,
+}
+
+impl Berths {
+    fn take(&mut self, flight: Weak<dyn Cut>) -> usize {
+        match self.free.pop() {
+            Some(berth) => {
+                self.berths[berth] = Some(flight);
+                berth
+            }
+            None => {
+                self.berths.push(Some(flight));
+                self.berths.len() - 1
+            }
+        }
+    }
+
+    fn free(&mut self, berth: usize) {
+        self.berths[berth] = None;
+        self.free.push(berth);
+    }
+
+    fn all(&self) -> impl Iterator<Item = Rc<dyn Cut>> + use<'_> {
+        self.berths.iter().flatten().filter_map(Weak::upgrade)
+    }
+}
+
+/// Hashes addresses, which nobody outside the process chooses.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word as u64);
+    }
+}
