@@ -336,6 +336,7 @@ impl Channel {
     }
 
     /// Drops a thread that nothing can refer to any more: no message of it may be answered, and no deadline is open.
+    /// One that waits for its owner without a deadline is dropped too: the owner could answer nothing in it.
     fn forget(&mut self, root: u64) {
         let Some(thread) = self.threads.get(&root) else {
             return;

@@ -1,7 +1,8 @@
 //! Entries to and from the canonical bytes of `entry.capnp`.
 //!
 //! Promise: `decode` takes any bytes without panic and in time and memory in proportion to them, takes none that are not
-//! canonical (so nothing is hidden in them, and nothing stands in them twice), and `decode(encode(e)) == e`.
+//! canonical (so that nothing stands in them twice, or out of reach), and `decode(encode(e)) == e`. Fields that this
+//! schema does not know are passed over; one that matters to what counts needs a new format.
 
 use agora_capnp::entry_capnp::{self as schema, entry, grant, key, note, revoke};
 use bytes::Bytes;
@@ -229,7 +230,7 @@ impl Place<'_> {
 /// Reads the entry that stands in `stored` from `offset` on.
 pub(crate) fn decode(stored: &Bytes, offset: usize) -> Result<Entry, Junk> {
     let bytes = &stored[offset..];
-    if bytes.is_empty() || bytes.len() % WORD != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(WORD) {
         return Err(Junk::Malformed("not a whole number of words".into()));
     }
     // Readers want words where words may be; a buffer cut out of a socket's may be anywhere.

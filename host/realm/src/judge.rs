@@ -20,10 +20,7 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
 };
-use crate::limits::{
-    AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, GRANT_DEPTH_MAX, HOSTS_MAX, PERSONA_GRANTS_MAX,
-    PERSONAS_MAX,
-};
+use crate::limits::{AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX};
 use crate::rules::{Hops, Offer, Speaking};
 use crate::state::{Grant, Host, Persona, State, placed};
 use crate::terms::Rights;
@@ -294,9 +291,9 @@ impl Judging<'_> {
             return Err(Refusal::StaleEpoch);
         }
         match &entry.body {
-            Body::Key(body) => self.spend().and_then(|()| self.key(body)),
-            Body::Channel(body) => self.spend().and_then(|()| self.channel(body)),
-            Body::Grant(body) => self.spend().and_then(|()| self.grant(body)),
+            Body::Key(body) => self.once(|this| this.key(body)),
+            Body::Channel(body) => self.once(|this| this.channel(body)),
+            Body::Grant(body) => self.once(|this| this.grant(body)),
             Body::Revoke(body) => self.revoke(body),
             Body::Turn(body) => self.turn(body),
             Body::Lapse(body) => self.lapse(body),
@@ -341,15 +338,19 @@ impl Judging<'_> {
     /// An entry that confers something is heard once: a copy of it, put into the log again by whoever can, must not
     /// bring back a key that was renewed, a persona that was killed, or a grant that was cut. Copies in later epochs
     /// are void as stale, so that the ids need not be kept for longer than the epoch.
-    fn spend(&mut self) -> Result<(), Refusal> {
+    fn once(&mut self, hear: impl FnOnce(&mut Self) -> Result<(), Refusal>) -> Result<(), Refusal> {
         if self.state.seen.contains(&self.sealed.id()) {
             return Err(Refusal::Repeated);
         }
         if self.state.seen.len() >= AUTHORITY_ENTRIES_PER_EPOCH_MAX {
             return Err(Refusal::Overloaded);
         }
-        self.state.seen.insert(self.sealed.id());
-        Ok(())
+        let verdict = hear(self);
+        // What met a bound may be tried again, and must not fill the memory that bounds are for.
+        if verdict != Err(Refusal::Overloaded) {
+            self.state.seen.insert(self.sealed.id());
+        }
+        verdict
     }
 
     fn genesis(&mut self) -> Result<(), Refusal> {
@@ -462,6 +463,7 @@ impl Judging<'_> {
                     key: body.public_key,
                     component: body.component,
                     killed: false,
+                    lent: 0,
                     keys: 1,
                     decided: Default::default(),
                     no: PersonaNo::try_from(no).map_err(|_| Refusal::Overloaded)?,
@@ -512,61 +514,24 @@ impl Judging<'_> {
     }
 
     fn grant(&mut self, body: &GrantBody) -> Result<(), Refusal> {
+        let effective = self.state.admit_grant(&self.entry.host, body)?;
         let state = &mut *self.state;
-        if body.persona.host != self.entry.host {
-            return Err(Refusal::NotAuthorised);
-        }
-        let persona = state
-            .personas
-            .get(&body.persona)
-            .ok_or(Refusal::UnknownPersona)?;
-        let channel = match &body.object {
-            Object::Channel(name) => Some(state.channels.get(name).ok_or(Refusal::UnknownChannel)?),
-            Object::Timer | Object::Service(_) => None,
-        };
-        let mut effective = body.terms;
-        let mut depth = 1;
-        if let Some(parent) = &body.parent {
-            if state.cut.contains(parent) {
-                return Err(Refusal::Revoked);
-            }
-            let parent = state.grants.get(parent).ok_or(Refusal::UnknownGrant)?;
-            if parent.object != body.object {
-                return Err(Refusal::UnknownGrant);
-            }
-            if parent.persona.host != self.entry.host {
-                return Err(Refusal::NotAuthorised);
-            }
-            if state
-                .personas
-                .get(&parent.persona)
-                .is_none_or(|lender| lender.killed)
-            {
-                return Err(Refusal::Revoked);
-            }
-            if !parent.effective.rights.has(Rights::ATTENUATE) {
-                return Err(Refusal::NoRight);
-            }
-            if parent.depth >= GRANT_DEPTH_MAX {
-                return Err(Refusal::Overloaded);
-            }
-            effective = effective.meet(&parent.effective);
-            depth += parent.depth;
-        }
-        if persona.grants.len() >= PERSONA_GRANTS_MAX {
-            return Err(Refusal::Overloaded);
-        }
         let id = GrantId::from(self.sealed.id());
-        let no = persona.no;
-        let first = channel.map_or(0, |channel| channel.window.latest());
+        let first = match &body.object {
+            Object::Channel(name) => state.channels.get(name).map_or(0, |c| c.window.latest()),
+            Object::Timer | Object::Service(_) => 0,
+        };
         state.grant_numbers += 1;
         let number = state.grant_numbers;
-        if let Some(persona) = state.personas.get_mut(&body.persona) {
-            persona.grants.insert(number, id);
-            if body.parent.is_none() {
-                persona.decided.insert(body.object.clone());
-            }
+        let persona = state
+            .personas
+            .get_mut(&body.persona)
+            .ok_or(Refusal::UnknownPersona)?;
+        persona.grants.insert(number, id);
+        if body.parent.is_none() {
+            persona.decided.insert(body.object.clone());
         }
+        let no = persona.no;
         if let Object::Channel(name) = &body.object
             && effective.rights.has(Rights::READ)
             && let Some(channel) = state.channels.get_mut(name)
@@ -578,12 +543,13 @@ impl Judging<'_> {
                 .readers
                 .insert((first, number));
         }
-        if let Some(parent) = body
-            .parent
-            .as_ref()
-            .and_then(|parent| state.grants.get_mut(parent))
-        {
+        let mut depth = 1;
+        if let Some(parent) = body.parent.as_ref().and_then(|id| state.grants.get_mut(id)) {
             parent.children.insert(id);
+            depth += parent.depth;
+            if let Some(lender) = state.personas.get_mut(&parent.persona) {
+                lender.lent += 1;
+            }
         }
         let grant = Grant {
             number,
@@ -611,11 +577,21 @@ impl Judging<'_> {
     }
 
     fn revoke(&mut self, body: &RevokeBody) -> Result<(), Refusal> {
-        // A copy of a kill must not kill again what was started since. Unlike what confers, a stop is never void for
-        // want of room, so past the bound, and in later epochs, a copy is another stop.
+        // A copy of a kill must not kill again what was started since, even if the kill itself came too late to do
+        // anything. Unlike what confers, a stop is never void for want of room, so past the bound, and in later
+        // epochs, a copy is another stop.
         if self.state.seen.contains(&self.sealed.id()) {
             return Err(Refusal::Repeated);
         }
+        let verdict = self.stop(body);
+        let heard = matches!(verdict, Ok(()) | Err(Refusal::Repeated));
+        if heard && self.state.seen.len() < AUTHORITY_ENTRIES_PER_EPOCH_MAX {
+            self.state.seen.insert(self.sealed.id());
+        }
+        verdict
+    }
+
+    fn stop(&mut self, body: &RevokeBody) -> Result<(), Refusal> {
         match &body.what {
             Revoked::Grant(grant) if self.state.cut.contains(grant) => {
                 return Err(Refusal::Repeated);
@@ -657,9 +633,6 @@ impl Judging<'_> {
             }
             Revoked::Fence { ends, hold } => return self.fence(*ends, *hold),
         }
-        if self.state.seen.len() < AUTHORITY_ENTRIES_PER_EPOCH_MAX {
-            self.state.seen.insert(self.sealed.id());
-        }
         Ok(())
     }
 
@@ -690,6 +663,10 @@ impl Judging<'_> {
         self.state.epoch = began;
         self.state.held = hold;
         self.state.seen.clear();
+        self.state
+            .personas
+            .values_mut()
+            .for_each(|persona| persona.lent = 0);
         self.change(Change::Fenced {
             ended: ends,
             began,

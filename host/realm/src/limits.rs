@@ -30,13 +30,21 @@ pub const PERSONAS_MAX: usize = 16_384;
 pub const CHANNELS_MAX: usize = 1024;
 /// Live grants of one persona.
 pub const PERSONA_GRANTS_MAX: usize = 1024;
+/// Objects that one persona was ever granted by its host: every channel of a realm, and as many services.
+pub const PERSONA_OBJECTS_MAX: usize = 2 * CHANNELS_MAX;
 /// Grants in one chain, the root of it included. Each message draws on every grant of its chain.
 pub const GRANT_DEPTH_MAX: u8 = 16;
 /// Cut grants that are still called revoked; of older ones nothing is known any more.
 pub const CUT_GRANTS_REMEMBERED: usize = 65_536;
-/// Keys, channels and grants that all hosts together may enter in one epoch. Their ids are kept until the fence, so
-/// that none takes effect twice. Past the bound they are void as overloaded; stops never are.
+/// Keys, channels, grants and stops that are heard once in one epoch, of all hosts together. Their ids are kept until
+/// the fence, so that none takes effect twice. Past the bound what confers something is void as overloaded; stops
+/// never are.
 pub const AUTHORITY_ENTRIES_PER_EPOCH_MAX: usize = 1 << 20;
+/// How many of them there may be when a lent grant is still taken: agents lend, and must not use up what operators need.
+pub const AUTHORITY_ENTRIES_LENT_MAX: usize = AUTHORITY_ENTRIES_PER_EPOCH_MAX / 4 * 3;
+/// Grants that may be issued under those of one persona in one epoch.
+pub const LENT_PER_EPOCH_MAX: u32 = 65_536;
+const _: () = assert!((LENT_PER_EPOCH_MAX as usize) < AUTHORITY_ENTRIES_LENT_MAX);
 
 /// The latest messages of a channel: those that may be answered.
 pub const WINDOW: u64 = 65_536;
@@ -52,7 +60,5 @@ pub const TURN_OUTCOMES_REMEMBERED: usize = 4096;
 const _: () = assert!(TURN_OUTCOMES_REMEMBERED >= TURN_MESSAGES_MAX);
 const _: () = assert!(2 * PAYLOAD_BYTES_MAX < ENTRY_BYTES_MAX);
 
-/// Hops of a channel for which the manifest says nothing.
-pub const HOPS_DEFAULT: u16 = 8;
 /// Reactions of a thread for which the manifest says nothing.
 pub const REACTIONS_DEFAULT: u32 = 256;

@@ -3,9 +3,12 @@
 
 use crate::act::{Act, Refusal};
 use crate::channel::PersonaNo;
-use crate::entry::Object;
-use crate::ids::{ChannelName, GrantId, MessageId, Ordinal, PersonaId};
-use crate::limits::{OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX};
+use crate::entry::{GrantBody, Object};
+use crate::ids::{ChannelName, GrantId, HostId, MessageId, Ordinal, PersonaId};
+use crate::limits::{
+    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, OPEN_DECISIONS_MAX,
+    PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX, PERSONA_OBJECTS_MAX,
+};
 use crate::state::State;
 use crate::terms::{Rights, Terms};
 
@@ -124,6 +127,62 @@ impl State {
     ) -> Result<(), Refusal> {
         let speaking = self.speaking(persona, grant, channel)?;
         self.answers(&speaking, origin, through)
+    }
+
+    /// Whether this host's grant would stand if it were the next in the log, and what it would allow: the meet of its
+    /// terms and those of all above it.
+    ///
+    /// # Errors
+    /// What judge would say.
+    pub fn admit_grant(&self, host: &HostId, body: &GrantBody) -> Result<Terms, Refusal> {
+        if body.persona.host != *host {
+            return Err(Refusal::NotAuthorised);
+        }
+        let persona = self
+            .personas
+            .get(&body.persona)
+            .ok_or(Refusal::UnknownPersona)?;
+        if let Object::Channel(name) = &body.object
+            && !self.channels.contains_key(name)
+        {
+            return Err(Refusal::UnknownChannel);
+        }
+        let mut effective = body.terms;
+        if let Some(parent) = &body.parent {
+            if self.cut.contains(parent) {
+                return Err(Refusal::Revoked);
+            }
+            let parent = self.grants.get(parent).ok_or(Refusal::UnknownGrant)?;
+            if parent.object != body.object {
+                return Err(Refusal::UnknownGrant);
+            }
+            if parent.persona.host != *host {
+                return Err(Refusal::NotAuthorised);
+            }
+            let lender = self
+                .personas
+                .get(&parent.persona)
+                .ok_or(Refusal::UnknownPersona)?;
+            if lender.killed {
+                return Err(Refusal::Revoked);
+            }
+            if !parent.effective.rights.has(Rights::ATTENUATE) {
+                return Err(Refusal::NoRight);
+            }
+            if parent.depth >= GRANT_DEPTH_MAX
+                || lender.lent >= LENT_PER_EPOCH_MAX
+                || self.seen.len() >= AUTHORITY_ENTRIES_LENT_MAX
+            {
+                return Err(Refusal::Overloaded);
+            }
+            effective = effective.meet(&parent.effective);
+        }
+        let decided = &persona.decided;
+        let objects_full = decided.len() >= PERSONA_OBJECTS_MAX && !decided.contains(&body.object);
+        if persona.grants.len() >= PERSONA_GRANTS_MAX || (body.parent.is_none() && objects_full) {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(effective)
     }
 
     /// The persona stands, the channel exists, and the grant is the persona's for it.

@@ -40,6 +40,8 @@ pub struct Persona {
     pub component: Option<ComponentHash>,
     /// Killed, and not started again: its turns are void.
     pub killed: bool,
+    /// Grants that were issued under this persona's in this epoch.
+    pub(crate) lent: u32,
     /// How many keys it has had.
     pub keys: u64,
     /// What it was ever granted by its host, cut since or not: a manifest proposes only what is not in here.

@@ -1,0 +1,12 @@
+//! What counts and what does not, by example, by property and against a model.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+mod bytes;
+mod facts;
+mod model;
+mod support;
+mod terms;
