@@ -20,6 +20,7 @@ macro_rules! schemas {
             unused_qualifications,
             clippy::all,
             clippy::unwrap_used,
+            clippy::unimplemented,
             reason = "generated; the schema carries the documentation"
         )]
         #[rustfmt::skip]

@@ -1,2 +1,5 @@
-//! agora
-fn main() {}
+//! The `agora` command.
+
+fn main() -> std::process::ExitCode {
+    agora::cli::main()
+}

@@ -165,7 +165,7 @@ async fn begin_realm(
                 host: keys.host_id(),
                 author: None,
                 signer: keys.host().public(),
-                epoch: Epoch(0),
+                epoch: Epoch(1),
                 time_ms: crate::now_ms(),
                 grant: None,
                 body: Body::Key(KeyBody {

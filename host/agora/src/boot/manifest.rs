@@ -176,11 +176,12 @@ impl<'a> Reader<'a> {
         if let Some(entries) = agents.and_then(|value| self.table(value, "agents")) {
             for (key, value) in entries.iter() {
                 let spec = self.agent(key.get_ref(), key.span(), value, &manifest.channels);
-                let name = PersonaName::new(key.get_ref()).and_then(|name| match name.is_operator() {
-                    true => Err(agora_realm::NameError::for_operators(key.get_ref())),
-                    false => Ok(name),
-                });
+                let name = PersonaName::new(key.get_ref());
                 match (name, spec) {
+                    (Ok(name), _) if name.is_operator() => self.fault(
+                        key.span(),
+                        format!("agents: '{name}' is a name of operators; choose another"),
+                    ),
                     (Ok(name), Some(spec)) => drop(manifest.agents.insert(name, spec)),
                     (Ok(_), None) => {}
                     (Err(error), _) => self.fault(key.span(), format!("agents: {error}")),
@@ -256,7 +257,7 @@ impl<'a> Reader<'a> {
             Some(value) => self.string(value, &format!("{place}: component")),
             None => {
                 self.fault(
-                    span,
+                    span.clone(),
                     format!("{place}: no component (add component = \"{name}.wasm\")"),
                 );
                 None
@@ -427,10 +428,10 @@ impl<'a> Reader<'a> {
     fn rights(&mut self, value: &Value<'a>, place: &str) -> Rights {
         let mut rights = Rights::NONE;
         for (name, span) in self.strings(value, &format!("{place}: rights")) {
-            match Rights::by_name(name) {
+            match crate::cli::right_named(name) {
                 Some(right) => rights = rights | right,
                 None => {
-                    let text = unknown("right", name, Rights::NAMES);
+                    let text = unknown("right", name, crate::cli::show::RIGHTS.map(|(_, name)| name));
                     self.fault(span, format!("{place}: {text}"));
                 }
             }
@@ -439,17 +440,17 @@ impl<'a> Reader<'a> {
     }
 
     fn acts(&mut self, value: &Value<'a>, place: &str) -> ActSet {
-        let mut acts = ActSet::NONE;
+        let mut acts = Vec::new();
         for (name, span) in self.strings(value, &format!("{place}: acts")) {
-            match Act::by_name(name) {
-                Some(act) => acts = acts.with(act),
+            match Act::EVERY.into_iter().find(|act| act.as_str() == name) {
+                Some(act) => acts.push(act),
                 None => {
-                    let text = unknown("act", name, Act::NAMES);
+                    let text = unknown("act", name, Act::EVERY.map(Act::as_str));
                     self.fault(span, format!("{place}: {text}"));
                 }
             }
         }
-        acts
+        acts.into_iter().collect()
     }
 
     fn string<'v>(&mut self, value: &'v Value<'a>, place: &str) -> Option<&'v str> {
@@ -575,10 +576,8 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
         true => parse_duration_ms(unit)?,
         false => parse_duration_ms(&format!("1{unit}"))?,
     };
-    match (messages, u32::try_from(per_ms)) {
-        (1.., Ok(per_ms @ 1..)) => Ok(Rate { messages, per_ms }),
-        _ => Err(wrong()),
-    }
+    let per_ms = u32::try_from(per_ms).map_err(|_| wrong())?;
+    Rate::new(messages, per_ms).ok_or_else(wrong)
 }
 
 /// A moment as RFC 3339 (`2030-01-31T18:00:00Z`) or a date, in milliseconds since 1970-01-01 UTC.
@@ -648,12 +647,7 @@ mod tests {
         };
         assert_eq!(name.as_str(), "build-coord");
         assert_eq!(
-            terms.rate,
-            Some(Rate {
-                messages: 20,
-                per_ms: 1000
-            })
-        );
+            terms.rate, Rate::new(20, 1000));
         assert_eq!(terms.rights, Rights::READ | Rights::WRITE | Rights::INITIATE);
     }
 

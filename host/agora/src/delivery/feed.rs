@@ -43,6 +43,8 @@ pub struct ToldMessage {
     pub ordinal: Ordinal,
     /// Its thread's root.
     pub thread: MessageId,
+    /// Who decides the thread that it roots; empty: nobody.
+    pub owner: String,
     /// The message itself.
     pub message: Message,
 }
@@ -88,6 +90,10 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                         id: placed.id,
                         ordinal: placed.ordinal,
                         thread: placed.thread,
+                        owner: message
+                            .owner
+                            .as_ref()
+                            .map_or(String::new(), ToString::to_string),
                         message: message.clone(),
                     }),
                     ..told(
@@ -263,7 +269,7 @@ impl Told {
             line["thread"] = told.thread.to_string().into();
             line["ordinal"] = told.ordinal.0.into();
             line["content_type"] = told.message.content_type.as_str().into();
-            line["owner"] = told.message.owner.as_ref().map(ToString::to_string).into();
+            line["owner"] = told.owner.as_str().into();
         }
         line
     }
@@ -295,9 +301,7 @@ impl Told {
             message.set_payload(&told.message.payload);
             message.set_time_ms(told.message.time_ms);
             message.set_epoch(self.epoch.0);
-            if let Some(owner) = &told.message.owner {
-                message.set_owner(owner.to_string().as_str());
-            }
+            message.set_owner(told.owner.as_str());
             message.set_deadline_ms(told.message.deadline_ms);
         }
     }

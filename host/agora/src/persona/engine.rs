@@ -307,7 +307,7 @@ fn link_wasi(linker: &mut Linker<Inside>) -> wasmtime::Result<()> {
     }
     let l = linker;
     cli::environment::add_to_linker::<Inside, WasiCli>(l, stdio)?;
-    cli::exit::add_to_linker::<Inside, WasiCli>(l, &Default::default(), stdio)?;
+    cli::exit::add_to_linker::<Inside, WasiCli>(l, stdio)?;
     cli::stdin::add_to_linker::<Inside, WasiCli>(l, stdio)?;
     cli::stdout::add_to_linker::<Inside, WasiCli>(l, stdio)?;
     cli::stderr::add_to_linker::<Inside, WasiCli>(l, stdio)?;

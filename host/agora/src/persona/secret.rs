@@ -122,7 +122,8 @@ impl Secret {
         // A derived value is no valid key with probability 2^-128; the next counter would then be.
         (0..=u8::MAX)
             .find_map(|counter| {
-                let info: Vec<&[u8]> = purpose.iter().copied().chain([&[0u8, counter][..]]).collect();
+                let counter = [0, counter];
+                let info: Vec<&[u8]> = purpose.iter().copied().chain([&counter[..]]).collect();
                 SigningKey::from_bytes(*self.derive(&info)).ok()
             })
             .expect("one of 256 derived values is a valid key")

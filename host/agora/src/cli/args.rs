@@ -1,0 +1,328 @@
+//! What the command line takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::show;
+use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use agora_realm::{Act, ActSet, Rights, Terms};
+
+/// A host for untrusted wasm agents that coordinate on durable, signed channels.
+#[derive(Parser)]
+#[command(name = "agora", version, propagate_version = true, max_term_width = 100)]
+pub(super) struct Cli {
+    /// Say more (-v, -vv); AGORA_LOG takes a filter of its own, as in AGORA_LOG=agora=debug.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(super) verbose: u8,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Run an image: build its agents, start them, and show what counts.
+    Run(RunArgs),
+    /// Say what is wrong with an image, without starting anything.
+    Check(ImageArgs),
+    /// Build the agents of an image that are missing or stale.
+    Build(BuildArgs),
+    /// Scaffold an agent: a crate of its own and an image that runs it.
+    New(NewArgs),
+    /// Look for what keeps a host from running well.
+    Doctor(DataArgs),
+    /// Show who this host is: the public side of its keys.
+    Id(DataArgs),
+    /// Show the running host's agents, what they were granted and how far they are.
+    Ps(PsArgs),
+    /// Follow what counts, as it comes.
+    Watch(WatchArgs),
+    /// Show what the record holds; works without a running host.
+    Log(LogArgs),
+    /// Say something on a channel, as the operator.
+    Say(SayArgs),
+    /// Grant an agent a channel; it has it at once.
+    Grant(GrantArgs),
+    /// Take a grant back, with everything made from it.
+    Revoke(RevokeArgs),
+    /// End an agent, wherever it is; it stays ended until `agora start`.
+    Kill(KillArgs),
+    /// Start a killed or ended agent again, under a new key.
+    Start(StartArgs),
+    /// Show the epoch, or end it: that takes every capability of every agent back.
+    Epoch(EpochArgs),
+}
+
+#[derive(Args, Clone)]
+pub(super) struct DataArgs {
+    /// The data folder of the host.
+    #[arg(long, value_name = "DIR", default_value = ".agora", global = true)]
+    pub(super) data: PathBuf,
+}
+
+impl DataArgs {
+    pub(super) fn data(&self) -> PathBuf {
+        self.data.clone()
+    }
+}
+
+#[derive(Args)]
+pub(super) struct ImageArgs {
+    /// The image: a folder with an agora.toml.
+    pub(super) image: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct BuildArgs {
+    /// The image: a folder with an agora.toml.
+    pub(super) image: PathBuf,
+    /// Also build sources outside the workspace that this runs in. Building runs their code.
+    #[arg(long)]
+    pub(super) trust_source: bool,
+}
+
+#[derive(Args)]
+pub(super) struct RunArgs {
+    /// The image: a folder with an agora.toml.
+    pub(super) image: PathBuf,
+    /// Where the host keeps its log, its keys and all else [default: .agora beside the image].
+    #[arg(long, value_name = "DIR")]
+    pub(super) data: Option<PathBuf>,
+    /// Say this once the agents run. May be given again.
+    #[arg(long, value_name = "CHANNEL=TEXT", value_parser = parse_say)]
+    pub(super) say: Vec<(String, String)>,
+    /// End when all is quiet: everything handed over, every agent waiting, no timer or deadline pending.
+    #[arg(long)]
+    pub(super) until_quiet: bool,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Build sources outside the workspace that this runs in too. Building runs their code.
+    #[arg(long)]
+    pub(super) trust_source: bool,
+    /// Build nothing; run the components as they are.
+    #[arg(long, conflicts_with = "trust_source")]
+    pub(super) no_build: bool,
+    /// Vat threads; each agent lives on one [default: one less than there are cores, at least one].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) workers: Option<u16>,
+}
+
+fn parse_say(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((channel, text)) if !channel.is_empty() => Ok((channel.to_owned(), text.to_owned())),
+        _ => Err("it takes CHANNEL=TEXT, as in --say build-coord='ship it?'".into()),
+    }
+}
+
+#[derive(Args)]
+pub(super) struct NewArgs {
+    /// The agent's name: the folder to make, and the crate in it.
+    pub(super) name: String,
+    /// The guest SDK to depend on [default: the one this agora was built with].
+    #[arg(long, value_name = "DIR")]
+    pub(super) sdk: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct PsArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// Show every grant with its effective terms.
+    #[arg(long)]
+    pub(super) grants: bool,
+}
+
+#[derive(Args)]
+pub(super) struct WatchArgs {
+    /// Only this channel.
+    pub(super) channel: Option<String>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// From this place of the log on [default: from now].
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) from: u64,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct LogArgs {
+    /// Only this channel.
+    pub(super) channel: Option<String>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// From this place of the log on.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) from: u64,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct SayArgs {
+    /// Where to say it.
+    pub(super) channel: String,
+    /// What to say.
+    pub(super) text: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// What is meant: inform, request, propose, agree, refuse or decide.
+    #[arg(long, default_value = "request", value_parser = parse_act)]
+    pub(super) act: Act,
+    /// The message it answers, by its id in hex.
+    #[arg(long, value_name = "ID", value_parser = parse_id)]
+    pub(super) parent: Option<[u8; 32]>,
+    /// For a request: who decides it.
+    #[arg(long, value_name = "PERSONA")]
+    pub(super) owner: Option<String>,
+    /// For a request with an owner: it lapses undecided after this long, as in 30s.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms, requires = "owner")]
+    pub(super) deadline: Option<u64>,
+}
+
+/// An act by its name.
+pub(super) fn parse_act(text: &str) -> Result<Act, String> {
+    Act::EVERY
+        .into_iter()
+        .find(|act| act.as_str() == text)
+        .ok_or_else(|| unknown("act", text, Act::EVERY.map(Act::as_str)))
+}
+
+fn parse_id(text: &str) -> Result<[u8; 32], String> {
+    let id: agora_realm::MessageId = text
+        .parse()
+        .map_err(|_| "it takes the 64 hexadecimal digits of a message's id".to_owned())?;
+    Ok(id.0)
+}
+
+#[derive(Args)]
+pub(super) struct TermsArgs {
+    /// What the agent may do: read, write, initiate, attenuate.
+    #[arg(long, value_delimiter = ',', default_value = "read,write")]
+    rights: Vec<String>,
+    /// The acts it may speak [default: all].
+    #[arg(long, value_delimiter = ',', value_parser = parse_act)]
+    acts: Vec<Act>,
+    /// The most hops a message may carry.
+    #[arg(long)]
+    hops: Option<u16>,
+    /// The largest payload, as in 64KiB.
+    #[arg(long, value_parser = parse_bytes)]
+    bytes: Option<u64>,
+    /// How many messages in all.
+    #[arg(long)]
+    count: Option<u64>,
+    /// How fast, as in 20/s or 5/min.
+    #[arg(long, value_parser = parse_rate)]
+    rate: Option<agora_realm::Rate>,
+    /// Not after, as in 2030-01-31T18:00:00Z.
+    #[arg(long, value_parser = parse_until)]
+    until: Option<i64>,
+    /// How many messages from before the grant may be read.
+    #[arg(long, default_value_t = 0)]
+    history: u64,
+}
+
+/// A right by its name.
+pub(crate) fn right_named(name: &str) -> Option<Rights> {
+    show::RIGHTS
+        .iter()
+        .find(|(_, known)| *known == name)
+        .map(|(right, _)| *right)
+}
+
+impl TermsArgs {
+    /// The terms they say.
+    pub(super) fn terms(&self) -> Result<Terms, String> {
+        let mut rights = Rights::NONE;
+        for name in &self.rights {
+            rights = rights
+                | right_named(name)
+                    .ok_or_else(|| unknown("right", name, show::RIGHTS.map(|(_, name)| name)))?;
+        }
+        let acts = match self.acts.is_empty() {
+            true => ActSet::ALL,
+            false => self.acts.iter().copied().collect(),
+        };
+        Ok(Terms {
+            rights,
+            acts,
+            hops: self.hops.unwrap_or(u16::MAX),
+            bytes_max: self
+                .bytes
+                .map_or(u32::MAX, |bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
+            count: self.count.unwrap_or(u64::MAX),
+            rate: self.rate,
+            until_ms: self.until.unwrap_or(i64::MAX),
+            history: self.history,
+        })
+    }
+}
+
+#[derive(Args)]
+pub(super) struct GrantArgs {
+    /// The agent.
+    pub(super) agent: String,
+    /// The channel.
+    pub(super) channel: String,
+    #[command(flatten)]
+    pub(super) terms: TermsArgs,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct RevokeArgs {
+    /// The grant: its number (as g7; see `agora ps --grants`) or its id.
+    pub(super) grant: String,
+    /// Why, for the record.
+    #[arg(long, default_value = "")]
+    pub(super) reason: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct KillArgs {
+    /// The agent.
+    pub(super) agent: String,
+    /// Why, for the record.
+    #[arg(long, default_value = "")]
+    pub(super) reason: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct StartArgs {
+    /// The agent.
+    pub(super) agent: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct EpochArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(subcommand)]
+    pub(super) command: Option<EpochCommand>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum EpochCommand {
+    /// Show the epoch.
+    Show,
+    /// End the epoch. Exits with 0 when that is in the log, with 1 when it is in effect here and waits for the log.
+    Bump {
+        /// Grant nothing in the next epoch until it is ended too.
+        #[arg(long)]
+        hold: bool,
+        /// Why, for the record and for the agents.
+        #[arg(long)]
+        reason: String,
+    },
+}

@@ -1,0 +1,227 @@
+//! The verbs that need no running host.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use agora_log::{Embedded, LogError, Seq};
+
+use super::args::{BuildArgs, ImageArgs, LogArgs};
+use super::show;
+use crate::boot::build;
+use crate::boot::data::{DataFolder, check_format};
+use crate::boot::host::prepare_all;
+use crate::boot::image::Image;
+use crate::door::operator::replay_one;
+use crate::persona::engine::Workshop;
+use crate::persona::keys::Keys;
+use crate::persona::secret::Secret;
+
+/// Says what is wrong with an image, without starting anything.
+pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
+    let image = Image::read(&args.image)?;
+    let mut image_to_prepare = image.clone();
+    let mut unbuilt = Vec::new();
+    image_to_prepare.manifest.agents.retain(|name, spec| {
+        let is_there = spec.component.is_file() || spec.source.is_none();
+        if !is_there {
+            unbuilt.push(name.to_string());
+        }
+        is_there
+    });
+    let workshop = Workshop::new(None).map_err(|error| anyhow::Error::msg(format!("{error:#}")))?;
+    let mut progress = show::Progress::new();
+    let prepared = prepare_all(&workshop, &image_to_prepare, &mut |text| progress.show(text));
+    progress.done();
+    prepared?;
+    println!(
+        "{}: {} agents, {} channels: all well{}",
+        args.image.display(),
+        image.manifest.agents.len(),
+        image.manifest.channels.len(),
+        match unbuilt.is_empty() {
+            true => String::new(),
+            false => format!(" (not built yet: {})", unbuilt.join(", ")),
+        }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds what is missing or stale.
+pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
+    let image = Image::read(&args.image)?;
+    let mut progress = show::Progress::new();
+    let built = build::build(&image, args.trust_source, &mut |text| progress.show(text));
+    progress.done();
+    match built? {
+        0 => println!("nothing to do: every component is as its source says"),
+        n => println!("{n} components built"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the public side of a host's keys.
+pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    let keys = Keys::new(Secret::open(&data.join("secret"))?);
+    let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
+    println!("host   {}", keys.host_id());
+    println!("key    {}", crate::hex(&keys.host().public().0));
+    println!(
+        "realm  {}",
+        match realm.trim() {
+            "" => "none yet",
+            realm => realm,
+        }
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the record of a data folder, whether or not its host runs.
+pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
+    let data = args.data.data();
+    check_format(&data)?;
+    let (log, _) = Embedded::open_read_only(&data.join("log"))?;
+    let colour = show::is_terminal(&std::io::stdout());
+    let mut state = agora_realm::State::new();
+    let mut next = 1;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    loop {
+        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        let Some((last, _)) = batch.last() else {
+            break;
+        };
+        next = last.0 + 1;
+        for (seq, stored) in batch {
+            for told in replay_one(&mut state, seq.0, stored) {
+                let on_channel = match (&args.channel, &told.channel) {
+                    (None, _) => true,
+                    (Some(wanted), Some(channel)) => wanted == channel.as_str(),
+                    (Some(_), None) => false,
+                };
+                if told.seq < args.from || !on_channel {
+                    continue;
+                }
+                use std::io::Write;
+                let written = match args.json {
+                    true => writeln!(out, "{}", told.json()),
+                    false => writeln!(out, "{}", show::record(&told, colour)),
+                };
+                if written.is_err() {
+                    // Whoever reads us has seen enough.
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+    }
+    if let Some(wanted) = &args.channel {
+        let known = state.channels().any(|(name, _)| name.as_str() == wanted);
+        if !known {
+            let names: Vec<_> = state.channels().map(|(name, _)| name.clone()).collect();
+            anyhow::bail!(crate::boot::manifest::unknown(
+                "channel",
+                wanted,
+                names.iter().map(agora_realm::ChannelName::as_str)
+            ));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks for what keeps a host from running well.
+pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
+    let mut ill = false;
+    let mut say = |well: bool, text: String| {
+        ill |= !well;
+        println!("{} {}", if well { "ok  " } else { "BAD " }, show::escape(&text));
+    };
+    match Workshop::new(None) {
+        Ok(_) => say(true, "the wasm engine runs on this machine".into()),
+        Err(error) => say(false, format!("the wasm engine can't be set up: {error:#}")),
+    }
+    let cargo = std::process::Command::new("cargo").arg("--version").output();
+    match cargo {
+        Ok(out) if out.status.success() => say(
+            true,
+            format!(
+                "agents can be built ({})",
+                String::from_utf8_lossy(&out.stdout).trim()
+            ),
+        ),
+        _ => say(
+            true,
+            "there is no cargo: images run with the components they bring".into(),
+        ),
+    }
+    if check_format(data).is_err() && !data.exists() {
+        say(
+            true,
+            format!("there is no data folder at {} yet", data.display()),
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    if super::client::answers(data) {
+        say(true, format!("a host runs on {}", data.display()));
+    } else {
+        match DataFolder::open(data) {
+            Ok(folder) => {
+                say(true, format!("{} is a data folder, not in use", data.display()));
+                match folder.stops().count() {
+                    0 => {}
+                    n => say(
+                        true,
+                        format!("{n} stops wait for the log; the next start puts them in first"),
+                    ),
+                }
+            }
+            Err(error) => say(false, error.to_string()),
+        }
+    }
+    match Secret::open(&data.join("secret")) {
+        Ok(_) => say(true, "the secret is the owner's alone".into()),
+        Err(error) => say(false, error.to_string()),
+    }
+    match read_log(&data.join("log")) {
+        Ok((entries, void)) => say(
+            true,
+            format!(
+                "the log reads whole: {entries} entries, {void} of them void; every signature holds. Receipts say `fsync`: \
+                 what is acknowledged is synced to this machine's disk"
+            ),
+        ),
+        Err(error) => say(false, error.to_string()),
+    }
+    match rustix::fs::statvfs(data) {
+        Ok(stat) => {
+            let free = stat.f_bavail * stat.f_frsize;
+            say(
+                free >= 64 << 20,
+                format!("{} MiB free on the data folder's disk", free >> 20),
+            );
+        }
+        Err(error) => say(false, format!("{}: {error}", data.display())),
+    }
+    Ok(if ill {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn read_log(path: &Path) -> Result<(u64, u64), LogError> {
+    let (log, _) = Embedded::open_read_only(path)?;
+    let mut state = agora_realm::State::new();
+    let mut next = 1;
+    loop {
+        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        let Some((last, _)) = batch.last() else {
+            break;
+        };
+        next = last.0 + 1;
+        for (seq, stored) in batch {
+            let sealed = agora_realm::Sealed::open(stored);
+            agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+        }
+    }
+    let tally = state.tally();
+    Ok((tally.entries, tally.void))
+}

@@ -1,0 +1,65 @@
+//! The `agora` command.
+//!
+//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
+
+mod args;
+mod client;
+mod local;
+mod new;
+mod run;
+pub mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub(crate) use args::right_named;
+use args::{Cli, Command, EpochCommand};
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => "warn,agora::agent=info",
+        1 => "info",
+        _ => "debug,wasmtime=info,cranelift=info",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AGORA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(show::is_terminal(&std::io::stderr()))
+        .init();
+    let result = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => local::check(&args),
+        Command::Build(args) => local::build(&args),
+        Command::New(args) => new::new(&args),
+        Command::Doctor(args) => local::doctor(&args.data()),
+        Command::Id(args) => local::id(&args.data()),
+        Command::Log(args) => local::log(&args),
+        Command::Ps(args) => client::ps(&args),
+        Command::Watch(args) => client::watch(&args),
+        Command::Say(args) => client::say(&args),
+        Command::Grant(args) => client::grant(&args),
+        Command::Revoke(args) => client::revoke(&args),
+        Command::Kill(args) => client::kill(&args),
+        Command::Start(args) => client::start(&args),
+        Command::Epoch(args) => match args.command {
+            None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
+            Some(EpochCommand::Bump { hold, reason }) => {
+                client::epoch_bump(&args.data.data(), hold, &reason)
+            }
+        },
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("agora: {}", show::escape_lines(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,591 @@
+//! The operator's door: a unix socket in the data folder, and what is behind it.
+//!
+//! In: connections of whoever may open the socket (0600 in a 0700 folder); holding it is the authority. Out: [`Control`]'s verbs.
+//! Promise: served on a thread of its own, so that a stop never queues behind agents or bulk. What is said here is authored
+//! `operator:<uid>` of the caller, as the kernel tells it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use agora_capnp::operator_capnp::{feed, operator, watching};
+use agora_membrane::{CallInfo, Membrane, Verdict, error};
+use agora_realm::{MessageId, Object, PersonaId, Terms};
+use capnp::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{oneshot, watch};
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use super::control::{Control, Decided, Said};
+use crate::delivery::feed::{Told, tell};
+use crate::delivery::message::write_outcome;
+use crate::limits;
+
+/// The open socket; dropping it closes it.
+pub struct Socket {
+    path: PathBuf,
+    stop: watch::Sender<bool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Where the socket of a data folder is.
+pub fn socket_path(data: &Path) -> PathBuf {
+    data.join("operator")
+}
+
+/// A path to the socket that is short enough to be bound, and what keeps it valid.
+///
+/// # Errors
+/// The folder can't be opened.
+pub fn short_path(path: &Path) -> std::io::Result<(PathBuf, Option<std::fs::File>)> {
+    // An address holds 108 bytes. A longer path is reached through an open folder.
+    if path.as_os_str().len() < 100 {
+        return Ok((path.to_owned(), None));
+    }
+    use std::os::fd::AsRawFd;
+    let folder = std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+    let name = path.file_name().unwrap_or_default();
+    let short = Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(name);
+    Ok((short, Some(folder)))
+}
+
+impl Socket {
+    /// Opens the socket of a host.
+    ///
+    /// # Errors
+    /// The operating system says no.
+    pub fn open(control: Arc<Control>) -> anyhow::Result<Self> {
+        let path = control.folder().join("operator");
+        // The folder's lock is ours, so what is left here is of a host that is gone.
+        let _ = std::fs::remove_file(&path);
+        let (stop, mut stopped) = watch::channel(false);
+        let (ready, opened) = std::sync::mpsc::sync_channel(1);
+        let bound = path.clone();
+        let thread = std::thread::Builder::new()
+            .name("agora-operator".into())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a thread can have a runtime");
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, async move {
+                    let listener = bind(&bound);
+                    let listener = match listener {
+                        Ok(listener) => {
+                            let _ = ready.send(Ok(()));
+                            listener
+                        }
+                        Err(error) => {
+                            let _ = ready.send(Err(error));
+                            return;
+                        }
+                    };
+                    let room = Rc::new(tokio::sync::Semaphore::new(limits::OPERATORS_MAX));
+                    loop {
+                        tokio::select! {
+                            accepted = listener.accept() => {
+                                let Ok((stream, _)) = accepted else {
+                                    // Out of file descriptors: others may close theirs.
+                                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                                    continue;
+                                };
+                                let Ok(permit) = room.clone().try_acquire_owned_rc() else {
+                                    continue;
+                                };
+                                let control = control.clone();
+                                tokio::task::spawn_local(async move {
+                                    let _permit = permit;
+                                    serve(stream, control).await;
+                                });
+                            }
+                            _ = stopped.changed() => break,
+                        }
+                    }
+                });
+            })?;
+        opened.recv()??;
+        Ok(Self {
+            path,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// A semaphore's permit behind an `Rc`.
+trait AcquireRc {
+    fn try_acquire_owned_rc(self) -> Result<Permit, tokio::sync::TryAcquireError>;
+}
+
+struct Permit(Rc<tokio::sync::Semaphore>);
+
+impl AcquireRc for Rc<tokio::sync::Semaphore> {
+    fn try_acquire_owned_rc(self) -> Result<Permit, tokio::sync::TryAcquireError> {
+        self.try_acquire()?.forget();
+        Ok(Permit(self))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
+
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let (short, _folder) = short_path(path)?;
+    let listener = UnixListener::bind(short)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn serve(stream: UnixStream, control: Arc<Control>) {
+    let Ok(credentials) = stream.peer_cred() else {
+        return;
+    };
+    let (reader, writer) = stream.into_split();
+    let network = capnp_rpc::twoparty::VatNetwork::new(
+        futures::io::BufReader::new(reader.compat()),
+        futures::io::BufWriter::new(writer.compat_write()),
+        capnp_rpc::rpc_twoparty_capnp::Side::Server,
+        capnp::message::ReaderOptions::new(),
+    );
+    // The operator's wall lets everything pass; it falls with the connection, and takes feeds with it.
+    let (wall, revoker) = Membrane::new(|_: &CallInfo| Verdict::Allow);
+    let operator: operator::Client = capnp_rpc::new_client(Desk {
+        control,
+        uid: credentials.uid(),
+    });
+    let bootstrap = wall.export(operator);
+    let system = capnp_rpc::RpcSystem::new(Box::new(network), Some(bootstrap.client));
+    let _ = system.await;
+    revoker.revoke("the connection is closed");
+}
+
+/// What one caller stands before.
+struct Desk {
+    control: Arc<Control>,
+    uid: u32,
+}
+
+impl Desk {
+    fn by(&self) -> String {
+        format!("operator:{}", self.uid)
+    }
+
+    /// Runs a verb on the host's runtime, so that it goes on when the caller hangs up.
+    async fn run<T: Send + 'static>(
+        &self,
+        verb: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.control.runtime().spawn(async move {
+            let _ = answer.send(verb.await);
+        });
+        answered
+            .await
+            .map_err(|_| error::failed("the host is ending"))
+    }
+}
+
+fn refuse(text: String) -> Error {
+    error::denied(&text)
+}
+
+fn write_decided(
+    decided: &Decided,
+    mut to: agora_capnp::operator_capnp::decided::Builder<'_>,
+) {
+    if let Some(entry) = &decided.entry {
+        to.set_entry(&entry.0);
+    }
+    to.set_number(decided.number);
+    to.set_durable(decided.pending.is_none());
+    if let Some(pending) = &decided.pending {
+        to.set_pending(pending.as_str());
+    }
+    to.set_note(decided.note.as_str());
+}
+
+impl operator::Server for Desk {
+    async fn status(
+        self: Rc<Self>,
+        _params: operator::StatusParams,
+        mut results: operator::StatusResults,
+    ) -> Result<(), Error> {
+        let control = &self.control;
+        let agents = control.agents();
+        let shown = control.gate().shown();
+        let state = control.record().state();
+        let mut status = results.get().init_status();
+        if let Some(realm) = state.realm() {
+            status.set_realm(&realm.0);
+        }
+        status.set_host(&control.host_id().0);
+        status.set_epoch(state.epoch().0);
+        status.set_held(shown.held);
+        let failure = control.record().failure().borrow().clone();
+        let log = match failure {
+            None => "embedded".to_owned(),
+            Some(failure) => format!("embedded, failed: {failure}"),
+        };
+        status.set_log(log.as_str());
+        status.set_log_end(control.record().log().end().0);
+        status.set_pending_stops(control.folder().stops().count() as u32);
+        let mut list = status.reborrow().init_agents(agents.len() as u32);
+        for (i, agent) in agents.iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            let phase = agent.shared.phase();
+            to.set_name(agent.name.as_str());
+            to.set_state(phase.name());
+            to.set_detail(phase.detail());
+            to.set_component(&agent.prepared.hash.0);
+            to.set_restarts(agent.shared.restarts.load(Ordering::Relaxed) as u32);
+            to.set_memory(agent.shared.memory.load(Ordering::Relaxed) as u64);
+            let persona = PersonaId::new(control.host_id(), agent.name.clone());
+            if let Some(known) = state.persona(&persona) {
+                to.set_key(&known.key.0);
+            }
+            let grants: Vec<_> = state.grants_of(&persona).collect();
+            let mut list = to.init_grants(grants.len() as u32);
+            for (i, (id, grant)) in grants.into_iter().enumerate() {
+                let mut to = list.reborrow().get(i as u32);
+                to.set_number(grant.number);
+                to.set_id(&id.0);
+                grant.effective.write(to.reborrow().init_terms());
+                to.set_used(grant.used);
+                let parent = grant.parent.and_then(|parent| state.grant(&parent));
+                to.set_parent(parent.map_or(0, |parent| parent.number));
+                match &grant.object {
+                    Object::Channel(name) => {
+                        to.set_object(name.as_str());
+                        to.set_cursor(control.silent().effective(&state, &persona, name).0);
+                        to.set_latest(state.channel(name).map_or(0, |c| c.latest.0));
+                    }
+                    Object::Timer => to.set_object("timer"),
+                    Object::Service(name) => to.set_object(name.as_str()),
+                }
+            }
+        }
+        let channels: Vec<_> = state.channels().collect();
+        let mut list = status.init_channels(channels.len() as u32);
+        for (i, (name, view)) in channels.into_iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            to.set_name(name.as_str());
+            to.set_latest(view.latest.0);
+            to.set_hops(view.settings.hops);
+            let on = |right| {
+                let grants = state.grants();
+                grants
+                    .filter(|(_, grant)| {
+                        matches!(&grant.object, Object::Channel(n) if n == name)
+                            && grant.effective.rights.has(right)
+                    })
+                    .count() as u32
+            };
+            to.set_readers(on(agora_realm::Rights::READ));
+            to.set_writers(on(agora_realm::Rights::WRITE));
+        }
+        Ok(())
+    }
+
+    async fn watch(
+        self: Rc<Self>,
+        params: operator::WatchParams,
+        mut results: operator::WatchResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let feed = params.get_feed()?;
+        let channel = match params.get_channel()?.to_str()? {
+            "" => None,
+            name => Some(self.control.channel_named(name).map_err(refuse)?),
+        };
+        let from = params.get_from();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let control = self.control.clone();
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                ended = tell_all(&control, feed, channel, from) => {
+                    if let Err(error) = ended {
+                        tracing::debug!("a watch ended: {error}");
+                    }
+                }
+                _ = stopped => {}
+            }
+        });
+        results
+            .get()
+            .set_watching(capnp_rpc::new_client(Watching(Some(stop))));
+        Ok(())
+    }
+
+    async fn say(
+        self: Rc<Self>,
+        params: operator::SayParams,
+        mut results: operator::SayResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let said = Said {
+            channel: params.get_channel()?.to_string()?,
+            act: params
+                .get_act()
+                .map_err(|_| error::denied("an act that this host does not know"))?
+                .into(),
+            text: params.get_text()?.to_string()?,
+            parent: match params.get_parent()? {
+                [] => None,
+                id => Some(MessageId(id.try_into().map_err(|_| {
+                    error::denied("a parent is the 32 bytes of a message's id")
+                })?)),
+            },
+            owner: params.get_owner()?.to_string()?,
+            deadline_ms: params.get_deadline_ms(),
+        };
+        let (control, uid) = (self.control.clone(), self.uid);
+        let outcome = self
+            .run(async move { control.say(uid, said).await })
+            .await?
+            .map_err(refuse)?;
+        write_outcome(&outcome, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn grant(
+        self: Rc<Self>,
+        params: operator::GrantParams,
+        mut results: operator::GrantResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (agent, channel) = (
+            params.get_agent()?.to_string()?,
+            params.get_channel()?.to_string()?,
+        );
+        let terms = Terms::read(params.get_terms()?)?;
+        let control = self.control.clone();
+        let decided = self
+            .run(async move { control.grant(&agent, &channel, terms).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn revoke(
+        self: Rc<Self>,
+        params: operator::RevokeParams,
+        mut results: operator::RevokeResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (grant, reason) = (
+            params.get_grant()?.to_string()?,
+            params.get_reason()?.to_string()?,
+        );
+        let (control, by) = (self.control.clone(), self.by());
+        let decided = self
+            .run(async move { control.revoke(&grant, &reason, &by).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn kill(
+        self: Rc<Self>,
+        params: operator::KillParams,
+        mut results: operator::KillResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (agent, reason) = (
+            params.get_agent()?.to_string()?,
+            params.get_reason()?.to_string()?,
+        );
+        let (control, by) = (self.control.clone(), self.by());
+        let decided = self
+            .run(async move { control.kill(&agent, &reason, &by).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn start(
+        self: Rc<Self>,
+        params: operator::StartParams,
+        mut results: operator::StartResults,
+    ) -> Result<(), Error> {
+        let agent = params.get()?.get_agent()?.to_string()?;
+        let control = self.control.clone();
+        let decided = self
+            .run(async move { control.start(&agent).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn bump(
+        self: Rc<Self>,
+        params: operator::BumpParams,
+        mut results: operator::BumpResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (reason, hold) = (params.get_reason()?.to_string()?, params.get_hold());
+        let (control, by) = (self.control.clone(), self.by());
+        let (decided, epoch) = self
+            .run(async move { control.bump(&reason, hold, &by).await })
+            .await?;
+        write_decided(&decided, results.get().init_outcome());
+        results.get().set_epoch(epoch.0);
+        Ok(())
+    }
+
+    async fn stop(
+        self: Rc<Self>,
+        _params: operator::StopParams,
+        _results: operator::StopResults,
+    ) -> Result<(), Error> {
+        self.control.end();
+        Ok(())
+    }
+}
+
+struct Watching(Option<oneshot::Sender<()>>);
+
+impl watching::Server for Watching {}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        if let Some(stop) = self.0.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+async fn tell_all(
+    control: &Control,
+    feed: feed::Client,
+    channel: Option<agora_realm::ChannelName>,
+    from: u64,
+) -> Result<(), Error> {
+    let record = control.record();
+    // Subscribed before looking back, so that nothing falls between.
+    let mut news = record.news();
+    let mut next = record.state().last_seq().unwrap_or(0) + 1;
+    let meant = |told: &Told| channel.is_none() || told.channel == channel;
+    if from > 0 {
+        let end = next;
+        let mut replay = Replay::new(record.log().clone());
+        while let Some(batch) = replay.next(end).await? {
+            let told = batch.into_iter().filter(|t| t.seq >= from && meant(t));
+            send(&feed, told.collect()).await?;
+        }
+    }
+    feed.caught_up_request().send().promise.await?;
+    loop {
+        match news.recv().await {
+            Ok(settled) if settled.seq >= next => {
+                next = settled.seq + 1;
+                send(&feed, tell(&settled).into_iter().filter(|t| meant(t)).collect()).await?;
+            }
+            Ok(_) => {}
+            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                // What is still in memory fills the gap.
+                let Some(missed) = record.recent(next, limits::FEED_WAITING_MAX) else {
+                    return Err(Error::overloaded(
+                        "this watcher fell too far behind; watch again from where it was".into(),
+                    ));
+                };
+                for settled in missed {
+                    next = settled.seq + 1;
+                    let told = tell(&settled).into_iter().filter(|t| meant(t)).collect();
+                    send(&feed, told).await?;
+                }
+            }
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+async fn send(feed: &feed::Client, told: Vec<Told>) -> Result<(), Error> {
+    for part in told.chunks(limits::BATCH_MESSAGES_MAX) {
+        let mut request = feed.records_request();
+        let mut list = request.get().init_records(part.len() as u32);
+        for (i, told) in part.iter().enumerate() {
+            told.write(list.reborrow().get(i as u32));
+        }
+        request.send().await?;
+    }
+    Ok(())
+}
+
+/// Judges a log again from its beginning, to tell what was told when it was new.
+pub struct Replay {
+    log: Arc<dyn agora_log::Log>,
+    state: agora_realm::State,
+    next: u64,
+}
+
+impl Replay {
+    /// From the beginning of this log.
+    pub fn new(log: Arc<dyn agora_log::Log>) -> Self {
+        Self {
+            log,
+            state: agora_realm::State::new(),
+            next: 1,
+        }
+    }
+
+    /// What the next entries before `end` tell; none when there are no more.
+    ///
+    /// # Errors
+    /// The log's.
+    pub async fn next(&mut self, end: u64) -> Result<Option<Vec<Told>>, Error> {
+        if self.next >= end {
+            return Ok(None);
+        }
+        let count = (end - self.next).min(1024) as usize;
+        let batch = self
+            .log
+            .read(agora_log::Seq(self.next), count, 8 << 20)
+            .await
+            .map_err(|error| Error::failed(error.to_string()))?;
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for (seq, stored) in batch {
+            self.next = seq.0 + 1;
+            all.extend(replay_one(&mut self.state, seq.0, stored));
+        }
+        // A long replay leaves room for others on this thread.
+        tokio::task::yield_now().await;
+        Ok(Some(all))
+    }
+}
+
+/// Judges one stored entry again and tells it.
+pub fn replay_one(state: &mut agora_realm::State, seq: u64, stored: bytes::Bytes) -> Vec<Told> {
+    // Not verified again: this host did that before it judged the entry the first time.
+    let sealed = agora_realm::Sealed::reread(stored);
+    let judged = agora_realm::judge(state, seq, sealed.as_ref());
+    tell(&crate::delivery::record::Settled {
+        seq,
+        sealed,
+        judged,
+    })
+}
