@@ -39,10 +39,15 @@ pub const WINDOW_MAX: u32 = 1024;
 pub const BATCH_MESSAGES_MAX: usize = 64;
 /// Payload bytes in one `deliver` or one answer of `history`; with one more payload of the largest size it fits a frame.
 pub const BATCH_BYTES_MAX: usize = 256 << 10;
+/// The wait before a subscription reads again what could not be read.
+pub const READ_AGAIN: Duration = Duration::from_secs(1);
 /// Bytes of recent entries kept in memory for readers; older ones are read from the log.
 pub const RECENT_BYTES_MAX: usize = 64 << 20;
-/// Records a slow watcher may fall behind before it reads from the log again.
-pub const FEED_WAITING_MAX: usize = 4096;
+/// Entries that wait for a slow watcher; what it missed it finds among the recent ones. Times the largest entry, they are not to
+/// take much more memory than those.
+pub const FEED_WAITING_MAX: usize = 128;
+const _: () =
+    assert!(FEED_WAITING_MAX * agora_realm::limits::ENTRY_BYTES_MAX <= 2 * RECENT_BYTES_MAX);
 
 // -- Agents
 

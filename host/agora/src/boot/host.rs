@@ -1,19 +1,21 @@
 //! The outermost wiring: opens everything in order, and closes it in order.
 //!
 //! In: an image and a data folder. Out: a running [`Host`].
-//! Promise: stops kept from an earlier run enter the log before anything else; overdue lapses come before any agent; what the log has
-//! decided stands, and the manifest proposes only the rest. Closing drains, flushes and loses nothing.
+//! Promise: an image with a component that can't run leaves everything as it was; stops kept from an earlier run enter the log before
+//! anything else; overdue lapses come before any agent; what the log has decided stands, and the manifest proposes only the rest.
+//! Closing drains, flushes and loses nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agora_log::{Embedded, Log, Options};
 use agora_realm::{
     Body, ChannelBody, Entry, Epoch, Genesis, GrantBody, KeyBody, KeySubject, Object, PersonaId,
-    REALM_FORMAT,
+    PersonaName, REALM_FORMAT,
 };
 
-use super::data::DataFolder;
+use super::data::{DataFolder, check_format};
 use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec};
 use crate::channel::rates::Rates;
@@ -54,9 +56,13 @@ pub struct Host {
 pub struct Opened {
     host: Host,
     workshop: Workshop,
+    prepared: AllPrepared,
     image: Image,
     workers: usize,
 }
+
+/// The components of an image, compiled, by agent.
+type AllPrepared = BTreeMap<PersonaName, Prepared>;
 
 impl Opened {
     /// Its controls.
@@ -67,12 +73,19 @@ impl Opened {
 
 type Failure = anyhow::Error;
 
-/// Opens the data folder, the log and the record, and brings the realm up to what the manifest proposes. `progress` is told what
-/// goes on.
+/// Prepares the components, opens the data folder, the log and the record, and brings the realm up to what the manifest proposes.
+/// `progress` is told what goes on.
 ///
 /// # Errors
-/// For people.
+/// For people. Where a component can't run, all such are named, and nothing was written.
 pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened, Failure> {
+    // A folder that is not known to be ours holds nothing to be trusted.
+    let cache = check_format(&setup.data)
+        .ok()
+        .map(|()| setup.data.join("cache"));
+    let workshop = Workshop::new(cache)
+        .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
+    let prepared = prepare_all(&workshop, &setup.image, progress)?;
     let folder = Arc::new(DataFolder::open(&setup.data)?);
     let keys = Arc::new(Keys::new(Secret::open(&folder.join("secret"))?));
     let mut notices = Vec::new();
@@ -129,8 +142,7 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
     ];
-    let workshop = Workshop::new(Some(folder.folder("cache")?))
-        .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
+    workshop.keep(&folder.folder("cache")?);
     Ok(Opened {
         host: Host {
             control,
@@ -140,6 +152,7 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
             notices,
         },
         workshop,
+        prepared,
         image: setup.image,
         workers: setup.workers.max(1),
     })
@@ -295,48 +308,46 @@ async fn propose_agent(
 }
 
 impl Opened {
-    /// Prepares and starts the agents, and opens the operator's door.
+    /// Starts the agents, and opens the operator's door.
     ///
     /// # Errors
-    /// For people: every component that can't run. Nothing is started then.
-    pub async fn start(self, progress: &mut dyn FnMut(&str)) -> Result<Host, Failure> {
+    /// For people.
+    pub async fn start(self) -> Result<Host, Failure> {
         let Self {
             mut host,
             workshop,
+            prepared,
             image,
             workers,
         } = self;
         let control = host.control.clone();
-        let prepared = match prepare_all(&workshop, &image, progress) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                host.close().await;
-                return Err(error);
-            }
-        };
         let threads: Result<Vec<_>, _> = (0..workers)
             .map(|i| Worker::start(format!("agora-vat-{i}"), control.clone()))
             .collect();
         control.set_workers(threads?);
-        host.socket = Some(Socket::open(control.clone())?);
         let mut agents = Vec::new();
         for (i, (name, spec)) in image.manifest.agents.iter().enumerate() {
             let prepared = prepared[name].clone();
             let phase = propose_agent(&control, name, spec, &prepared, &mut host.notices).await?;
             let shared = Arc::new(Shared::default());
             shared.set_phase(phase);
-            agents.push(Arc::new(Agent {
+            let agent = Arc::new(Agent {
                 name: name.clone(),
                 spec: spec.clone(),
                 prepared,
                 workshop: workshop.clone(),
                 worker: i % workers,
                 shared,
-            }));
+                verbs: tokio::sync::Mutex::default(),
+            });
+            control.add(agent.clone());
+            agents.push(agent);
         }
-        // All are granted before the first one speaks, so that none misses what another says at once.
+        // Nobody meets a host that does not know its agents yet, and all are granted before the first one speaks, so that
+        // none misses what another says at once.
+        host.socket = Some(Socket::open(control.clone())?);
         for agent in agents {
-            control.add(agent).await;
+            control.begin(agent).await;
         }
         Ok(host)
     }
@@ -350,10 +361,9 @@ pub fn prepare_all(
     workshop: &Workshop,
     image: &Image,
     progress: &mut dyn FnMut(&str),
-) -> Result<std::collections::BTreeMap<agora_realm::PersonaName, Prepared>, Failure> {
-    let mut by_path: std::collections::BTreeMap<&Path, Result<Prepared, String>> =
-        Default::default();
-    let mut prepared = std::collections::BTreeMap::new();
+) -> Result<AllPrepared, Failure> {
+    let mut by_path: BTreeMap<&Path, Result<Prepared, String>> = Default::default();
+    let mut prepared = AllPrepared::new();
     let mut wrong = Vec::new();
     for (name, spec) in &image.manifest.agents {
         let found = by_path.entry(&spec.component).or_insert_with(|| {

@@ -6,6 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agora_realm::{ChannelName, Ordinal, PersonaId};
+
+use crate::delivery::subscription::Progress;
 use crate::door::control::Control;
 use crate::limits;
 
@@ -15,8 +18,20 @@ pub fn is_quiet(control: &Control) -> bool {
     if !shown.open || control.is_busy() || !control.deadlines().is_empty() {
         return false;
     }
+    let state = control.record().state();
+    let host = control.host_id();
     control.agents().iter().all(|agent| {
-        agent.shared.is_quiet(shown.epoch) || (shown.held && agent.shared.parked.is_parked())
+        let persona = PersonaId::new(host, agent.name.clone());
+        let idle = |channel: &ChannelName, progress: &Progress| {
+            let latest = state
+                .channel(channel)
+                .map_or(Ordinal(0), |view| view.latest);
+            progress.is_idle(
+                latest,
+                control.silent().effective(&state, &persona, channel),
+            )
+        };
+        agent.shared.is_quiet(shown.epoch, idle) || (shown.held && agent.shared.parked.is_parked())
     })
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use agora_capnp::channel_capnp::{channel, draft, revoker, subscription};
+use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
 use agora_membrane::{CallInfo, Membrane, Policy, Verdict, error};
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
@@ -44,7 +44,25 @@ pub struct Holder {
 
 struct Listening {
     token: u64,
+    sink: sink::Client,
+    progress: Arc<Progress>,
     _task: AbortOnDrop,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // Wherever its task was, nothing is due from it any more.
+        self.progress.over();
+    }
+}
+
+/// Tells a sink that its deliveries are over. Nobody waits for the answer.
+fn tell_ended(sink: &sink::Client, reason: &str) {
+    let mut request = sink.ended_request();
+    request.get().set_reason(reason);
+    tokio::task::spawn_local(async move {
+        let _ = request.send().promise.await;
+    });
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -308,7 +326,7 @@ impl channel::Server for Facet {
         params: channel::SubscribeParams,
         mut results: channel::SubscribeResults,
     ) -> Result<(), Error> {
-        self.needs(Rights::READ, "read")?;
+        let (terms, _) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         let window = match params.get_window() {
             0 => limits::WINDOW_DEFAULT,
@@ -334,18 +352,19 @@ impl channel::Server for Facet {
             persona: self.holder.persona.clone(),
             channel: self.channel.clone(),
             window,
+            until_ms: terms.until_ms,
             sink: sink.clone(),
             progress: progress.clone(),
         };
         let name = format!("{} on {}", self.holder.persona, self.channel);
+        let (own, over) = (sink.clone(), progress.clone());
         let task = tokio::task::spawn_local(async move {
             let ended = running.run(cursor).await;
             // Nothing more is due from a subscription that has ended.
-            progress
-                .idle
-                .store(true, std::sync::atomic::Ordering::SeqCst);
+            over.over();
             if let Err(error) = ended {
                 tracing::debug!("subscription of {name} ended: {error}");
+                tell_ended(&own, &error.to_string());
             }
         });
         let token = control.next_token();
@@ -353,11 +372,13 @@ impl channel::Server for Facet {
             self.channel.clone(),
             Listening {
                 token,
+                sink,
+                progress,
                 _task: AbortOnDrop(task),
             },
         );
-        if old.is_some() {
-            drop(old);
+        if let Some(old) = old {
+            tell_ended(&old.sink, "a newer subscription took its place");
         }
         results.get().set_cursor(cursor.0);
         results

@@ -60,7 +60,7 @@ async fn serve(
     let screen = Screen::new(control.clone(), args.json);
     let news = control.record().news();
     let showing = tokio::spawn(screen.clone().show(news));
-    let host = opened.start(&mut |text| progress.show(text)).await?;
+    let host = opened.start().await?;
     progress.done();
     for notice in &host.notices {
         eprintln!("note: {}", show::escape(notice));
@@ -263,6 +263,8 @@ impl Screen {
             tally.seq = settled.seq;
             self.count(&mut tally, settled);
         }
+        // Told before anything is printed: a reader that stalls must not hold up the judge with it.
+        let asides = asides(settled, &self.control.record().state());
         use std::io::Write;
         let mut out = std::io::stdout().lock();
         for told in tell(settled) {
@@ -272,7 +274,7 @@ impl Screen {
                 false => writeln!(out, "{}", show::record(&told, self.colour)),
             };
         }
-        for aside in asides(settled, &self.control.record().state()) {
+        for aside in asides {
             let _ = match self.json {
                 true => writeln!(
                     out,

@@ -255,19 +255,12 @@ impl Record {
     }
 
     fn settle(&self, seq: u64, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
-        let judged = {
+        let settled = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            judge(&mut state, seq, sealed.as_ref())
-        };
-        let bytes = sealed.as_ref().map_or(0, |sealed| sealed.stored().len()) + 512;
-        let settled = Arc::new(Settled {
-            seq,
-            sealed,
-            judged,
-        });
-        {
+            let judged = judge(&mut state, seq, sealed.as_ref());
+            // Under the state's lock, so that a snapshot never vouches for more places than the index has.
             let mut index = lock(&self.index);
-            for verdict in &settled.judged.messages {
+            for verdict in &judged.messages {
                 if let MessageVerdict::Counts(placed) = verdict {
                     let place = Place {
                         seq,
@@ -277,7 +270,17 @@ impl Record {
                     index.push(&placed.channel, place);
                 }
             }
-        }
+            Arc::new(Settled {
+                seq,
+                sealed,
+                judged,
+            })
+        };
+        let bytes = settled
+            .sealed
+            .as_ref()
+            .map_or(0, |sealed| sealed.stored().len())
+            + 512;
         {
             let mut recent = lock(&self.recent);
             recent.entries.push_back(settled.clone());
@@ -330,9 +333,8 @@ impl Record {
             let appended = match appending.await {
                 Ok(appended) => appended,
                 Err(error) => {
-                    if error.is_outcome_known() {
-                        lock(&record.waiting).remove(&id);
-                    }
+                    // Should it turn up after all, it is judged like any other; nobody here waits for that.
+                    lock(&record.waiting).remove(&id);
                     return Err(error);
                 }
             };

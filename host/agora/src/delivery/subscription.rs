@@ -3,10 +3,11 @@
 //! In: the record; a sink that crossed its subscriber's wall. Out: `deliver` calls.
 //! Promise: every counting message after the cursor, but the persona's own, once and in order, for as long as it lives; at most
 //! `window` of them unanswered. A slow sink delays only itself.
-//! Failure: a sink that fails ends its subscription; what it did not answer is delivered to the next one.
+//! Failure: a sink that fails ends its subscription; what it did not answer is delivered to the next one. A record that can't be read
+//! is read again.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agora_capnp::channel_capnp::sink;
 use agora_realm::{ChannelName, Ordinal, PersonaId};
@@ -21,12 +22,47 @@ use crate::limits;
 pub struct Progress {
     /// The last ordinal that was looked at.
     pub position: AtomicU64,
-    /// Nothing more is due: it is at the channel's end, or its window is full.
-    pub idle: AtomicBool,
+    rest: Mutex<Rest>,
     /// Own messages that were passed over.
     pub echoes: AtomicU64,
     /// Messages delivered.
     pub delivered: AtomicU64,
+}
+
+/// Whether a subscription has anything to do, and what would give it something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Rest {
+    /// It is at it.
+    #[default]
+    Busy,
+    /// Nothing comes after this ordinal.
+    AtEnd(Ordinal),
+    /// The window is full, as long as the cursor stands here.
+    Full(Ordinal),
+    /// It has ended.
+    Over,
+}
+
+impl Progress {
+    fn set(&self, rest: Rest) {
+        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+    }
+
+    /// It has ended.
+    pub fn over(&self) {
+        self.set(Rest::Over);
+    }
+
+    /// Whether nothing is due, with the channel's latest ordinal and the persona's cursor as they are now: what has changed since
+    /// this subscription looked, it is about to see.
+    pub fn is_idle(&self, latest: Ordinal, cursor: Ordinal) -> bool {
+        match *self.rest.lock().unwrap_or_else(PoisonError::into_inner) {
+            Rest::Busy => false,
+            Rest::AtEnd(end) => end == latest,
+            Rest::Full(at) => at == cursor,
+            Rest::Over => true,
+        }
+    }
 }
 
 /// What a subscription is about.
@@ -41,6 +77,8 @@ pub struct Subscription {
     pub channel: ChannelName,
     /// The most messages delivered and not answered.
     pub window: u32,
+    /// When the grant expires, in milliseconds since 1970-01-01 UTC.
+    pub until_ms: i64,
     /// Where the messages go.
     pub sink: sink::Client,
     /// What it shows of itself.
@@ -48,7 +86,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Delivers until the sink or the record fails.
+    /// Delivers until the sink fails or the grant expires.
     ///
     /// # Errors
     /// Why it ended.
@@ -70,23 +108,40 @@ impl Subscription {
             let end = *latest.borrow_and_update();
             let room = (self.window as usize).saturating_sub(unanswered.len());
             if next.0 > end || room == 0 {
-                self.progress.idle.store(true, Ordering::SeqCst);
+                self.progress.set(match room {
+                    0 => Rest::Full(cursor),
+                    _ => Rest::AtEnd(Ordinal(end)),
+                });
                 tokio::select! {
                     changed = latest.changed() => if changed.is_err() {
                         return Ok(());
                     },
                     () = moved.notified() => {}
                 }
-                self.progress.idle.store(false, Ordering::SeqCst);
+                self.progress.set(Rest::Busy);
                 continue;
             }
-            self.progress.idle.store(false, Ordering::SeqCst);
+            self.progress.set(Rest::Busy);
             let count = room.min(limits::BATCH_MESSAGES_MAX);
-            let batch = self
+            let read = self
                 .record
-                .messages(&self.channel, next, count, limits::BATCH_BYTES_MAX)
-                .await
-                .map_err(|error| capnp::Error::failed(error.to_string()))?;
+                .messages(&self.channel, next, count, limits::BATCH_BYTES_MAX);
+            let batch = match read.await {
+                Ok(batch) => batch,
+                Err(error) => {
+                    // The agent can do nothing about it, and must not miss what follows.
+                    tracing::warn!(
+                        "'{}' can't be read for {}: {error}",
+                        self.channel,
+                        self.persona
+                    );
+                    tokio::time::sleep(limits::READ_AGAIN).await;
+                    continue;
+                }
+            };
+            if crate::now_ms() > self.until_ms {
+                return Err(capnp::Error::failed("the grant has expired".into()));
+            }
             let Some(last) = batch.last() else {
                 // The tail is about to tell.
                 tokio::task::yield_now().await;

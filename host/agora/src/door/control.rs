@@ -54,6 +54,8 @@ pub struct Decided {
     pub number: u64,
     /// Why it is not durable yet; none: it is.
     pub pending: Option<String>,
+    /// It is in the log, and void there for this reason.
+    pub void: Option<Refusal>,
     /// For people.
     pub note: String,
 }
@@ -345,9 +347,15 @@ impl Control {
     /// # Errors
     /// For people.
     pub async fn decide(self: &Arc<Self>, body: Body) -> Result<Committed, String> {
-        let epoch = self.record.state().epoch();
-        let sealed = self.seal(body, epoch).await?;
-        self.commit(sealed).await
+        loop {
+            let epoch = self.record.state().epoch();
+            let sealed = self.seal(body.clone(), epoch).await?;
+            match self.commit(sealed).await {
+                // A fence came in between. What is decided is not of an epoch, so it is decided again in the next.
+                Err(_) if self.record.state().epoch() != epoch => {}
+                decided => return decided,
+            }
+        }
     }
 
     /// Puts an agent's end on the record, when the log takes it.
@@ -392,8 +400,12 @@ impl Control {
             Err(_) => (None, Some("the host is ending".to_owned())),
         };
         let (mut trouble, entering) = self.enter(sealed, slot);
+        let mut void = None;
         let pending = match tokio::time::timeout(STOP_WAIT, entering).await {
-            Ok(Ok(())) => None,
+            Ok(Ok(Some(verdict))) => {
+                void = verdict.err();
+                None
+            }
             _ => {
                 let log = trouble.borrow_and_update().clone();
                 Some(match unkept {
@@ -405,25 +417,30 @@ impl Control {
         Decided {
             entry,
             pending,
+            void,
             ..Decided::default()
         }
     }
 
-    /// Puts a stop in the log, trying until it is in. Tells its trouble meanwhile.
+    /// Puts a stop in the log, trying until it is in. Tells its trouble meanwhile, and in the end what was judged of it; none when
+    /// the host ended first.
     fn enter(
         self: &Arc<Self>,
         sealed: Sealed,
         slot: Option<Slot>,
-    ) -> (watch::Receiver<String>, tokio::task::JoinHandle<()>) {
+    ) -> (
+        watch::Receiver<String>,
+        tokio::task::JoinHandle<Option<Result<(), Refusal>>>,
+    ) {
         let (tell, trouble) = watch::channel("the log has not answered yet".to_owned());
         let control = self.clone();
         let entering = self.runtime.spawn(async move {
             let mut wait = Duration::from_millis(50);
-            loop {
+            let verdict = loop {
                 match control.record.commit(sealed.clone(), Class::Control).await {
-                    Ok(_) => break,
+                    Ok(committed) => break committed.settled.judged.verdict,
                     // The slot keeps it for the next start.
-                    Err(LogError::Closed) => return,
+                    Err(LogError::Closed) => return None,
                     Err(error) => {
                         tell.send_replace(error.to_string());
                         tracing::warn!("a stop waits for the log: {error}");
@@ -431,7 +448,7 @@ impl Control {
                 }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
-            }
+            };
             if let Some(slot) = slot {
                 let cleared =
                     tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
@@ -439,6 +456,7 @@ impl Control {
                     tracing::warn!("{error}");
                 }
             }
+            Some(verdict)
         });
         (trouble, entering)
     }
@@ -487,11 +505,16 @@ impl Control {
         read(&self.agents).values().cloned().collect()
     }
 
-    /// One more agent of this host. Starts it, unless it was killed.
-    pub async fn add(&self, agent: Arc<Agent>) {
-        write(&self.agents).insert(agent.name.clone(), agent.clone());
+    /// One more agent of this host.
+    pub fn add(&self, agent: Arc<Agent>) {
+        write(&self.agents).insert(agent.name.clone(), agent);
+    }
+
+    /// Begins an agent's life, unless it was killed.
+    pub async fn begin(&self, agent: Arc<Agent>) {
+        let stops = agent.shared.stops();
         if let (Phase::Starting, Some(worker)) = (agent.shared.phase(), self.worker(agent.worker)) {
-            worker.begin(agent).await;
+            worker.begin(agent, stops).await;
         }
     }
 
@@ -557,28 +580,45 @@ impl Control {
         // First of all, and before any queue: no wall lets anything pass from here on.
         self.gate.close();
         let _one = self.bumping.lock().await;
-        self.gate.close();
         let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
         let told = match reason.is_empty() {
             true => "the epoch has ended; graft again".to_owned(),
             false => format!("the epoch has ended ({reason}); graft again"),
         };
         self.fell_walls(&told).await;
-        let ends = self.record.state().epoch();
-        let fence = Body::Revoke(RevokeBody {
-            what: Revoked::Fence { ends, hold },
-            reason,
-            by: by.to_owned(),
-        });
-        let decided = self.make_durable(fence).await;
-        if decided.pending.is_none() {
+        let by = by.to_owned();
+        let fence = move |ends| {
+            Body::Revoke(RevokeBody {
+                what: Revoked::Fence { ends, hold },
+                reason: reason.clone(),
+                by: by.clone(),
+            })
+        };
+        let (decided, ends) = loop {
+            let ends = self.record.state().epoch();
+            let decided = self.make_durable(fence(ends)).await;
+            let state = self.record.state();
+            // Another fence was first. That ends the epoch as well, but does not hold the next.
+            if decided.void.is_none() || state.epoch() == ends || state.held() || !hold {
+                break (decided, ends);
+            }
+        };
+        if self.record.state().epoch() != ends {
             self.open_gate();
         } else {
             let control = self.clone();
             self.runtime.spawn(async move {
                 // Nothing is granted until the fence is in.
-                while control.record.state().epoch() == ends {
+                let now = loop {
+                    let now = control.record.state().epoch();
+                    if now != ends {
+                        break now;
+                    }
                     tokio::time::sleep(Duration::from_millis(20)).await;
+                };
+                if hold && !control.record.state().held() {
+                    // Another fence was first, and did not hold.
+                    control.make_durable(fence(now)).await;
                 }
                 control.open_gate();
             });
@@ -587,14 +627,13 @@ impl Control {
         (decided, now)
     }
 
-    /// Shows on the gate what the log says.
+    /// Shows on the gate what the log says, now that a fence is in.
     pub fn open_gate(&self) {
-        let (epoch, held) = {
+        write(&self.cut).retain(|id| self.record.state().grant(id).is_some());
+        self.gate.open(|| {
             let state = self.record.state();
             (state.epoch(), state.held())
-        };
-        write(&self.cut).retain(|id| self.record.state().grant(id).is_some());
-        self.gate.open(epoch, held);
+        });
     }
 
     async fn fell_walls(&self, reason: &str) {
@@ -621,7 +660,7 @@ impl Control {
             true => format!("by {by}"),
             false => format!("by {by}: {reason}"),
         });
-        agent.shared.set_phase(phase.clone());
+        agent.shared.stop(phase.clone());
         if let Some(worker) = self.worker(agent.worker) {
             worker
                 .stop(Some(agent.name.clone()), true, "this agent was killed")
@@ -629,6 +668,8 @@ impl Control {
         }
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
+        // A start that was on its way may yet have put a new key on the record; the kill goes behind it.
+        let _one = agent.verbs.lock().await;
         let persona = PersonaId::new(self.host_id(), agent.name.clone());
         let is_killed = self
             .record
@@ -655,6 +696,8 @@ impl Control {
     /// There is no such agent, or the log can't take the key now.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
         let agent = self.agent(name)?;
+        let _one = agent.verbs.lock().await;
+        let stops = agent.shared.stops();
         match agent.shared.phase() {
             Phase::Starting | Phase::Running | Phase::Backoff(_) => {
                 return Ok(Decided {
@@ -666,9 +709,11 @@ impl Control {
         }
         self.key_persona(&agent.name, Some(agent.prepared.hash), true)
             .await?;
-        agent.shared.set_phase(Phase::Starting);
+        if !agent.shared.start(stops) {
+            return Err(format!("{name} was killed meanwhile"));
+        }
         if let Some(worker) = self.worker(agent.worker) {
-            worker.begin(agent.clone()).await;
+            worker.begin(agent.clone(), stops).await;
         }
         Ok(Decided {
             note: format!("{name} is started"),

@@ -1,7 +1,7 @@
 //! The gate: which epoch is open.
 //!
 //! Promise: closing it is one store, seen by every wall on every thread at its next call; that is the kill's first act, and it waits for
-//! nothing. It opens again only when the fence is in the log.
+//! nothing. It opens again only when every fence that closed it is in the log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,8 @@ pub struct Shown {
     pub epoch: Epoch,
     /// No fence is pending.
     pub open: bool,
+    /// How many fences are.
+    fences: usize,
     /// Nothing is granted until the next fence.
     pub held: bool,
 }
@@ -34,6 +36,7 @@ impl Gate {
             shown: watch::channel(Shown {
                 epoch,
                 open: true,
+                fences: 0,
                 held,
             })
             .0,
@@ -45,19 +48,26 @@ impl Gate {
         self.open.load(Ordering::Acquire) == epoch.0
     }
 
-    /// Closes it: from here on, no wall lets anything pass.
+    /// Closes it for a fence: from here on, no wall lets anything pass.
     pub fn close(&self) {
         self.open.store(0, Ordering::Release);
-        self.shown.send_modify(|shown| shown.open = false);
+        self.shown.send_modify(|shown| {
+            shown.fences += 1;
+            shown.open = false;
+            // Another fence may have opened it in between.
+            self.open.store(0, Ordering::Release);
+        });
     }
 
-    /// Opens it for an epoch.
-    pub fn open(&self, epoch: Epoch, held: bool) {
-        self.open.store(epoch.0, Ordering::Release);
-        self.shown.send_replace(Shown {
-            epoch,
-            open: true,
-            held,
+    /// A fence that closed it is in the log. The last of them opens it, for what the log says then: the epoch, and whether it is held.
+    pub fn open(&self, now: impl FnOnce() -> (Epoch, bool)) {
+        self.shown.send_modify(|shown| {
+            shown.fences = shown.fences.saturating_sub(1);
+            if shown.fences == 0 {
+                (shown.epoch, shown.held) = now();
+                shown.open = true;
+                self.open.store(shown.epoch.0, Ordering::Release);
+            }
         });
     }
 
@@ -75,5 +85,24 @@ impl Gate {
             // The gate is gone with its host; whoever waits is about to be too.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_of_several_fences_opens_it() {
+        let gate = Gate::new(Epoch(1), false);
+        gate.close();
+        gate.close();
+        gate.open(|| (Epoch(2), false));
+        assert!(
+            !gate.shown().open && !gate.is_open(Epoch(2)),
+            "one is still pending"
+        );
+        gate.open(|| (Epoch(3), true));
+        assert!(gate.is_open(Epoch(3)) && gate.shown().held);
     }
 }

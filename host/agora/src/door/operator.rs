@@ -506,7 +506,7 @@ async fn tell_all(
             Ok(_) => {}
             Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
                 // What is still in memory fills the gap.
-                let Some(missed) = record.recent(next, limits::FEED_WAITING_MAX) else {
+                let Some(missed) = record.recent(next, usize::MAX) else {
                     return Err(Error::overloaded(
                         "this watcher fell too far behind; watch again from where it was".into(),
                     ));

@@ -1,7 +1,8 @@
 //! Vat threads: agents live on them, each pinned to one.
 //!
 //! In: agents to start; stops. Promise: a stop overtakes everything else that waits for the thread, and is answered when it is done;
-//! running guests yield every tick, so that takes a tick or so for each that spins.
+//! running guests yield every tick, so that takes a tick or so for each that spins. A start that was asked for before a stop begins nothing
+//! after it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -28,9 +29,16 @@ pub struct Stop {
     pub done: oneshot::Sender<()>,
 }
 
+/// A start.
+struct Start {
+    agent: Arc<Agent>,
+    /// How often the agent had been stopped when this was asked for.
+    stops: u64,
+}
+
 /// A vat thread.
 pub struct Worker {
-    starts: mpsc::Sender<Arc<Agent>>,
+    starts: mpsc::Sender<Start>,
     stops: mpsc::Sender<Stop>,
 }
 
@@ -55,7 +63,7 @@ impl Worker {
     /// # Errors
     /// The operating system gives none.
     pub fn start(name: String, control: Arc<Control>) -> std::io::Result<Self> {
-        let (starts, mut starting) = mpsc::channel::<Arc<Agent>>(limits::COMMANDS_WAITING_MAX);
+        let (starts, mut starting) = mpsc::channel::<Start>(limits::COMMANDS_WAITING_MAX);
         let (stops, mut stopping) = mpsc::channel::<Stop>(limits::COMMANDS_WAITING_MAX);
         std::thread::Builder::new().name(name).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -72,8 +80,8 @@ impl Worker {
                             Some(stop) => residents.stop(stop).await,
                             None => break,
                         },
-                        agent = starting.recv() => match agent {
-                            Some(agent) => residents.start(agent, &control),
+                        start = starting.recv() => match start {
+                            Some(start) => residents.start(start, &control),
                             None => break,
                         },
                     }
@@ -83,10 +91,10 @@ impl Worker {
         Ok(Self { starts, stops })
     }
 
-    /// Starts an agent.
-    pub async fn begin(&self, agent: Arc<Agent>) {
+    /// Starts an agent, unless it was stopped more often than this by the time that the thread comes to it.
+    pub async fn begin(&self, agent: Arc<Agent>, stops: u64) {
         // The thread ends only with the host.
-        let _ = self.starts.send(agent).await;
+        let _ = self.starts.send(Start { agent, stops }).await;
     }
 
     /// Stops, and answers when that is done.
@@ -105,7 +113,10 @@ impl Worker {
 }
 
 impl Residents {
-    fn start(&self, agent: Arc<Agent>, control: &Arc<Control>) {
+    fn start(&self, Start { agent, stops }: Start, control: &Arc<Control>) {
+        if agent.shared.stops() != stops {
+            return;
+        }
         let door = Rc::new(RefCell::new(None));
         let name = agent.name.clone();
         let life = tokio::task::spawn_local(agent::live(agent, control.clone(), door.clone()));

@@ -6,8 +6,9 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Instant;
 
 use agora_capnp::membrane_capnp::membrane;
@@ -37,6 +38,8 @@ pub struct Agent {
     pub worker: usize,
     /// What it shows of itself.
     pub shared: Arc<Shared>,
+    /// Held by the verb that starts or kills it, while that goes on the record.
+    pub verbs: tokio::sync::Mutex<()>,
 }
 
 /// Where an agent is in its life.
@@ -78,6 +81,7 @@ impl Phase {
 /// What an agent shows of itself to other threads.
 pub struct Shared {
     phase: Mutex<Phase>,
+    stops: AtomicU64,
     subscriptions: Mutex<HashMap<ChannelName, Arc<Progress>>>,
     grafted: Mutex<Option<Epoch>>,
     /// Linear memory now, in bytes.
@@ -100,6 +104,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             phase: Mutex::new(Phase::Starting),
+            stops: AtomicU64::new(0),
             subscriptions: Mutex::default(),
             grafted: Mutex::default(),
             memory: Arc::default(),
@@ -117,9 +122,31 @@ impl Shared {
         lock(&self.phase).clone()
     }
 
-    /// It is there now. A kill stays until the next start.
+    /// It is there now.
     pub fn set_phase(&self, phase: Phase) {
         *lock(&self.phase) = phase;
+    }
+
+    /// How often it was stopped.
+    pub fn stops(&self) -> u64 {
+        self.stops.load(Ordering::SeqCst)
+    }
+
+    /// It is stopped: whatever start is on its way is off.
+    pub fn stop(&self, phase: Phase) {
+        let mut now = lock(&self.phase);
+        self.stops.fetch_add(1, Ordering::SeqCst);
+        *now = phase;
+    }
+
+    /// It is to start, unless it was stopped more often than this. Says whether it is.
+    pub fn start(&self, stops: u64) -> bool {
+        let mut now = lock(&self.phase);
+        let starts = self.stops() == stops;
+        if starts {
+            *now = Phase::Starting;
+        }
+        starts
     }
 
     /// Its subscriptions, by channel.
@@ -144,8 +171,8 @@ impl Shared {
         now + self.echoes.load(Ordering::Relaxed) as u64
     }
 
-    /// Whether it has nothing to do: ended, or waiting on a wire on which nothing is, with every subscription idle.
-    pub fn is_quiet(&self, epoch: Epoch) -> bool {
+    /// Whether it has nothing to do: ended, or waiting on a wire on which nothing is. `idle` says so of a subscription.
+    pub fn is_quiet(&self, epoch: Epoch, idle: impl Fn(&ChannelName, &Progress) -> bool) -> bool {
         match self.phase() {
             Phase::Ended(_) | Phase::Killed(_) => return true,
             Phase::Starting | Phase::Backoff(_) => return false,
@@ -156,8 +183,8 @@ impl Shared {
         }
         *lock(&self.grafted) == Some(epoch)
             && lock(&self.subscriptions)
-                .values()
-                .all(|progress| progress.idle.load(Ordering::SeqCst))
+                .iter()
+                .all(|(channel, progress)| idle(channel, progress))
     }
 }
 
@@ -323,41 +350,69 @@ async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
     drive_reactor(reactor, parked, end).await
 }
 
+/// A call into a reactor, and where its answer goes.
+struct Call {
+    me: String,
+    channel: String,
+    heard: agora_guest::Message,
+    answer: tokio::sync::oneshot::Sender<Vec<agora_guest::Draft>>,
+}
+
 /// Keeps the vat of a component that has none, with the guest SDK, so that reactors have no second path.
-async fn drive_reactor(reactor: Reactor, parked: Parking, end: wire::End) -> End {
+async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) -> End {
     let _closer = wire::Closer(end.clone());
-    let reactor = Rc::new(tokio::sync::Mutex::new(reactor));
-    let ended = Rc::new(RefCell::new(None));
-    parked.set(true);
+    let (calls, mut called) = tokio::sync::mpsc::channel::<Call>(1);
     let driven = agora_guest::vat::drive(end, |graft| {
-        let (reactor, ended, parked) = (reactor.clone(), ended.clone(), parked.clone());
+        let calls = calls.clone();
         agora_guest::reactor::react(graft, move |me, channel, heard| {
-            let (reactor, ended, parked) = (reactor.clone(), ended.clone(), parked.clone());
+            let calls = calls.clone();
             async move {
-                // A task of its own: a graft that ends must not drop a component in the middle of a call.
-                let call = tokio::task::spawn_local(async move {
-                    let mut reactor = reactor.lock().await;
-                    parked.set(false);
-                    let drafts = reactor.coordinate(&me, channel.name(), &heard).await;
-                    parked.set(true);
-                    drafts
-                });
-                match call.await {
-                    Ok(Ok(drafts)) => Ok(drafts),
-                    Ok(Err(end)) => {
-                        *ended.borrow_mut() = Some(end);
-                        Err(agora_guest::Error::failed("the component ended"))
-                    }
-                    Err(_) => Err(agora_guest::Error::failed("the component's call was lost")),
-                }
+                let (answer, answered) = tokio::sync::oneshot::channel();
+                let call = Call {
+                    me,
+                    channel: channel.name().to_owned(),
+                    heard,
+                    answer,
+                };
+                let lost = |_| agora_guest::Error::failed("the component ended");
+                calls.send(call).await.map_err(|_| lost(()))?;
+                answered.await.map_err(|_| lost(()))
             }
         })
+    });
+    // Beside the vat and not within it, so that a graft that ends drops no component in the middle of a call, while the agent's own
+    // end drops it wherever it is.
+    let calling = AtomicBool::new(false);
+    let serving = async {
+        while let Some(call) = called.recv().await {
+            calling.store(true, Ordering::SeqCst);
+            let drafts = reactor
+                .coordinate(&call.me, &call.channel, &call.heard)
+                .await;
+            calling.store(false, Ordering::SeqCst);
+            match drafts {
+                // Whoever asked may be of a graft that is over; the message comes again in the next.
+                Ok(drafts) => drop(call.answer.send(drafts)),
+                Err(end) => return end,
+            }
+        }
+        End::Done
+    };
+    let (mut driven, mut serving) = (std::pin::pin!(driven), std::pin::pin!(serving));
+    std::future::poll_fn(|cx| {
+        // Like a component of its own it waits only between two polls, and not while it computes.
+        parked.set(false);
+        if let Poll::Ready(end) = serving.as_mut().poll(cx) {
+            return Poll::Ready(end);
+        }
+        if let Poll::Ready(driven) = driven.as_mut().poll(cx) {
+            return Poll::Ready(match driven {
+                Ok(()) => End::Done,
+                Err(error) => End::Failed(error.to_string()),
+            });
+        }
+        parked.set(!calling.load(Ordering::SeqCst));
+        Poll::Pending
     })
-    .await;
-    let ended = ended.borrow_mut().take();
-    match (ended, driven) {
-        (Some(end), _) => end,
-        (None, Ok(())) => End::Done,
-        (None, Err(error)) => End::Failed(error.to_string()),
-    }
+    .await
 }

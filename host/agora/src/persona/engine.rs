@@ -5,8 +5,8 @@
 //! Failure: a component of no known world is refused with the imports or exports that are missing or forbidden.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agora_guest::wire;
 use agora_realm::ComponentHash;
@@ -110,6 +110,8 @@ pub struct Workshop {
     engine: Engine,
     linker: Arc<Linker<Inside>>,
     cache: Option<PathBuf>,
+    /// Compiled and not kept yet, by the name to keep it under.
+    fresh: Arc<Mutex<Vec<(String, Component)>>>,
     _ticker: Arc<Ticker>,
 }
 
@@ -123,7 +125,8 @@ impl Drop for Ticker {
 }
 
 impl Workshop {
-    /// A workshop that keeps compiled components in `cache`, a folder that nobody else may write.
+    /// A workshop that takes compiled components from `cache`, a folder that nobody else may write. It writes nothing until
+    /// [`Workshop::keep`] says where.
     ///
     /// # Errors
     /// The engine can't be set up on this machine.
@@ -150,6 +153,7 @@ impl Workshop {
             engine,
             linker: Arc::new(linker),
             cache,
+            fresh: Arc::default(),
             _ticker: Arc::new(Ticker(stop)),
         })
     }
@@ -215,15 +219,15 @@ impl Workshop {
     }
 
     fn compile(&self, hash: &ComponentHash, bytes: &[u8]) -> wasmtime::Result<Component> {
-        let Some(cache) = &self.cache else {
-            return Component::from_binary(&self.engine, bytes);
-        };
         let mut engine = Fingerprint(Sha256::new());
         std::hash::Hash::hash(&self.engine.precompile_compatibility_hash(), &mut engine);
         let engine = crate::hex(&engine.0.finalize()[..8]);
-        let kept = cache.join(format!("{hash}-{engine}.cwasm"));
-        if let Ok(compiled) = std::fs::read(&kept) {
-            // SAFETY: the bytes are a component that this function serialised: they lie in the data folder, which is the
+        let name = format!("{hash}-{engine}.cwasm");
+        let kept = self.cache.as_ref().map(|cache| cache.join(&name));
+        if let Some(kept) = kept
+            && let Ok(compiled) = std::fs::read(&kept)
+        {
+            // SAFETY: the bytes are a component that `keep` serialised: they lie in the data folder, which is the
             // operator's alone (0700), under a name bound to the component's hash and the engine's settings, and got
             // there by rename, so whole. Whoever can write there holds the root secret beside it anyway.
             #[expect(unsafe_code, reason = "wasmtime trusts compiled code; see above")]
@@ -234,15 +238,24 @@ impl Workshop {
             }
         }
         let component = Component::from_binary(&self.engine, bytes)?;
-        match component.serialize() {
-            Ok(compiled) => {
-                if let Err(error) = crate::boot::data::replace(&kept, &compiled) {
-                    tracing::warn!("the compiled component is not kept: {error}");
-                }
-            }
-            Err(error) => tracing::warn!("the compiled component is not kept: {error}"),
-        }
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.push((name, component.clone()));
         Ok(component)
+    }
+
+    /// Keeps what was compiled in a folder that nobody else may write, for the next run. What can't be kept is compiled again.
+    pub fn keep(&self, cache: &Path) {
+        let fresh = std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner));
+        for (name, component) in fresh {
+            let kept = component.serialize().map_err(|error| error.to_string());
+            let kept = kept.and_then(|compiled| {
+                crate::boot::data::replace(&cache.join(name), &compiled)
+                    .map_err(|error| error.to_string())
+            });
+            if let Err(error) = kept {
+                tracing::warn!("a compiled component is not kept: {error}");
+            }
+        }
     }
 
     fn world(&self, component: &Component) -> Result<World, String> {
