@@ -113,7 +113,10 @@ impl Channel {
         to: &Message,
         draft: Draft,
     ) -> impl Future<Output = Result<Outcome, Error>> + use<> {
-        self.turn(to).reply(draft).take().map(|outcomes| only(outcomes?))
+        self.turn(to)
+            .reply(draft)
+            .take()
+            .map(|outcomes| only(outcomes?))
     }
 
     /// Says nothing to a message, and moves the cursor past it.
@@ -157,7 +160,12 @@ impl Channel {
                 )));
             };
             let response = promise.await?;
-            response.get()?.get_outcomes()?.iter().map(read_outcome).collect()
+            response
+                .get()?
+                .get_outcomes()?
+                .iter()
+                .map(read_outcome)
+                .collect()
         }
     }
 
@@ -177,7 +185,9 @@ impl Channel {
         let inbox = Rc::new(RefCell::new(Inbox::default()));
         let mut request = self.client.subscribe_request();
         request.get().set_window(window);
-        request.get().set_sink(capnp_rpc::new_client(Ear(inbox.clone())));
+        request
+            .get()
+            .set_sink(capnp_rpc::new_client(Ear(inbox.clone())));
         let response = request.send().promise.await?;
         let subscription = response.get()?.get_subscription()?;
         Ok(Heard {
@@ -350,4 +360,3 @@ impl Revoker {
         Ok(())
     }
 }
-

@@ -73,7 +73,7 @@ macro_rules! __export {
                     $crate::private::run($agent)
                 }
             }
-            $crate::private::export_agent!(Component with_types_in $crate::vat::component);
+    $crate::private::export_agent!(Component with_types_in $crate::vat::component);
         };
         #[cfg(not(target_family = "wasm"))]
         const _: () = {

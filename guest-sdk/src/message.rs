@@ -418,13 +418,13 @@ impl Terms {
     pub(crate) fn write(&self, mut builder: terms::Builder<'_>) {
         let bit = |set: bool, bit: u16| if set { bit } else { 0 };
         builder.set_rights(
-            bit(self.read, 1)
-                | bit(self.write, 2)
-                | bit(self.initiate, 4)
-                | bit(self.attenuate, 8),
+            bit(self.read, 1) | bit(self.write, 2) | bit(self.initiate, 4) | bit(self.attenuate, 8),
         );
         if let Some(acts) = &self.acts {
-            builder.set_acts(acts.iter().fold(0, |bits, act| bits | 1 << act.wire() as u16));
+            builder.set_acts(
+                acts.iter()
+                    .fold(0, |bits, act| bits | 1 << act.wire() as u16),
+            );
         }
         builder.set_hops(self.hops);
         builder.set_bytes_max(self.bytes_max);

@@ -37,7 +37,8 @@ where
         let Some((channel, heard, message)) = next? else {
             continue;
         };
-        let drafts = coordinate(graft.persona().to_owned(), channel.clone(), message.clone()).await?;
+        let drafts =
+            coordinate(graft.persona().to_owned(), channel.clone(), message.clone()).await?;
         let turn = drafts
             .into_iter()
             .fold(channel.turn(&message), |turn, draft| turn.reply(draft));

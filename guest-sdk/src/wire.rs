@@ -373,7 +373,9 @@ impl capnp_rpc::Connection<Party> for Connection {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
-            Ok(Some(Box::new(message) as Box<dyn capnp_rpc::IncomingMessage>))
+            Ok(Some(
+                Box::new(message) as Box<dyn capnp_rpc::IncomingMessage>
+            ))
         })
     }
 

@@ -35,7 +35,9 @@ pub enum BuildError {
         text: String,
     },
     /// The target can't be had.
-    #[error("agents are built for {TARGET}, which this toolchain lacks, and it can't be installed: {0} (run `rustup target add {TARGET}`)")]
+    #[error(
+        "agents are built for {TARGET}, which this toolchain lacks, and it can't be installed: {0} (run `rustup target add {TARGET}`)"
+    )]
     Target(String),
     /// The compiler says no.
     #[error("{0}")]
@@ -144,8 +146,10 @@ fn have_cargo() -> bool {
 fn workspace_of(folder: &Path) -> PathBuf {
     let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let declares = |path: &Path| {
-        std::fs::read_to_string(path.join("Cargo.toml"))
-            .is_ok_and(|text| text.lines().any(|line| line.trim_start().starts_with("[workspace")))
+        std::fs::read_to_string(path.join("Cargo.toml")).is_ok_and(|text| {
+            text.lines()
+                .any(|line| line.trim_start().starts_with("[workspace"))
+        })
     };
     let found = folder.ancestors().find(|path| declares(path));
     found.map_or(folder.clone(), Path::to_path_buf)
@@ -188,7 +192,10 @@ fn ensure_target(progress: &mut dyn FnMut(&str)) -> Result<(), BuildError> {
 }
 
 fn build_group(sources: &[Source], progress: &mut dyn FnMut(&str)) -> Result<usize, BuildError> {
-    let mut packages: Vec<_> = sources.iter().map(|source| source.package.as_str()).collect();
+    let mut packages: Vec<_> = sources
+        .iter()
+        .map(|source| source.package.as_str())
+        .collect();
     packages.sort_unstable();
     packages.dedup();
     progress(&format!("building {}", packages.join(", ")));
@@ -249,13 +256,15 @@ fn build_group(sources: &[Source], progress: &mut dyn FnMut(&str)) -> Result<usi
     let mut built = 0;
     for source in sources {
         let manifest = std::fs::canonicalize(&source.manifest).unwrap_or(source.manifest.clone());
-        let component = components.get(&manifest).ok_or_else(|| BuildError::Source {
-            agent: source.agent.clone(),
-            text: format!(
-                "{} builds no component (add crate-type = [\"cdylib\"] under [lib])",
-                source.manifest.display()
-            ),
-        })?;
+        let component = components
+            .get(&manifest)
+            .ok_or_else(|| BuildError::Source {
+                agent: source.agent.clone(),
+                text: format!(
+                    "{} builds no component (add crate-type = [\"cdylib\"] under [lib])",
+                    source.manifest.display()
+                ),
+            })?;
         let copied = copy_if_new(component, &source.component);
         if copied.map_err(|error| BuildError::Source {
             agent: source.agent.clone(),

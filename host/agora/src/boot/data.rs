@@ -285,7 +285,10 @@ impl Stops {
             used: Mutex::new([false; limits::STOPS_PENDING_MAX]),
         };
         for (slot, _) in stops.waiting()? {
-            stops.used.lock().expect("not poisoned: nothing panics under it")[slot.0] = true;
+            stops
+                .used
+                .lock()
+                .expect("not poisoned: nothing panics under it")[slot.0] = true;
         }
         Ok(stops)
     }
@@ -302,7 +305,10 @@ impl Stops {
         if stored.len() > limits::STOP_BYTES_MAX {
             return Err(full("the stop is too large to keep"));
         }
-        let mut used = self.used.lock().expect("not poisoned: nothing panics under it");
+        let mut used = self
+            .used
+            .lock()
+            .expect("not poisoned: nothing panics under it");
         let slot = used
             .iter()
             .position(|used| !used)
@@ -324,7 +330,10 @@ impl Stops {
     /// # Errors
     /// The write failed; the stop is then appended once more on start, which changes nothing.
     pub fn clear(&self, slot: Slot) -> Result<(), DataError> {
-        let mut used = self.used.lock().expect("not poisoned: nothing panics under it");
+        let mut used = self
+            .used
+            .lock()
+            .expect("not poisoned: nothing panics under it");
         self.file
             .write_all_at(&[0; SLOT_HEAD], (slot.0 * SLOT_BYTES) as u64)
             .and_then(|()| self.file.sync_data())
@@ -344,7 +353,8 @@ impl Stops {
             self.file
                 .read_exact_at(&mut bytes, (slot * SLOT_BYTES) as u64)
                 .map_err(io(&self.path))?;
-            let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+            let word =
+                |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
             let len = word(0) as usize;
             if len == 0 || len > limits::STOP_BYTES_MAX {
                 continue;
@@ -359,7 +369,10 @@ impl Stops {
 
     /// How many slots are taken.
     pub fn count(&self) -> usize {
-        let used = self.used.lock().expect("not poisoned: nothing panics under it");
+        let used = self
+            .used
+            .lock()
+            .expect("not poisoned: nothing panics under it");
         used.iter().filter(|used| **used).count()
     }
 }
@@ -372,14 +385,20 @@ mod tests {
     fn a_second_host_on_a_folder_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let _first = DataFolder::open(dir.path()).unwrap();
-        assert!(matches!(DataFolder::open(dir.path()), Err(DataError::Locked(_))));
+        assert!(matches!(
+            DataFolder::open(dir.path()),
+            Err(DataError::Locked(_))
+        ));
     }
 
     #[test]
     fn a_folder_of_something_else_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("thesis.tex"), "mine").unwrap();
-        assert!(matches!(DataFolder::open(dir.path()), Err(DataError::Foreign(_))));
+        assert!(matches!(
+            DataFolder::open(dir.path()),
+            Err(DataError::Foreign(_))
+        ));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -387,7 +406,10 @@ mod tests {
     fn a_folder_of_another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("format"), "agora data 9\n").unwrap();
-        assert!(matches!(DataFolder::open(dir.path()), Err(DataError::Format { .. })));
+        assert!(matches!(
+            DataFolder::open(dir.path()),
+            Err(DataError::Format { .. })
+        ));
     }
 
     #[test]
@@ -413,7 +435,10 @@ mod tests {
             folder.stops().keep(b"stop").unwrap();
         }
         assert!(folder.stops().keep(b"one more").is_err());
-        let file = OpenOptions::new().write(true).open(dir.path().join("stops")).unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join("stops"))
+            .unwrap();
         file.write_all_at(b"X", SLOT_HEAD as u64).unwrap();
         assert_eq!(
             folder.stops().waiting().unwrap().len(),

@@ -117,7 +117,9 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
     let control = Control::new(stage, folder.clone());
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
-        notices.push(format!("{kept} stops that an earlier run kept are in the log now"));
+        notices.push(format!(
+            "{kept} stops that an earlier run kept are in the log now"
+        ));
         control.open_gate();
     }
     propose_channels(&control, &setup.image, &mut notices).await?;
@@ -349,7 +351,8 @@ pub fn prepare_all(
     image: &Image,
     progress: &mut dyn FnMut(&str),
 ) -> Result<std::collections::BTreeMap<agora_realm::PersonaName, Prepared>, Failure> {
-    let mut by_path: std::collections::BTreeMap<&Path, Result<Prepared, String>> = Default::default();
+    let mut by_path: std::collections::BTreeMap<&Path, Result<Prepared, String>> =
+        Default::default();
     let mut prepared = std::collections::BTreeMap::new();
     let mut wrong = Vec::new();
     for (name, spec) in &image.manifest.agents {
@@ -382,7 +385,10 @@ impl Host {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(crate::limits::DRAIN_MAX, drained).await.is_err() {
+        if tokio::time::timeout(crate::limits::DRAIN_MAX, drained)
+            .await
+            .is_err()
+        {
             tracing::warn!("the host ends with calls that the log has not answered");
         }
         for task in &self.tasks {

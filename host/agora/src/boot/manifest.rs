@@ -431,7 +431,11 @@ impl<'a> Reader<'a> {
             match crate::cli::right_named(name) {
                 Some(right) => rights = rights | right,
                 None => {
-                    let text = unknown("right", name, crate::cli::show::RIGHTS.map(|(_, name)| name));
+                    let text = unknown(
+                        "right",
+                        name,
+                        crate::cli::show::RIGHTS.map(|(_, name)| name),
+                    );
                     self.fault(span, format!("{place}: {text}"));
                 }
             }
@@ -598,7 +602,11 @@ pub fn parse_until(text: &str) -> Result<i64, String> {
             + i64::from(time.minute) * 60
             + i64::from(time.second.unwrap_or(0))
     });
-    let days = days_from_civil(i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    let days = days_from_civil(
+        i64::from(date.year),
+        i64::from(date.month),
+        i64::from(date.day),
+    );
     Ok(((days * 86_400) + seconds - minutes * 60) * 1000)
 }
 
@@ -646,9 +654,11 @@ mod tests {
             panic!("{:?}", synth.grants);
         };
         assert_eq!(name.as_str(), "build-coord");
+        assert_eq!(terms.rate, Rate::new(20, 1000));
         assert_eq!(
-            terms.rate, Rate::new(20, 1000));
-        assert_eq!(terms.rights, Rights::READ | Rights::WRITE | Rights::INITIATE);
+            terms.rights,
+            Rights::READ | Rights::WRITE | Rights::INITIATE
+        );
     }
 
     #[test]
@@ -666,8 +676,14 @@ mod tests {
              acts = ['infrom']\n",
         );
         let all: Vec<_> = found.iter().map(ToString::to_string).collect();
-        assert!(all[0].contains("line 5") && all[0].contains("'release'"), "{all:?}");
-        assert!(all[1].contains("line 6") && all[1].contains("'inform'"), "{all:?}");
+        assert!(
+            all[0].contains("line 5") && all[0].contains("'release'"),
+            "{all:?}"
+        );
+        assert!(
+            all[1].contains("line 6") && all[1].contains("'inform'"),
+            "{all:?}"
+        );
     }
 
     #[test]
@@ -684,7 +700,10 @@ mod tests {
     fn a_moment_is_counted_from_1970() {
         assert_eq!(parse_until("1970-01-01T00:00:00Z"), Ok(0));
         assert_eq!(parse_until("2000-03-01"), Ok(951_868_800_000));
-        assert_eq!(parse_until("2000-03-01T01:00:00+01:00"), Ok(951_868_800_000));
+        assert_eq!(
+            parse_until("2000-03-01T01:00:00+01:00"),
+            Ok(951_868_800_000)
+        );
         assert!(parse_until("2000-03-01T01:00:00").is_err());
     }
 }

@@ -15,10 +15,9 @@ pub fn is_quiet(control: &Control) -> bool {
     if !shown.open || control.is_busy() || !control.deadlines().is_empty() {
         return false;
     }
-    control
-        .agents()
-        .iter()
-        .all(|agent| agent.shared.is_quiet(shown.epoch) || (shown.held && agent.shared.parked.is_parked()))
+    control.agents().iter().all(|agent| {
+        agent.shared.is_quiet(shown.epoch) || (shown.held && agent.shared.parked.is_parked())
+    })
 }
 
 /// Answers once it has been quiet for a while.

@@ -18,7 +18,7 @@ use agora_realm::{
 use bytes::Bytes;
 use capnp::Error;
 
-use super::speak::{Draft, Speech, Standing, SpeakError};
+use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
@@ -168,15 +168,13 @@ impl Facet {
                 error::denied("a parent is the 32 bytes of a message's id")
             })?)),
         };
-        let owner = match reader.get_owner()?.to_str()? {
-            "" => None,
-            text => Some(
-                self.holder
-                    .control
-                    .persona_named(text)
-                    .ok_or_else(|| error::denied(&format!("no persona '{text}' to own the thread")))?,
-            ),
-        };
+        let owner =
+            match reader.get_owner()?.to_str()? {
+                "" => None,
+                text => Some(self.holder.control.persona_named(text).ok_or_else(|| {
+                    error::denied(&format!("no persona '{text}' to own the thread"))
+                })?),
+            };
         Ok(Draft {
             act: reader
                 .get_act()
@@ -261,7 +259,9 @@ impl channel::Server for Facet {
                     }
                     facet.terms()?;
                     let standing = facet.standing();
-                    let known = elsewhere.iter().position(|(s, _)| s.channel == standing.channel);
+                    let known = elsewhere
+                        .iter()
+                        .position(|(s, _)| s.channel == standing.channel);
                     let at = known.unwrap_or(elsewhere.len());
                     if known.is_none() {
                         elsewhere.push((standing, Vec::new()));
@@ -324,7 +324,10 @@ impl channel::Server for Facet {
         };
         let progress = Arc::new(Progress::default());
         let name = self.channel.clone();
-        self.holder.shared.subscriptions().insert(name, progress.clone());
+        self.holder
+            .shared
+            .subscriptions()
+            .insert(name, progress.clone());
         let running = Subscription {
             record: control.record().clone(),
             silent: control.silent().clone(),
@@ -484,7 +487,10 @@ impl Drop for Subscribed {
     fn drop(&mut self) {
         if let Some(holder) = self.holder.upgrade() {
             let mut listening = holder.listening.borrow_mut();
-            if listening.get(&self.channel).is_some_and(|l| l.token == self.token) {
+            if listening
+                .get(&self.channel)
+                .is_some_and(|l| l.token == self.token)
+            {
                 let ended = listening.remove(&self.channel);
                 drop(listening);
                 drop(ended);

@@ -422,7 +422,13 @@ impl Speaker {
                 && messages.len() + job.speech.drafts.len() <= limits::DRAFTS_PER_CALL_MAX;
             if fits {
                 let count = job.speech.drafts.len();
-                self.admit(&standing, job.speech.drafts, false, &mut fates, &mut messages);
+                self.admit(
+                    &standing,
+                    job.speech.drafts,
+                    false,
+                    &mut fates,
+                    &mut messages,
+                );
                 bytes += more;
                 jobs.push((count, Vec::new(), job.answer));
             } else {

@@ -29,7 +29,10 @@ impl Timer {
     }
 }
 
-struct Sleeping(Rc<Cell<usize>>, #[expect(dead_code, reason = "counts while it lives")] Counted);
+struct Sleeping(
+    Rc<Cell<usize>>,
+    #[expect(dead_code, reason = "counts while it lives")] Counted,
+);
 
 impl Drop for Sleeping {
     fn drop(&mut self) {

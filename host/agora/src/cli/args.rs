@@ -10,7 +10,12 @@ use agora_realm::{Act, ActSet, Rights, Terms};
 
 /// A host for untrusted wasm agents that coordinate on durable, signed channels.
 #[derive(Parser)]
-#[command(name = "agora", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "agora",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub(super) struct Cli {
     /// Say more (-v, -vv); AGORA_LOG takes a filter of its own, as in AGORA_LOG=agora=debug.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]

@@ -134,7 +134,10 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
         request.get().set_grant(args.grant.as_str());
         request.get().set_reason(args.reason.as_str());
         let response = request.send().promise.await.map_err(said)?;
-        report(response.get()?.get_outcome()?, &format!("{} is revoked", args.grant))
+        report(
+            response.get()?.get_outcome()?,
+            &format!("{} is revoked", args.grant),
+        )
     })
 }
 
@@ -144,7 +147,10 @@ pub(super) fn kill(args: &KillArgs) -> anyhow::Result<ExitCode> {
         request.get().set_agent(args.agent.as_str());
         request.get().set_reason(args.reason.as_str());
         let response = request.send().promise.await.map_err(said)?;
-        report(response.get()?.get_outcome()?, &format!("{} is killed", args.agent))
+        report(
+            response.get()?.get_outcome()?,
+            &format!("{} is killed", args.agent),
+        )
     })
 }
 
@@ -153,7 +159,10 @@ pub(super) fn start(args: &StartArgs) -> anyhow::Result<ExitCode> {
         let mut request = host.start_request();
         request.get().set_agent(args.agent.as_str());
         let response = request.send().promise.await.map_err(said)?;
-        report(response.get()?.get_outcome()?, &format!("{} is started", args.agent))
+        report(
+            response.get()?.get_outcome()?,
+            &format!("{} is started", args.agent),
+        )
     })
 }
 
@@ -327,8 +336,8 @@ impl feed::Server for Eye {
 }
 
 const KINDS: [&str; 13] = [
-    "message", "genesis", "key", "channel", "grant", "revoke", "kill", "fence", "lapse", "incident",
-    "prune", "gap", "entry",
+    "message", "genesis", "key", "channel", "grant", "revoke", "kill", "fence", "lapse",
+    "incident", "prune", "gap", "entry",
 ];
 
 fn read_told(record: record::Reader<'_>) -> Result<Told, capnp::Error> {
@@ -360,7 +369,10 @@ fn read_told(record: record::Reader<'_>) -> Result<Told, capnp::Error> {
         }
     };
     Ok(Told {
-        kind: KINDS.into_iter().find(|known| *known == kind).unwrap_or("entry"),
+        kind: KINDS
+            .into_iter()
+            .find(|known| *known == kind)
+            .unwrap_or("entry"),
         seq: record.get_seq(),
         epoch: agora_realm::Epoch(record.get_epoch()),
         time_ms: record.get_time_ms(),
@@ -375,5 +387,6 @@ fn read_told(record: record::Reader<'_>) -> Result<Told, capnp::Error> {
 /// Whether a host answers at a data folder.
 pub(super) fn answers(data: &Path) -> bool {
     let path: PathBuf = socket_path(data);
-    short_path(&path).is_ok_and(|(short, _folder)| std::os::unix::net::UnixStream::connect(short).is_ok())
+    short_path(&path)
+        .is_ok_and(|(short, _folder)| std::os::unix::net::UnixStream::connect(short).is_ok())
 }

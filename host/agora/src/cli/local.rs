@@ -30,7 +30,9 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     });
     let workshop = Workshop::new(None).map_err(|error| anyhow::Error::msg(format!("{error:#}")))?;
     let mut progress = show::Progress::new();
-    let prepared = prepare_all(&workshop, &image_to_prepare, &mut |text| progress.show(text));
+    let prepared = prepare_all(&workshop, &image_to_prepare, &mut |text| {
+        progress.show(text)
+    });
     progress.done();
     prepared?;
     println!(
@@ -132,13 +134,19 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;
-        println!("{} {}", if well { "ok  " } else { "BAD " }, show::escape(&text));
+        println!(
+            "{} {}",
+            if well { "ok  " } else { "BAD " },
+            show::escape(&text)
+        );
     };
     match Workshop::new(None) {
         Ok(_) => say(true, "the wasm engine runs on this machine".into()),
         Err(error) => say(false, format!("the wasm engine can't be set up: {error:#}")),
     }
-    let cargo = std::process::Command::new("cargo").arg("--version").output();
+    let cargo = std::process::Command::new("cargo")
+        .arg("--version")
+        .output();
     match cargo {
         Ok(out) if out.status.success() => say(
             true,
@@ -164,7 +172,10 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
     } else {
         match DataFolder::open(data) {
             Ok(folder) => {
-                say(true, format!("{} is a data folder, not in use", data.display()));
+                say(
+                    true,
+                    format!("{} is a data folder, not in use", data.display()),
+                );
                 match folder.stops().count() {
                     0 => {}
                     n => say(

@@ -45,7 +45,10 @@ pub(super) fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
                 .replace("{name}", name)
                 .replace("{sdk}", &toml::Value::String(sdk).to_string()),
         ),
-        ("src/lib.rs", include_str!("new/lib.rs.in").replace("{name}", &name.replace('-', "_"))),
+        (
+            "src/lib.rs",
+            include_str!("new/lib.rs.in").replace("{name}", &name.replace('-', "_")),
+        ),
         (
             "image/agora.toml",
             include_str!("new/agora.toml.in").replace("{name}", name),

@@ -74,7 +74,11 @@ async fn serve(
         eprintln!(
             "epoch {} of realm {}; data in {}; {} agents; type `CHANNEL: TEXT` to speak ({}); Ctrl-C ends",
             control.gate().shown().epoch,
-            control.record().state().realm().map_or(String::new(), |realm| realm.short()),
+            control
+                .record()
+                .state()
+                .realm()
+                .map_or(String::new(), |realm| realm.short()),
             data.display(),
             control.agents().len(),
             channels.join(", "),
@@ -107,10 +111,11 @@ async fn live(args: &RunArgs, control: &Arc<Control>, uid: u32, screen: &Arc<Scr
         std::future::pending().await
     };
     let typed = type_messages(control, uid, screen);
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => return Ended::Failed(error.into()),
-    };
+    let mut terminate =
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(terminate) => terminate,
+            Err(error) => return Ended::Failed(error.into()),
+        };
     tokio::select! {
         ended = work => ended,
         () = typed => Ended::Asked,
@@ -269,7 +274,11 @@ impl Screen {
         }
         for aside in asides(settled, &self.control.record().state()) {
             let _ = match self.json {
-                true => writeln!(out, "{}", serde_json::json!({"event": "aside", "seq": settled.seq, "text": aside})),
+                true => writeln!(
+                    out,
+                    "{}",
+                    serde_json::json!({"event": "aside", "seq": settled.seq, "text": aside})
+                ),
                 false => writeln!(out, "             {}", show::escape(&aside)),
             };
         }

@@ -223,7 +223,10 @@ mod tests {
 
     #[test]
     fn control_and_bidirectional_characters_are_escaped() {
-        assert_eq!(escape("a\u{1b}[2Jb\u{202e}c\nd"), "a\\u{1b}[2Jb\\u{202e}c\\nd");
+        assert_eq!(
+            escape("a\u{1b}[2Jb\u{202e}c\nd"),
+            "a\\u{1b}[2Jb\\u{202e}c\\nd"
+        );
         assert_eq!(escape("ünïcode ✓"), "ünïcode ✓");
     }
 
@@ -241,7 +244,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let rows = [vec!["a".into(), "b".into()], vec!["long".into(), "c".into()]];
+        let rows = [
+            vec!["a".into(), "b".into()],
+            vec!["long".into(), "c".into()],
+        ];
         assert_eq!(table(&rows), "a     b\nlong  c\n");
     }
 }

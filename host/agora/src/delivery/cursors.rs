@@ -47,7 +47,9 @@ impl SilentCursors {
 
     /// The persona's place: what the log says, and silence.
     pub fn effective(&self, state: &State, persona: &PersonaId, channel: &ChannelName) -> Ordinal {
-        state.cursor(persona, channel).max(self.get(persona, channel))
+        state
+            .cursor(persona, channel)
+            .max(self.get(persona, channel))
     }
 
     /// Moves it, never back.

@@ -108,10 +108,14 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
     if settled.judged.verdict.is_err() {
         return Vec::new();
     }
-    let number = settled.judged.changes.iter().find_map(|change| match change {
-        agora_realm::Change::Granted { number, .. } => Some(*number),
-        _ => None,
-    });
+    let number = settled
+        .judged
+        .changes
+        .iter()
+        .find_map(|change| match change {
+            agora_realm::Change::Granted { number, .. } => Some(*number),
+            _ => None,
+        });
     let one = match &entry.body {
         Body::Turn(_) => return Vec::new(),
         Body::Key(key) => {
@@ -137,7 +141,11 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                 "hops {}, reactions {}{}",
                 channel.hops,
                 channel.reactions,
-                if channel.carry { ", carries over fences" } else { "" }
+                if channel.carry {
+                    ", carries over fences"
+                } else {
+                    ""
+                }
             ),
         ),
         Body::Grant(grant) => {
@@ -203,7 +211,11 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                 1 => String::new(),
                 n => format!(" ({n} times)"),
             };
-            told("incident", None, format!("{persona} ended{times}: {reason}"))
+            told(
+                "incident",
+                None,
+                format!("{persona} ended{times}: {reason}"),
+            )
         }
         Body::Note(NoteBody::Prune { channel, through }) => told(
             "prune",

@@ -138,9 +138,11 @@ impl Index {
             let records = ((channel.flushed - first) as usize).min(count);
             let mut bytes = vec![0; records * RECORD];
             file.read_exact_at(&mut bytes, first * RECORD as u64)?;
-            places.extend(bytes.chunks_exact(RECORD).map(|record| {
-                Place::decode(record.try_into().expect("a chunk of this size"))
-            }));
+            places.extend(
+                bytes
+                    .chunks_exact(RECORD)
+                    .map(|record| Place::decode(record.try_into().expect("a chunk of this size"))),
+            );
         }
         let next = first + places.len() as u64;
         if next >= channel.flushed {

@@ -14,7 +14,9 @@ pub fn write_message(
     reader: Option<&PersonaId>,
     mut to: channel_capnp::message::Builder<'_>,
 ) {
-    debug_assert!(matches!(&kept.sealed.entry().body, agora_realm::Body::Turn(t) if t.channel == *channel));
+    debug_assert!(
+        matches!(&kept.sealed.entry().body, agora_realm::Body::Turn(t) if t.channel == *channel)
+    );
     let entry = kept.sealed.entry();
     let message = kept.message();
     to.set_ordinal(kept.ordinal.0);

@@ -77,7 +77,9 @@ pub enum RecordError {
         source: std::io::Error,
     },
     /// The log belongs to another realm than the folder.
-    #[error("the log begins realm {found}, but this data folder belongs to realm {pinned} (restore the folder's own log)")]
+    #[error(
+        "the log begins realm {found}, but this data folder belongs to realm {pinned} (restore the folder's own log)"
+    )]
     OtherRealm {
         /// What the log says.
         found: String,
@@ -85,7 +87,9 @@ pub enum RecordError {
         pinned: String,
     },
     /// The log ends before what this host has seen.
-    #[error("the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them)")]
+    #[error(
+        "the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them)"
+    )]
     WentBack {
         /// Where it ends.
         end: u64,
@@ -156,7 +160,10 @@ impl Record {
                 .first()
                 .is_some_and(|(seq, bytes)| seq.0 == seen && leaf(bytes) == snapshot.leaf);
             if same {
-                let latest = snapshot.state.channels().map(|(n, c)| (n.clone(), c.latest));
+                let latest = snapshot
+                    .state
+                    .channels()
+                    .map(|(n, c)| (n.clone(), c.latest));
                 match Index::open(derived.index.clone(), latest.collect::<Vec<_>>()) {
                     Ok(index) => {
                         state = snapshot.state;
@@ -227,7 +234,10 @@ impl Record {
                 other => {
                     let waiter = other.map(|(_, waiter)| waiter);
                     let opened = open_all(vec![(seq, bytes)]).await;
-                    (opened.into_iter().next().expect("one in, one out").1, waiter)
+                    (
+                        opened.into_iter().next().expect("one in, one out").1,
+                        waiter,
+                    )
                 }
             };
             let settled = self.settle(seq.0, sealed);
@@ -366,7 +376,15 @@ impl Record {
         let recent = lock(&self.recent);
         let first = recent.entries.front()?.seq;
         let at = usize::try_from(seq.checked_sub(first)?).ok()?;
-        Some(recent.entries.iter().skip(at).take(count).cloned().collect())
+        Some(
+            recent
+                .entries
+                .iter()
+                .skip(at)
+                .take(count)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// The log itself.
@@ -520,7 +538,10 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, J
     }
     let mut opened = Vec::new();
     for task in tasks {
-        opened.extend(task.await.expect("verifying does not panic, and is never aborted"));
+        opened.extend(
+            task.await
+                .expect("verifying does not panic, and is never aborted"),
+        );
     }
     opened
 }

@@ -97,7 +97,9 @@ impl Subscription {
                 let entry = kept.sealed.entry();
                 entry.host != self.persona.host || entry.author.as_ref() != Some(&self.persona.name)
             });
-            self.progress.echoes.fetch_add(own.len() as u64, Ordering::Relaxed);
+            self.progress
+                .echoes
+                .fetch_add(own.len() as u64, Ordering::Relaxed);
             if !due.is_empty() {
                 let mut request = self.sink.deliver_request();
                 let mut list = request.get().init_messages(due.len() as u32);
@@ -106,7 +108,9 @@ impl Subscription {
                     unanswered.push_back(kept.ordinal);
                 }
                 request.send().await?;
-                self.progress.delivered.fetch_add(due.len() as u64, Ordering::Relaxed);
+                self.progress
+                    .delivered
+                    .fetch_add(due.len() as u64, Ordering::Relaxed);
             }
             self.progress.position.store(last.0, Ordering::SeqCst);
             next = Ordinal(last.0 + 1);

@@ -22,7 +22,9 @@ use super::gate::Gate;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::manifest::unknown;
-use crate::channel::speak::{Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing};
+use crate::channel::speak::{
+    Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
+};
 use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
@@ -431,7 +433,8 @@ impl Control {
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
             if let Some(slot) = slot {
-                let cleared = tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
+                let cleared =
+                    tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
                 if let Ok(Err(error)) = cleared.await {
                     tracing::warn!("{error}");
                 }
@@ -596,7 +599,9 @@ impl Control {
 
     async fn fell_walls(&self, reason: &str) {
         let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
-        let stops = workers.iter().map(|worker| worker.stop(None, false, reason));
+        let stops = workers
+            .iter()
+            .map(|worker| worker.stop(None, false, reason));
         futures::future::join_all(stops).await;
     }
 
@@ -710,9 +715,7 @@ impl Control {
 
     async fn fell_wall(&self, agent: &Agent, reason: &str) {
         if let Some(worker) = self.worker(agent.worker) {
-            worker
-                .stop(Some(agent.name.clone()), false, reason)
-                .await;
+            worker.stop(Some(agent.name.clone()), false, reason).await;
         }
     }
 
@@ -728,9 +731,9 @@ impl Control {
     ) -> Result<Decided, String> {
         let (id, persona, number) = {
             let state = self.record.state();
-            let found = state.grants().find(|(id, g)| {
-                grant == format!("g{}", g.number) || id.to_string() == grant
-            });
+            let found = state
+                .grants()
+                .find(|(id, g)| grant == format!("g{}", g.number) || id.to_string() == grant);
             match found {
                 Some((id, g)) => (*id, g.persona.clone(), g.number),
                 None => {
@@ -763,12 +766,19 @@ impl Control {
     /// There is none of that name; names those there are.
     pub fn channel_named(&self, name: &str) -> Result<ChannelName, String> {
         let state = self.record.state();
-        let found = state.channels().map(|(n, _)| n).find(|n| n.as_str() == name);
+        let found = state
+            .channels()
+            .map(|(n, _)| n)
+            .find(|n| n.as_str() == name);
         match found {
             Some(name) => Ok(name.clone()),
             None => {
                 let names: Vec<_> = state.channels().map(|(n, _)| n.clone()).collect();
-                Err(unknown("channel", name, names.iter().map(ChannelName::as_str)))
+                Err(unknown(
+                    "channel",
+                    name,
+                    names.iter().map(ChannelName::as_str),
+                ))
             }
         }
     }
@@ -877,7 +887,9 @@ impl Control {
                     match news.recv().await {
                         Ok(settled) => {
                             let mut changes = settled.judged.changes.iter();
-                            if changes.any(|c| matches!(c, agora_realm::Change::ThreadOpened { .. })) {
+                            if changes
+                                .any(|c| matches!(c, agora_realm::Change::ThreadOpened { .. }))
+                            {
                                 return true;
                             }
                         }

@@ -107,9 +107,7 @@ impl membrane::Server for Door {
         );
         let grants = self.control.grants_for(&self.persona);
         results.get().set_epoch(epoch.0);
-        results
-            .get()
-            .set_persona(self.persona.to_string().as_str());
+        results.get().set_persona(self.persona.to_string().as_str());
         let mut list = results.get().init_grants(grants.len() as u32);
         for (i, granted) in grants.into_iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);

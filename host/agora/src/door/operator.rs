@@ -207,10 +207,7 @@ fn refuse(text: String) -> Error {
     error::denied(&text)
 }
 
-fn write_decided(
-    decided: &Decided,
-    mut to: agora_capnp::operator_capnp::decided::Builder<'_>,
-) {
+fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided::Builder<'_>) {
     if let Some(entry) = &decided.entry {
         to.set_entry(&entry.0);
     }
@@ -500,7 +497,11 @@ async fn tell_all(
         match news.recv().await {
             Ok(settled) if settled.seq >= next => {
                 next = settled.seq + 1;
-                send(&feed, tell(&settled).into_iter().filter(|t| meant(t)).collect()).await?;
+                send(
+                    &feed,
+                    tell(&settled).into_iter().filter(|t| meant(t)).collect(),
+                )
+                .await?;
             }
             Ok(_) => {}
             Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {

@@ -12,7 +12,9 @@ use agora_guest::wire;
 use agora_realm::ComponentHash;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, StoreContextMut};
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, StoreContextMut,
+};
 
 use super::instance::Inside;
 use crate::limits;
@@ -331,7 +333,11 @@ impl wasmtime::component::HasData for Table {
 
 /// The `closed` of wit/agent.
 #[derive(
-    Clone, Copy, wasmtime::component::ComponentType, wasmtime::component::Lower, wasmtime::component::Lift,
+    Clone,
+    Copy,
+    wasmtime::component::ComponentType,
+    wasmtime::component::Lower,
+    wasmtime::component::Lift,
 )]
 #[component(enum)]
 #[repr(u8)]

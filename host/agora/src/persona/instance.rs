@@ -229,7 +229,12 @@ pub async fn run_agent(
 
 /// The calls into reactors, generated from the worlds.
 mod worlds {
-    #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated from wit/")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        reason = "generated from wit/"
+    )]
 
     pub(super) mod reactor {
         wasmtime::component::bindgen!({

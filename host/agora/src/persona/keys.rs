@@ -52,7 +52,10 @@ impl Keys {
 
     /// Uses this key for a persona from here on.
     pub fn use_for(&self, name: PersonaName, key: SigningKey) {
-        let mut personas = self.personas.write().unwrap_or_else(PoisonError::into_inner);
+        let mut personas = self
+            .personas
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         personas.insert(name, Arc::new(key));
     }
 

@@ -169,7 +169,10 @@ mod tests {
         let path = dir.path().join("secret");
         let made = Secret::open(&path).unwrap().host_key().public();
         assert_eq!(Secret::open(&path).unwrap().host_key().public(), made);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
@@ -178,13 +181,19 @@ mod tests {
         let path = dir.path().join("secret");
         drop(Secret::open(&path).unwrap());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Secret::open(&path), Err(SecretError::Exposed { mode: 0o640, .. })));
+        assert!(matches!(
+            Secret::open(&path),
+            Err(SecretError::Exposed { mode: 0o640, .. })
+        ));
     }
 
     #[test]
     fn keys_differ_by_name_component_and_generation() {
         let secret = Secret(Zeroizing::new([7; 32]));
-        let (a, b) = (PersonaName::new("a").unwrap(), PersonaName::new("b").unwrap());
+        let (a, b) = (
+            PersonaName::new("a").unwrap(),
+            PersonaName::new("b").unwrap(),
+        );
         let component = ComponentHash([1; 32]);
         let keys = [
             secret.host_key().public(),
