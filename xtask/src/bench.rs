@@ -8,14 +8,14 @@ use anyhow::{Context, Result};
 
 use crate::{build_agents, cargo, target_dir};
 
-/// The programs that measure, by package.
-const PROGRAMS: [(&str, &str); 1] = [("agora", "ratios")];
+/// The packages whose example `ratios` measures them.
+const MEASURED: [&str; 3] = ["agora-membrane", "agora-log", "agora"];
 
 /// Runs them all, prints one table and writes target/bench.json.
 pub(crate) fn run() -> Result<()> {
     build_agents()?;
     let mut rows = Vec::new();
-    for (package, example) in PROGRAMS {
+    for package in MEASURED {
         eprintln!("\n== {package}");
         let out = cargo()
             .args([
@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<()> {
                 "--package",
                 package,
                 "--example",
-                example,
+                "ratios",
             ])
             .stderr(Stdio::inherit())
             .output()
@@ -58,15 +58,29 @@ struct Row {
     ratio: f64,
 }
 
+/// Rows end in three numbers, or read `NAME: agora / floor = RATIO`; whatever else is printed is for people.
 fn parse(package: &str, out: &str) -> Vec<Row> {
     out.lines()
         .filter_map(|line| {
-            let mut cells = line.split('\t').map(str::trim);
+            if let Some((name, rest)) = line.split_once(": agora / floor = ") {
+                return Some(Row {
+                    name: format!("{package}: {name}"),
+                    agora: String::new(),
+                    floor: String::new(),
+                    ratio: rest.split(' ').next()?.parse().ok()?,
+                });
+            }
+            let mut cells = line.split_whitespace().rev();
+            let ratio = cells.next()?.parse().ok()?;
+            let floor = cells.next().filter(|cell| cell.parse::<f64>().is_ok())?;
+            let agora = cells.next().filter(|cell| cell.parse::<f64>().is_ok())?;
+            let mut name: Vec<_> = cells.collect();
+            name.reverse();
             Some(Row {
-                name: format!("{package}: {}", cells.next()?),
-                agora: cells.next()?.to_owned(),
-                floor: cells.next()?.to_owned(),
-                ratio: cells.next()?.parse().ok()?,
+                name: format!("{package}: {}", name.join(" ")),
+                agora: agora.to_owned(),
+                floor: floor.to_owned(),
+                ratio,
             })
         })
         .collect()

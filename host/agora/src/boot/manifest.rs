@@ -368,12 +368,12 @@ impl<'a> Reader<'a> {
         if let Some(history) = table.get("history") {
             terms.history = self.number(history, &format!("{place}: history"), i64::MAX as u64);
         }
-        if let Some(rate) = table.get("rate") {
-            if let Some(text) = self.string(rate, &format!("{place}: rate")) {
-                match parse_rate(text) {
-                    Ok(rate) => terms.rate = Some(rate),
-                    Err(error) => self.fault(rate.span(), format!("{place}: rate: {error}")),
-                }
+        if let Some(rate) = table.get("rate")
+            && let Some(text) = self.string(rate, &format!("{place}: rate"))
+        {
+            match parse_rate(text) {
+                Ok(rate) => terms.rate = Some(rate),
+                Err(error) => self.fault(rate.span(), format!("{place}: rate: {error}")),
             }
         }
         if let Some(until) = table.get("until") {

@@ -589,9 +589,8 @@ impl Speaker {
             let admitted = state
                 .admit(&self.persona, standing.grant.as_ref(), channel, &offer)
                 .and_then(|admitted| {
-                    match &standing.grant {
-                        Some(grant) => self.stage.rates.draw(&state, grant, now)?,
-                        None => {}
+                    if let Some(grant) = &standing.grant {
+                        self.stage.rates.draw(&state, grant, now)?;
                     }
                     Ok(admitted)
                 });

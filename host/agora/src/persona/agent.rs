@@ -130,6 +130,11 @@ impl Shared {
         }
     }
 
+    /// How its subscription to a channel is doing.
+    pub fn progress(&self, channel: &ChannelName) -> Option<Arc<Progress>> {
+        lock(&self.subscriptions).get(channel).cloned()
+    }
+
     /// It has a graft of this epoch.
     pub fn grafted(&self, epoch: Epoch) {
         *lock(&self.grafted) = Some(epoch);
