@@ -1,0 +1,286 @@
+//! Floods whatever can be flooded.
+//!
+//! In: what it hears names a flood, as a message of one word. On arrival it floods with `calls` at once, unless a message waits
+//! for it; when nothing was granted, with `output`. Out: for a flood that it may survive a report, as `flooder: calls ok=1024 refused=0 busy=1976 other=0`, in answer;
+//! a flood that must end it is passed first, so that it is not told again after its restart.
+//!
+//! Tries, and what must stop it:
+//! - `calls`: 3,000 calls of `speak` in flight. What waits for the log is bounded: the rest fail as busy;
+//! - `questions`: 8,000 calls in flight. Over the bound of a wire: it is ended;
+//! - `frames`: a frame of 2 MiB. Over the bound of a frame: it is ended;
+//! - `batch`: 2,000 frames in one call. Over the bound of a batch: it is ended;
+//! - `facets`: 2,000 facets and 2,000 subscriptions. A graft makes so many facets and no more; a subscription replaces the
+//!   one before;
+//! - `output`: 100,000 lines and one of 1 MiB. Lines are kept at a rate, and cut; the rest are counted;
+//! - `malformed`: frames that are no Cap'n Proto at all, and some that nearly are: it is ended.
+//!
+//! Nobody else slows down for any of it.
+
+use agora_guest::Kind;
+use agora_guest::prelude::*;
+use futures::future::join_all;
+
+/// Calls at once that one agent's wire still bears.
+const CALLS: usize = 3_000;
+/// Calls at once that it does not.
+const QUESTIONS: usize = 8_000;
+/// Facets asked for, and subscriptions.
+const FACETS: usize = 2_000;
+/// Bytes of a frame that is too large.
+const FRAME_BYTES: usize = 2 << 20;
+/// Frames of a batch that is too large.
+const BATCH_FRAMES: usize = 2_000;
+/// Lines of output.
+const LINES: usize = 100_000;
+/// Bytes of one long line.
+const LINE_BYTES: usize = 1 << 20;
+
+// Each flood passes the bound that it is to meet, and no other one first.
+const _: () = {
+    use agora_guest::wire::{BATCH_FRAMES_MAX, FRAME_BYTES_MAX, Limits};
+    assert!(FRAME_BYTES > FRAME_BYTES_MAX);
+    assert!(BATCH_FRAMES > BATCH_FRAMES_MAX);
+    assert!(QUESTIONS > Limits::HOST.questions_max);
+    assert!(CALLS < Limits::HOST.questions_max && FACETS < Limits::HOST.questions_max);
+};
+
+#[agora_guest::main]
+async fn flooder(graft: Graft) -> Result<(), Error> {
+    let Some(channel) = graft.channels().next() else {
+        flood_output();
+        return Err(graft.ended().await);
+    };
+    let reads = graft.terms(channel.name()).is_some_and(|terms| terms.read);
+    let info = channel.info().await?;
+    if !reads || info.latest <= info.cursor {
+        agora_guest::info!("{}", flood_calls(&channel, CALLS).await.report("calls"));
+    }
+    if !reads {
+        return Err(graft.ended().await);
+    }
+    let mut heard = channel.subscribe().await?;
+    while let Some(message) = heard.next().await? {
+        let flood = Flood::named(&message.text());
+        if flood.is_lethal() {
+            channel.pass(&message).await?;
+        }
+        let report = match flood {
+            Flood::Calls => flood_calls(&channel, CALLS).await.report("calls"),
+            Flood::Questions => flood_calls(&channel, QUESTIONS).await.report("questions"),
+            Flood::Facets => {
+                let report = flood_facets(&channel).await;
+                // The flood replaced the subscription.
+                heard = channel.subscribe().await?;
+                report
+            }
+            Flood::Output => {
+                flood_output();
+                format!("flooder: output lines={LINES}")
+            }
+            Flood::Frames => {
+                wire::offer(&[vec![0; FRAME_BYTES]]);
+                "flooder: the frame was taken".into()
+            }
+            Flood::Batch => {
+                wire::offer(&vec![vec![0; 8]; BATCH_FRAMES]);
+                "flooder: the batch was taken".into()
+            }
+            Flood::Malformed => {
+                wire::offer(&garbage());
+                "flooder: the garbage was taken".into()
+            }
+        };
+        agora_guest::info!("{report}");
+        if flood.is_lethal() {
+            // The host's verdict comes with the next frame.
+            channel.say(Draft::inform(report)).await?.ok();
+        } else if let Err(refused) = channel.reply(&message, Draft::inform(report)).await? {
+            agora_guest::info!("flooder: the report was refused: {refused}");
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flood {
+    Calls,
+    Questions,
+    Frames,
+    Batch,
+    Facets,
+    Output,
+    Malformed,
+}
+
+impl Flood {
+    fn named(text: &str) -> Self {
+        match text.trim() {
+            "questions" => Self::Questions,
+            "frames" => Self::Frames,
+            "batch" => Self::Batch,
+            "facets" => Self::Facets,
+            "output" => Self::Output,
+            "malformed" => Self::Malformed,
+            _ => Self::Calls,
+        }
+    }
+
+    /// Whether the host must end it for that.
+    fn is_lethal(self) -> bool {
+        match self {
+            Self::Questions | Self::Frames | Self::Batch | Self::Malformed => true,
+            Self::Calls | Self::Facets | Self::Output => false,
+        }
+    }
+}
+
+/// How calls ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    ok: u32,
+    refused: u32,
+    busy: u32,
+    other: u32,
+}
+
+impl Tally {
+    fn count(&mut self, answer: Result<bool, Kind>) {
+        match answer {
+            Ok(true) => self.ok += 1,
+            Ok(false) => self.refused += 1,
+            Err(Kind::Busy) => self.busy += 1,
+            Err(_) => self.other += 1,
+        }
+    }
+
+    fn of(answers: impl IntoIterator<Item = Result<bool, Kind>>) -> Self {
+        let mut tally = Self::default();
+        answers.into_iter().for_each(|answer| tally.count(answer));
+        tally
+    }
+
+    fn report(&self, what: &str) -> String {
+        let Self {
+            ok,
+            refused,
+            busy,
+            other,
+        } = self;
+        format!("flooder: {what} ok={ok} refused={refused} busy={busy} other={other}")
+    }
+}
+
+async fn flood_calls(channel: &Channel, calls: usize) -> Tally {
+    // Each is sent when it is made, so all are in flight before the first is awaited.
+    let said: Vec<_> = (0..calls)
+        .map(|n| channel.say(Draft::inform(format!("flood {n}"))))
+        .collect();
+    let answers = join_all(said).await;
+    Tally::of(answers.into_iter().map(|answer| match answer {
+        Ok(outcome) => Ok(outcome.is_ok()),
+        Err(error) => Err(error.kind()),
+    }))
+}
+
+async fn flood_facets(channel: &Channel) -> String {
+    let terms = Terms::all();
+    // Kept, so that all of them live at once.
+    let facets = join_all((0..FACETS).map(|_| channel.attenuate(&terms))).await;
+    let heard = join_all((0..FACETS).map(|_| channel.subscribe())).await;
+    let made = facets
+        .iter()
+        .map(|facet| facet.as_ref().map(|_| true).map_err(Error::kind));
+    let subscribed = heard
+        .iter()
+        .map(|heard| heard.as_ref().map(|_| true).map_err(Error::kind));
+    let (made, subscribed) = (Tally::of(made), Tally::of(subscribed));
+    format!(
+        "{}; {}",
+        made.report("facets"),
+        subscribed.report("subscriptions")
+    )
+}
+
+fn flood_output() {
+    for n in 0..LINES {
+        agora_guest::info!("flood {n}");
+    }
+    agora_guest::warn!("{}", "x".repeat(LINE_BYTES));
+}
+
+/// Frames that no vat would send.
+fn garbage() -> Vec<Vec<u8>> {
+    let mut state = 0x2545_f491_u32;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    let framed = |words: &[[u8; 8]]| -> Vec<u8> {
+        let mut frame = vec![0, 0, 0, 0, words.len() as u8, 0, 0, 0];
+        frame.extend(words.iter().flatten());
+        frame
+    };
+    vec![
+        // A root pointer that points to itself, as a list far longer than the frame.
+        framed(&[[0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]]),
+        // A message of a kind that there is none of.
+        framed(&[[0, 0, 0, 0, 1, 0, 1, 0], [0xff; 8], [0; 8]]),
+        // Four thousand million segments.
+        vec![0xff; 16],
+        (0..4096).map(|_| noise()).collect(),
+        // Nothing.
+        Vec::new(),
+    ]
+}
+
+/// The wire itself, past the SDK's own bounds.
+#[cfg(target_family = "wasm")]
+mod wire {
+    use agora_guest::vat::component::agora::agent::wire;
+
+    pub(super) fn offer(frames: &[Vec<u8>]) {
+        // A closed wire shows at the next call.
+        let _ = wire::offer(frames);
+    }
+}
+
+/// Off wasm there is none.
+#[cfg(not(target_family = "wasm"))]
+mod wire {
+    pub(super) fn offer(_frames: &[Vec<u8>]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_named_by_one_word() {
+        assert_eq!(Flood::named("facets\n"), Flood::Facets);
+        assert_eq!(Flood::named("calls"), Flood::Calls);
+        assert_eq!(Flood::named("anything else"), Flood::Calls);
+    }
+
+    #[test]
+    fn the_report_says_how_calls_ended() {
+        let tally = Tally::of([
+            Ok(true),
+            Ok(true),
+            Ok(false),
+            Err(Kind::Busy),
+            Err(Kind::Failed),
+        ]);
+        assert_eq!(
+            tally.report("calls"),
+            "flooder: calls ok=2 refused=1 busy=1 other=1"
+        );
+    }
+
+    #[test]
+    fn garbage_is_small_so_that_only_what_it_says_is_wrong() {
+        let bytes: usize = garbage().iter().map(Vec::len).sum();
+        assert!(bytes < agora_guest::wire::FRAME_BYTES_MAX);
+    }
+}
