@@ -1,9 +1,10 @@
 //! Floods whatever can be flooded.
 //!
-//! In: a channel with the rights to read, write, initiate (for `calls`) and attenuate (for `facets`). What it hears there names a
-//! flood, as a message of one word. On arrival it floods with `calls` at once, unless a message waits
-//! for it; when nothing was granted, with `output`. Out: for a flood that it may survive a report, as `flooder: calls ok=2990 refused=0 busy=10 other=0`, in answer;
-//! a flood that must end it is passed first, so that it is not told again after its restart.
+//! In: a channel with the rights to read, write, initiate (for `calls`) and attenuate (for `facets`). What it hears there
+//! names a flood, as a message of one word. On arrival it floods with `calls` at once, unless a message waits for it; when
+//! nothing was granted, with `output`.
+//! Out: for a flood that it may survive a report, as `flooder: calls ok=2990 refused=0 busy=10 other=0`, in answer. A flood
+//! that must end it is passed first, so that it is not told again after its restart.
 //!
 //! Tries, and what must stop it:
 //! - `calls`: 3,000 calls of `speak` in flight. What waits for the log is bounded: what is over it fails as busy;
