@@ -7,7 +7,8 @@
 //! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
 //! cross threads; the [`Network`] made from it is not.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -290,17 +291,21 @@ pub enum Party {
     There,
 }
 
+/// The calls that the other end has begun and this one still remembers, by question id. A set, so that neither a finish that crosses
+/// its answer nor one that is sent twice makes room for more.
+type Questions = Rc<RefCell<HashSet<u32>>>;
+
 /// The RPC system's view of one end.
 pub struct Network {
     connection: Option<Connection>,
     end: End,
-    questions: Rc<std::cell::Cell<usize>>,
+    questions: Questions,
 }
 
 impl Network {
     /// Frames of this end as a two-party network.
     pub fn new(end: End) -> Self {
-        let questions = Rc::new(std::cell::Cell::new(0));
+        let questions = Questions::default();
         let connection = Connection {
             end: end.clone(),
             questions: questions.clone(),
@@ -338,7 +343,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
 
 struct Connection {
     end: End,
-    questions: Rc<std::cell::Cell<usize>>,
+    questions: Questions,
 }
 
 impl capnp_rpc::Connection<Party> for Connection {
@@ -350,6 +355,7 @@ impl capnp_rpc::Connection<Party> for Connection {
         Box::new(Outgoing {
             message: Builder::new(HeapAllocator::new().first_segment_words(words)),
             end: self.end.clone(),
+            questions: self.questions.clone(),
         })
     }
 
@@ -388,6 +394,20 @@ impl capnp_rpc::Connection<Party> for Connection {
 struct Outgoing {
     message: Builder<HeapAllocator>,
     end: End,
+    questions: Questions,
+}
+
+impl Outgoing {
+    /// The question that this message answers for good, when the other end need not say that it is finished with it.
+    fn settles(&self) -> Option<u32> {
+        let message: rpc_capnp::message::Reader<'_> = self.message.get_root_as_reader().ok()?;
+        match message.which() {
+            Ok(rpc_capnp::message::Which::Return(Ok(answer))) if answer.get_no_finish_needed() => {
+                Some(answer.get_answer_id())
+            }
+            _ => None,
+        }
+    }
 }
 
 impl capnp_rpc::OutgoingMessage for Outgoing {
@@ -400,6 +420,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
+        if let Some(question) = self.settles() {
+            self.questions.borrow_mut().remove(&question);
+        }
         let message = Rc::new(self.message);
         let frame = capnp::serialize::write_message_to_words(&*message);
         let sent = match self.end.send(frame) {
@@ -458,7 +481,7 @@ impl Incoming {
     }
 
     /// Counts what the other end makes this one remember.
-    fn weigh(&self, questions: &std::cell::Cell<usize>, limits: &Limits) -> Result<(), String> {
+    fn weigh(&self, questions: &RefCell<HashSet<u32>>, limits: &Limits) -> Result<(), String> {
         use rpc_capnp::message::Which;
         let malformed = |error: Error| format!("a malformed frame: {error}");
         let caps = |payload: rpc_capnp::payload::Reader<'_>| -> Result<(), String> {
@@ -477,11 +500,18 @@ impl Incoming {
             .map_err(malformed)?;
         match message.which() {
             Ok(Which::Call(call)) => {
-                questions.set(questions.get() + 1);
-                caps(call.and_then(|c| c.get_params()).map_err(malformed)?)?;
+                let call = call.map_err(malformed)?;
+                questions.borrow_mut().insert(call.get_question_id());
+                caps(call.get_params().map_err(malformed)?)?;
             }
-            Ok(Which::Bootstrap(_)) => questions.set(questions.get() + 1),
-            Ok(Which::Finish(_)) => questions.set(questions.get().saturating_sub(1)),
+            Ok(Which::Bootstrap(bootstrap)) => {
+                let question = bootstrap.map_err(malformed)?.get_question_id();
+                questions.borrow_mut().insert(question);
+            }
+            Ok(Which::Finish(finish)) => {
+                let question = finish.map_err(malformed)?.get_question_id();
+                questions.borrow_mut().remove(&question);
+            }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
                 if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
@@ -490,7 +520,7 @@ impl Incoming {
             }
             _ => {}
         }
-        if questions.get() > limits.questions_max {
+        if questions.borrow().len() > limits.questions_max {
             return Err(format!(
                 "over {} calls begun and not finished with",
                 limits.questions_max

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use agora_capnp::channel_capnp::{channel, draft, revoker, subscription};
+use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
 use agora_membrane::{CallInfo, Membrane, Policy, Verdict, error};
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
@@ -39,11 +39,13 @@ pub struct Holder {
     shared: Arc<Shared>,
     /// By channel: what ends the deliveries when it is dropped.
     listening: RefCell<HashMap<ChannelName, Listening>>,
-    made: Cell<usize>,
+    /// Facets made by attenuating, and those in the making.
+    facets_live: Rc<Cell<usize>>,
 }
 
 struct Listening {
     token: u64,
+    sink: sink::Client,
     _task: AbortOnDrop,
 }
 
@@ -69,8 +71,8 @@ impl Holder {
             epoch,
             facets: RefCell::default(),
             listening: RefCell::default(),
+            facets_live: Rc::default(),
             shared,
-            made: Cell::new(0),
         })
     }
 
@@ -80,6 +82,7 @@ impl Holder {
             holder: self.clone(),
             channel,
             grant,
+            _place: None,
         });
         let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
         self.know(&client, &facet);
@@ -105,6 +108,29 @@ pub struct Facet {
     holder: Rc<Holder>,
     channel: ChannelName,
     grant: GrantId,
+    _place: Option<Place>,
+}
+
+/// One of the facets that a graft may have made.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn take(live: &Rc<Cell<usize>>) -> Result<Self, Error> {
+        if live.get() >= limits::FACETS_PER_GRAFT_MAX {
+            return Err(error::busy(&format!(
+                "this graft has {} facets; let go of one first",
+                limits::FACETS_PER_GRAFT_MAX
+            )));
+        }
+        live.set(live.get() + 1);
+        Ok(Self(live.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 fn refused(refusal: Refusal) -> Error {
@@ -353,11 +379,19 @@ impl channel::Server for Facet {
             self.channel.clone(),
             Listening {
                 token,
+                sink,
                 _task: AbortOnDrop(task),
             },
         );
-        if old.is_some() {
+        if let Some(old) = old {
+            let mut request = old.sink.ended_request();
+            request
+                .get()
+                .set_reason("a newer subscription took its place");
+            let told = request.send().promise;
             drop(old);
+            // Whether it listens is the subscriber's affair.
+            tokio::task::spawn_local(async move { drop(told.await) });
         }
         results.get().set_cursor(cursor.0);
         results
@@ -410,13 +444,7 @@ impl channel::Server for Facet {
         let _busy = self.holder.control.busy();
         self.needs(Rights::ATTENUATE, "attenuate")?;
         let holder = &self.holder;
-        if holder.made.get() >= limits::FACETS_PER_GRAFT_MAX {
-            return Err(error::busy(&format!(
-                "this graft has made {} facets; that is all it may",
-                limits::FACETS_PER_GRAFT_MAX
-            )));
-        }
-        holder.made.set(holder.made.get() + 1);
+        let place = Place::take(&holder.facets_live)?;
         let body = GrantBody {
             persona: holder.persona.clone(),
             object: Object::Channel(self.channel.clone()),
@@ -433,6 +461,7 @@ impl channel::Server for Facet {
             holder: holder.clone(),
             channel: self.channel.clone(),
             grant,
+            _place: Some(place),
         });
         // A membrane of its own, so that cutting it rejects its calls in flight and leaves the rest of the graft alone.
         let (membrane, cut) = Membrane::new(AllowAll);

@@ -328,41 +328,53 @@ async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
     drive_reactor(reactor, parked, end).await
 }
 
+/// A message to coordinate over, and where its answers go.
+type Hearing = (
+    String,
+    agora_guest::Channel,
+    agora_guest::Message,
+    tokio::sync::oneshot::Sender<Vec<agora_guest::Draft>>,
+);
+
 /// Keeps the vat of a component that has none, with the guest SDK, so that reactors have no second path.
-async fn drive_reactor(reactor: Reactor, parked: Parking, end: wire::End) -> End {
+async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) -> End {
     let _closer = wire::Closer(end.clone());
-    let reactor = Rc::new(tokio::sync::Mutex::new(reactor));
-    let ended = Rc::new(RefCell::new(None));
+    // The component is called from a loop of its own: a graft that ends does not drop it in the middle of a call, and yet all of it is
+    // this one future, which goes with the agent.
+    let (hear, mut hearing) = tokio::sync::mpsc::channel::<Hearing>(1);
     parked.set(true);
     let driven = agora_guest::vat::drive(end, |graft| {
-        let (reactor, ended, parked) = (reactor.clone(), ended.clone(), parked.clone());
+        let hear = hear.clone();
         agora_guest::reactor::react(graft, move |me, channel, heard| {
-            let (reactor, ended, parked) = (reactor.clone(), ended.clone(), parked.clone());
+            let hear = hear.clone();
             async move {
-                // A task of its own: a graft that ends must not drop a component in the middle of a call.
-                let call = tokio::task::spawn_local(async move {
-                    let mut reactor = reactor.lock().await;
-                    parked.set(false);
-                    let drafts = reactor.coordinate(&me, channel.name(), &heard).await;
-                    parked.set(true);
-                    drafts
-                });
-                match call.await {
-                    Ok(Ok(drafts)) => Ok(drafts),
-                    Ok(Err(end)) => {
-                        *ended.borrow_mut() = Some(end);
-                        Err(agora_guest::Error::failed("the component ended"))
-                    }
-                    Err(_) => Err(agora_guest::Error::failed("the component's call was lost")),
-                }
+                let (answer, answered) = tokio::sync::oneshot::channel();
+                let ended = |_| agora_guest::Error::failed("the component ended");
+                let sent = hear.send((me, channel, heard, answer)).await;
+                sent.map_err(|_| agora_guest::Error::failed("the component ended"))?;
+                answered.await.map_err(ended)
             }
         })
-    })
-    .await;
-    let ended = ended.borrow_mut().take();
-    match (ended, driven) {
-        (Some(end), _) => end,
-        (None, Ok(())) => End::Done,
-        (None, Err(error)) => End::Failed(error.to_string()),
+    });
+    let calls = async {
+        loop {
+            let Some((me, channel, heard, answer)) = hearing.recv().await else {
+                return std::future::pending().await;
+            };
+            parked.set(false);
+            let drafts = reactor.coordinate(&me, channel.name(), &heard).await;
+            match drafts {
+                Ok(drafts) => drop(answer.send(drafts)),
+                Err(end) => return end,
+            }
+            parked.set(true);
+        }
+    };
+    tokio::select! {
+        driven = driven => match driven {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error.to_string()),
+        },
+        end = calls => end,
     }
 }
