@@ -41,6 +41,8 @@ pub struct Holder {
     listening: RefCell<HashMap<ChannelName, Listening>>,
     /// Facets made by attenuating, and those in the making.
     facets_live: Rc<Cell<usize>>,
+    /// Tells this graft from others.
+    token: u64,
 }
 
 struct Listening {
@@ -65,6 +67,7 @@ impl Holder {
         persona: PersonaId,
         epoch: Epoch,
     ) -> Rc<Self> {
+        let token = control.next_token();
         Rc::new(Self {
             control,
             persona,
@@ -72,6 +75,7 @@ impl Holder {
             facets: RefCell::default(),
             listening: RefCell::default(),
             facets_live: Rc::default(),
+            token,
             shared,
         })
     }
@@ -301,6 +305,16 @@ impl channel::Server for Facet {
                 }
             }
         }
+        // What one entry must hold: a turn is one, and lone drafts of one call stay together.
+        let bytes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).sum::<usize>();
+        let heaviest = elsewhere.iter().map(|(_, drafts)| bytes(drafts)).max();
+        let heaviest = heaviest.unwrap_or(0).max(bytes(&own));
+        if heaviest > limits::FOLD_BYTES_MAX {
+            return Err(error::denied(&format!(
+                "{heaviest} bytes of payload for one channel in one call; at most {} (split them)",
+                limits::FOLD_BYTES_MAX
+            )));
+        }
         if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
             return Ok(());
         }
@@ -309,6 +323,7 @@ impl channel::Server for Facet {
             drafts: own,
             elsewhere,
             through,
+            graft: self.holder.token,
         };
         let speakers = self.holder.control.speakers();
         let (own, said) = speakers

@@ -826,6 +826,7 @@ impl Control {
             }],
             elsewhere: Vec::new(),
             through: agora_realm::Ordinal(0),
+            graft: self.next_token(),
         };
         let persona = PersonaId::new(self.host_id(), name);
         match self.speakers.speak(&persona, speech).await {
