@@ -1,7 +1,8 @@
-//! agora's development tasks: `cargo xtask test|bench|codegen`.
+//! agora's development tasks: `cargo xtask test|bench|soak|codegen`.
 
 mod bench;
 mod codegen;
+mod soak;
 mod test;
 
 use std::path::PathBuf;
@@ -23,6 +24,15 @@ enum Task {
     Test,
     /// Measures agora beside its floors, in one run, and prints "agora / floor = ratio"; JSON goes to target/bench.json.
     Bench,
+    /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, properties in many cases.
+    Soak {
+        /// How often each is killed.
+        #[arg(long, default_value_t = 50)]
+        kills: u32,
+        /// Cases of each property.
+        #[arg(long, default_value_t = 5000)]
+        cases: u32,
+    },
     /// Writes the Rust for the schemas in capnp/ anew (needs Debian's capnproto and libcapnp-dev).
     Codegen,
 }
@@ -31,6 +41,7 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Test => test::run(),
         Task::Bench => bench::run(),
+        Task::Soak { kills, cases } => soak::run(kills, cases),
         Task::Codegen => codegen::write(),
     }
 }

@@ -88,7 +88,8 @@ pub fn nearest<'a>(given: &str, valid: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(given, name), name))
         .filter(|(distance, name)| *distance <= 1.max(name.len().max(given.len()) / 3))
-        .min()
+        // People get the first letter right more often than any other.
+        .min_by_key(|(distance, name)| (*distance, given.chars().next() != name.chars().next()))
         .map(|(_, name)| name)
 }
 
