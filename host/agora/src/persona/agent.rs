@@ -201,7 +201,6 @@ pub async fn live(agent: Arc<Agent>, control: Arc<Control>, door: Rc<RefCell<Opt
         agent.shared.set_phase(Phase::Running);
         let began = Instant::now();
         let end = run_once(&agent, &control, &door).await;
-        agent.shared.memory.store(0, Ordering::Relaxed);
         let reason = match end {
             End::Done => {
                 agent.shared.set_phase(Phase::Ended("it was done".into()));
@@ -268,6 +267,7 @@ impl Drop for Leaving<'_> {
         *lock(&self.shared.end) = None;
         *lock(&self.shared.grafted) = None;
         self.shared.parked.set(false);
+        self.shared.memory.store(0, Ordering::Relaxed);
     }
 }
 
@@ -325,7 +325,7 @@ async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
         Ok(reactor) => reactor,
         Err(end) => return end,
     };
-    drive_reactor(reactor, parked, end).await
+    drive_reactor(&agent.name, reactor, parked, end).await
 }
 
 /// A message to coordinate over, and where its answers go.
@@ -337,7 +337,12 @@ type Hearing = (
 );
 
 /// Keeps the vat of a component that has none, with the guest SDK, so that reactors have no second path.
-async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) -> End {
+async fn drive_reactor(
+    name: &PersonaName,
+    mut reactor: Reactor,
+    parked: Parking,
+    end: wire::End,
+) -> End {
     let _closer = wire::Closer(end.clone());
     // The component is called from a loop of its own: a graft that ends does not drop it in the middle of a call, and yet all of it is
     // this one future, which goes with the agent.
@@ -345,7 +350,7 @@ async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) ->
     parked.set(true);
     let driven = agora_guest::vat::drive(end, |graft| {
         let hear = hear.clone();
-        agora_guest::reactor::react(graft, move |me, channel, heard| {
+        let coordinate = move |me, channel, heard| {
             let hear = hear.clone();
             async move {
                 let (answer, answered) = tokio::sync::oneshot::channel();
@@ -354,6 +359,9 @@ async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) ->
                 sent.map_err(|_| agora_guest::Error::failed("the component ended"))?;
                 answered.await.map_err(ended)
             }
+        };
+        agora_guest::reactor::react_telling(graft, coordinate, |channel, refused| {
+            tracing::debug!(agent = %name, "{}: an answer was refused: {refused}", channel.name());
         })
     });
     let calls = async {
