@@ -271,7 +271,7 @@ impl Turn {
 #[derive(Default)]
 struct Inbox {
     messages: VecDeque<Message>,
-    ended: Option<Error>,
+    ended: Option<String>,
     waker: Option<Waker>,
 }
 
@@ -288,25 +288,36 @@ impl Heard {
     /// # Errors
     /// None today; the epoch's end drops whoever waits here.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        std::future::poll_fn(|cx| {
-            let mut inbox = self.inbox.borrow_mut();
-            if let Some(message) = inbox.messages.pop_front() {
-                return Poll::Ready(Ok(Some(message)));
-            }
-            match inbox.ended.take() {
-                Some(_) => Poll::Ready(Ok(None)),
-                None => {
-                    inbox.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        Ok(std::future::poll_fn(|cx| self.poll_heard(cx)).await)
+    }
+
+    fn poll_heard(&self, cx: &mut std::task::Context<'_>) -> Poll<Option<Message>> {
+        let mut inbox = self.inbox.borrow_mut();
+        if let Some(message) = inbox.messages.pop_front() {
+            return Poll::Ready(Some(message));
+        }
+        if inbox.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        inbox.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// What has been delivered already, without waiting.
     pub fn try_next(&mut self) -> Option<Message> {
         self.inbox.borrow_mut().messages.pop_front()
+    }
+}
+
+/// The same as a stream, for combining with others. It ends where [`Heard::next`] answers `None`.
+impl futures::Stream for Heard {
+    type Item = Message;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Message>> {
+        self.poll_heard(cx)
     }
 }
 
@@ -339,7 +350,7 @@ impl sink::Server for Ear {
         _results: sink::EndedResults,
     ) -> Result<(), capnp::Error> {
         let reason = params.get()?.get_reason()?.to_string()?;
-        self.0.borrow_mut().ended = Some(Error::stale(reason));
+        self.0.borrow_mut().ended = Some(reason);
         self.wake();
         Ok(())
     }
