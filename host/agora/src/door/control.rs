@@ -302,7 +302,10 @@ impl Control {
         });
         let sealed = self.seal(body, epoch).await?;
         // An agent's own cuts don't draw on the room that is kept for stops.
-        self.commit(sealed).await.map(drop)
+        self.commit(sealed).await?;
+        // The state knows now, and needs no reminder.
+        write(&self.cut).remove(&grant);
+        Ok(())
     }
 
     // -- Entries
@@ -756,6 +759,9 @@ impl Control {
             by: by.to_owned(),
         });
         let mut decided = self.make_durable(body).await;
+        if decided.pending.is_none() {
+            write(&self.cut).remove(&id);
+        }
         decided.number = number;
         Ok(decided)
     }
