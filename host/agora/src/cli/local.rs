@@ -8,7 +8,7 @@ use agora_log::{Embedded, LogError, Seq};
 use super::args::{BuildArgs, ImageArgs, LogArgs};
 use super::show;
 use crate::boot::build;
-use crate::boot::data::{DataFolder, check_format};
+use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
 use crate::door::operator::replay_one;
@@ -160,12 +160,19 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
             "there is no cargo: images run with the components they bring".into(),
         ),
     }
-    if check_format(data).is_err() && !data.exists() {
-        say(
-            true,
-            format!("there is no data folder at {} yet", data.display()),
-        );
-        return Ok(ExitCode::SUCCESS);
+    match check_format(data) {
+        Ok(()) => {}
+        Err(DataError::Missing(_)) => {
+            say(
+                true,
+                format!("there is no data folder at {} yet", data.display()),
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => {
+            say(false, error.to_string());
+            return Ok(ExitCode::FAILURE);
+        }
     }
     if super::client::answers(data) {
         say(true, format!("a host runs on {}", data.display()));
