@@ -18,7 +18,7 @@ pub(crate) fn run(kills: u32, cases: u32) -> Result<()> {
         cargo()
             .args(["test", "--package", "agora-log", "--all-features"])
             .env("AGORA_KILLS", kills.to_string())
-            .env("PROPTEST_CASES", cases.to_string()),
+            .env("AGORA_CASES", cases.to_string()),
     )?;
     step(
         &format!("judge against its model, {cases} cases a property"),
