@@ -113,7 +113,10 @@ impl Channel {
         to: &Message,
         draft: Draft,
     ) -> impl Future<Output = Result<Outcome, Error>> + use<> {
-        self.turn(to).reply(draft).take().map(|outcomes| only(outcomes?))
+        self.turn(to)
+            .reply(draft)
+            .take()
+            .map(|outcomes| only(outcomes?))
     }
 
     /// Says nothing to a message, and moves the cursor past it.
@@ -157,7 +160,12 @@ impl Channel {
                 )));
             };
             let response = promise.await?;
-            response.get()?.get_outcomes()?.iter().map(read_outcome).collect()
+            response
+                .get()?
+                .get_outcomes()?
+                .iter()
+                .map(read_outcome)
+                .collect()
         }
     }
 
@@ -177,7 +185,9 @@ impl Channel {
         let inbox = Rc::new(RefCell::new(Inbox::default()));
         let mut request = self.client.subscribe_request();
         request.get().set_window(window);
-        request.get().set_sink(capnp_rpc::new_client(Ear(inbox.clone())));
+        request
+            .get()
+            .set_sink(capnp_rpc::new_client(Ear(inbox.clone())));
         let response = request.send().promise.await?;
         let subscription = response.get()?.get_subscription()?;
         Ok(Heard {
@@ -261,7 +271,7 @@ impl Turn {
 #[derive(Default)]
 struct Inbox {
     messages: VecDeque<Message>,
-    ended: Option<Error>,
+    ended: Option<String>,
     waker: Option<Waker>,
 }
 
@@ -278,25 +288,36 @@ impl Heard {
     /// # Errors
     /// None today; the epoch's end drops whoever waits here.
     pub async fn next(&mut self) -> Result<Option<Message>, Error> {
-        std::future::poll_fn(|cx| {
-            let mut inbox = self.inbox.borrow_mut();
-            if let Some(message) = inbox.messages.pop_front() {
-                return Poll::Ready(Ok(Some(message)));
-            }
-            match inbox.ended.take() {
-                Some(_) => Poll::Ready(Ok(None)),
-                None => {
-                    inbox.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        Ok(std::future::poll_fn(|cx| self.poll_heard(cx)).await)
+    }
+
+    fn poll_heard(&self, cx: &mut std::task::Context<'_>) -> Poll<Option<Message>> {
+        let mut inbox = self.inbox.borrow_mut();
+        if let Some(message) = inbox.messages.pop_front() {
+            return Poll::Ready(Some(message));
+        }
+        if inbox.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        inbox.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// What has been delivered already, without waiting.
     pub fn try_next(&mut self) -> Option<Message> {
         self.inbox.borrow_mut().messages.pop_front()
+    }
+}
+
+/// The same as a stream, for combining with others. It ends where [`Heard::next`] answers `None`.
+impl futures::Stream for Heard {
+    type Item = Message;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Message>> {
+        self.poll_heard(cx)
     }
 }
 
@@ -329,7 +350,7 @@ impl sink::Server for Ear {
         _results: sink::EndedResults,
     ) -> Result<(), capnp::Error> {
         let reason = params.get()?.get_reason()?.to_string()?;
-        self.0.borrow_mut().ended = Some(Error::stale(reason));
+        self.0.borrow_mut().ended = Some(reason);
         self.wake();
         Ok(())
     }
@@ -350,4 +371,3 @@ impl Revoker {
         Ok(())
     }
 }
-

@@ -79,13 +79,11 @@ impl From<capnp::Error> for Error {
             Marked::Stale => Kind::Stale,
             Marked::Denied => Kind::Denied,
             Marked::Busy => Kind::Busy,
-            _ if error.kind == capnp::ErrorKind::Disconnected => Kind::Disconnected,
-            _ if error.kind == capnp::ErrorKind::Overloaded => Kind::Busy,
             _ => Kind::Failed,
         };
         Self {
             kind,
-            text: error.to_string(),
+            text: agora_membrane::error::reason(&error).to_owned(),
         }
     }
 }

@@ -73,14 +73,10 @@ macro_rules! __export {
                     $crate::private::run($agent)
                 }
             }
-            $crate::private::export_agent!(Component with_types_in $crate::vat::component);
+    $crate::private::export_agent!(Component with_types_in $crate::vat::component);
         };
+        // Off wasm an agent only compiles, so that `cargo check` and tests of its own functions work.
         #[cfg(not(target_family = "wasm"))]
-        const _: () = {
-            // Off wasm an agent only compiles, so that `cargo check` and tests of its own functions work.
-            fn _typed() -> Result<(), String> {
-                $crate::private::run($agent)
-            }
-        };
+        const _: fn() -> Result<(), String> = || $crate::private::run($agent);
     };
 }

@@ -8,8 +8,14 @@ use crate::channel::Channel;
 use crate::error::Error;
 
 /// Names a message: 32 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(pub [u8; 32]);
+
+impl std::fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
 
 impl MessageId {
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
@@ -418,13 +424,13 @@ impl Terms {
     pub(crate) fn write(&self, mut builder: terms::Builder<'_>) {
         let bit = |set: bool, bit: u16| if set { bit } else { 0 };
         builder.set_rights(
-            bit(self.read, 1)
-                | bit(self.write, 2)
-                | bit(self.initiate, 4)
-                | bit(self.attenuate, 8),
+            bit(self.read, 1) | bit(self.write, 2) | bit(self.initiate, 4) | bit(self.attenuate, 8),
         );
         if let Some(acts) = &self.acts {
-            builder.set_acts(acts.iter().fold(0, |bits, act| bits | 1 << act.wire() as u16));
+            builder.set_acts(
+                acts.iter()
+                    .fold(0, |bits, act| bits | 1 << act.wire() as u16),
+            );
         }
         builder.set_hops(self.hops);
         builder.set_bytes_max(self.bytes_max);

@@ -15,13 +15,34 @@ use futures::stream::FuturesUnordered;
 use crate::channel::{Channel, Heard};
 use crate::error::Error;
 use crate::graft::Graft;
-use crate::message::{Draft, Message};
+use crate::message::{Draft, Message, Refusal, Refused};
 
-/// Answers everything that is heard until the epoch ends.
+/// Answers everything that is heard until the epoch ends. Refused answers are logged, but for want of hops: that is how chains end.
 ///
 /// # Errors
 /// What `coordinate` returned, or why the deliveries ended.
-pub async fn react<F, Fut>(graft: Graft, mut coordinate: F) -> Result<(), Error>
+pub async fn react<F, Fut>(graft: Graft, coordinate: F) -> Result<(), Error>
+where
+    F: FnMut(String, Channel, Message) -> Fut,
+    Fut: Future<Output = Result<Vec<Draft>, Error>>,
+{
+    react_telling(graft, coordinate, |channel, refused| {
+        if refused.reason.0 != Refusal::HopsSpent {
+            crate::warn!("{}: an answer was refused: {refused}", channel.name());
+        }
+    })
+    .await
+}
+
+/// [`react`], telling what was refused.
+///
+/// # Errors
+/// As [`react`].
+pub async fn react_telling<F, Fut>(
+    graft: Graft,
+    mut coordinate: F,
+    mut told: impl FnMut(&Channel, &Refused),
+) -> Result<(), Error>
 where
     F: FnMut(String, Channel, Message) -> Fut,
     Fut: Future<Output = Result<Vec<Draft>, Error>>,
@@ -37,12 +58,13 @@ where
         let Some((channel, heard, message)) = next? else {
             continue;
         };
-        let drafts = coordinate(graft.persona().to_owned(), channel.clone(), message.clone()).await?;
+        let drafts =
+            coordinate(graft.persona().to_owned(), channel.clone(), message.clone()).await?;
         let turn = drafts
             .into_iter()
             .fold(channel.turn(&message), |turn, draft| turn.reply(draft));
         for refused in turn.take().await?.into_iter().filter_map(Result::err) {
-            crate::warn!("{}: an answer was refused: {refused}", channel.name());
+            told(&channel, &refused);
         }
         listening.push(listen(channel, heard));
     }

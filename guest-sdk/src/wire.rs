@@ -7,7 +7,8 @@
 //! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
 //! cross threads; the [`Network`] made from it is not.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -290,17 +291,21 @@ pub enum Party {
     There,
 }
 
+/// The calls that the other end has begun and this one still remembers, by question id. A set, so that neither a finish that crosses
+/// its answer nor one that is sent twice makes room for more.
+type Questions = Rc<RefCell<HashSet<u32>>>;
+
 /// The RPC system's view of one end.
 pub struct Network {
     connection: Option<Connection>,
     end: End,
-    questions: Rc<std::cell::Cell<usize>>,
+    questions: Questions,
 }
 
 impl Network {
     /// Frames of this end as a two-party network.
     pub fn new(end: End) -> Self {
-        let questions = Rc::new(std::cell::Cell::new(0));
+        let questions = Questions::default();
         let connection = Connection {
             end: end.clone(),
             questions: questions.clone(),
@@ -338,7 +343,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
 
 struct Connection {
     end: End,
-    questions: Rc<std::cell::Cell<usize>>,
+    questions: Questions,
 }
 
 impl capnp_rpc::Connection<Party> for Connection {
@@ -350,6 +355,7 @@ impl capnp_rpc::Connection<Party> for Connection {
         Box::new(Outgoing {
             message: Builder::new(HeapAllocator::new().first_segment_words(words)),
             end: self.end.clone(),
+            questions: self.questions.clone(),
         })
     }
 
@@ -373,7 +379,9 @@ impl capnp_rpc::Connection<Party> for Connection {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
-            Ok(Some(Box::new(message) as Box<dyn capnp_rpc::IncomingMessage>))
+            Ok(Some(
+                Box::new(message) as Box<dyn capnp_rpc::IncomingMessage>
+            ))
         })
     }
 
@@ -386,6 +394,20 @@ impl capnp_rpc::Connection<Party> for Connection {
 struct Outgoing {
     message: Builder<HeapAllocator>,
     end: End,
+    questions: Questions,
+}
+
+impl Outgoing {
+    /// The question that this message answers for good, when the other end need not say that it is finished with it.
+    fn settles(&self) -> Option<u32> {
+        let message: rpc_capnp::message::Reader<'_> = self.message.get_root_as_reader().ok()?;
+        match message.which() {
+            Ok(rpc_capnp::message::Which::Return(Ok(answer))) if answer.get_no_finish_needed() => {
+                Some(answer.get_answer_id())
+            }
+            _ => None,
+        }
+    }
 }
 
 impl capnp_rpc::OutgoingMessage for Outgoing {
@@ -398,6 +420,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
+        if let Some(question) = self.settles() {
+            self.questions.borrow_mut().remove(&question);
+        }
         let message = Rc::new(self.message);
         let frame = capnp::serialize::write_message_to_words(&*message);
         let sent = match self.end.send(frame) {
@@ -456,7 +481,7 @@ impl Incoming {
     }
 
     /// Counts what the other end makes this one remember.
-    fn weigh(&self, questions: &std::cell::Cell<usize>, limits: &Limits) -> Result<(), String> {
+    fn weigh(&self, questions: &RefCell<HashSet<u32>>, limits: &Limits) -> Result<(), String> {
         use rpc_capnp::message::Which;
         let malformed = |error: Error| format!("a malformed frame: {error}");
         let caps = |payload: rpc_capnp::payload::Reader<'_>| -> Result<(), String> {
@@ -475,11 +500,18 @@ impl Incoming {
             .map_err(malformed)?;
         match message.which() {
             Ok(Which::Call(call)) => {
-                questions.set(questions.get() + 1);
-                caps(call.and_then(|c| c.get_params()).map_err(malformed)?)?;
+                let call = call.map_err(malformed)?;
+                questions.borrow_mut().insert(call.get_question_id());
+                caps(call.get_params().map_err(malformed)?)?;
             }
-            Ok(Which::Bootstrap(_)) => questions.set(questions.get() + 1),
-            Ok(Which::Finish(_)) => questions.set(questions.get().saturating_sub(1)),
+            Ok(Which::Bootstrap(bootstrap)) => {
+                let question = bootstrap.map_err(malformed)?.get_question_id();
+                questions.borrow_mut().insert(question);
+            }
+            Ok(Which::Finish(finish)) => {
+                let question = finish.map_err(malformed)?.get_question_id();
+                questions.borrow_mut().remove(&question);
+            }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
                 if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
@@ -488,7 +520,7 @@ impl Incoming {
             }
             _ => {}
         }
-        if questions.get() > limits.questions_max {
+        if questions.borrow().len() > limits.questions_max {
             return Err(format!(
                 "over {} calls begun and not finished with",
                 limits.questions_max
@@ -501,5 +533,142 @@ impl Incoming {
 impl capnp_rpc::IncomingMessage for Incoming {
     fn get_body(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
         self.root()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    const SMALL: Limits = Limits {
+        queue_bytes_max: 64,
+        queue_frames_max: 4,
+        ..Limits::HOST
+    };
+
+    #[test]
+    fn frames_keep_their_order_and_their_direction() {
+        let (here, there) = pair(SMALL);
+        here.send(vec![1]).unwrap();
+        here.send(vec![2]).unwrap();
+        there.send(vec![3]).unwrap();
+        assert_eq!(there.take_batch(), [vec![1], vec![2]]);
+        assert_eq!(here.receive().now_or_never(), Some(Some(vec![3])));
+        assert!(here.is_idle() && there.is_idle());
+    }
+
+    #[test]
+    fn a_full_queue_closes_the_wire_and_says_why() {
+        for frame in [vec![0; 40], vec![0; 1]] {
+            let (here, there) = pair(SMALL);
+            let sent = (0..6).filter(|_| here.send(frame.clone()).is_ok()).count();
+            assert!(sent < 6, "{sent} frames of {} bytes fit", frame.len());
+            assert!(there.is_closed());
+            assert!(there.breached().unwrap().contains("nobody takes them"));
+        }
+    }
+
+    #[test]
+    fn a_frame_over_the_bound_closes_the_wire() {
+        let (here, there) = pair(Limits::HOST);
+        assert_eq!(here.send(vec![0; FRAME_BYTES_MAX + 1]), Err(Closed));
+        assert!(there.breached().unwrap().contains("over the bound"));
+    }
+
+    #[test]
+    fn closing_wakes_whoever_waits() {
+        let (here, there) = pair(SMALL);
+        let waiting = std::thread::spawn(move || futures::executor::block_on(there.receive()));
+        here.close();
+        assert_eq!(waiting.join().unwrap(), None);
+        assert_eq!(here.drained().now_or_never(), Some(Err(Closed)));
+    }
+
+    #[test]
+    fn drained_waits_for_the_other_end() {
+        let (here, there) = pair(SMALL);
+        here.send(vec![1]).unwrap();
+        assert_eq!(here.drained().now_or_never(), None);
+        there.receive().now_or_never();
+        assert_eq!(here.drained().now_or_never(), Some(Ok(())));
+    }
+
+    fn frame(build: impl FnOnce(rpc_capnp::message::Builder<'_>)) -> Vec<u8> {
+        let mut message = Builder::new_default();
+        build(message.init_root());
+        capnp::serialize::write_message_to_words(&message)
+    }
+
+    fn weigh(questions: &Questions, limits: &Limits, frame: Vec<u8>) -> Result<(), String> {
+        Incoming::parse(frame).unwrap().weigh(questions, limits)
+    }
+
+    #[test]
+    fn calls_are_counted_until_they_are_finished_with() {
+        let limits = Limits {
+            questions_max: 2,
+            ..Limits::HOST
+        };
+        let call = |id| frame(|m| m.init_call().set_question_id(id));
+        let finish = |id| frame(|m| m.init_finish().set_question_id(id));
+        let questions = Questions::default();
+        weigh(&questions, &limits, call(1)).unwrap();
+        weigh(&questions, &limits, call(2)).unwrap();
+        weigh(&questions, &limits, finish(1)).unwrap();
+        // Finishing twice makes no room for two.
+        weigh(&questions, &limits, finish(1)).unwrap();
+        weigh(&questions, &limits, call(3)).unwrap();
+        assert!(weigh(&questions, &limits, call(4)).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_needs_no_finish_frees_its_question() {
+        let (here, _there) = pair(Limits::HOST);
+        let questions = Questions::default();
+        questions.borrow_mut().extend([7, 8]);
+        for (id, no_finish_needed) in [(7, true), (8, false)] {
+            let mut message = Builder::new_default();
+            let mut answer = message
+                .init_root::<rpc_capnp::message::Builder<'_>>()
+                .init_return();
+            answer.set_answer_id(id);
+            answer.set_no_finish_needed(no_finish_needed);
+            let outgoing = Outgoing {
+                message,
+                end: here.clone(),
+                questions: questions.clone(),
+            };
+            let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
+        }
+        assert_eq!(*questions.borrow(), HashSet::from([8]));
+    }
+
+    #[test]
+    fn too_many_capabilities_in_a_message_are_refused() {
+        let full = |count| {
+            frame(|m| {
+                m.init_call().init_params().init_cap_table(count);
+            })
+        };
+        let questions = Questions::default();
+        assert!(weigh(&questions, &Limits::HOST, full(64)).is_ok());
+        assert!(weigh(&questions, &Limits::HOST, full(65)).is_err());
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic() {
+        let mut seed = 1u64;
+        for len in 0..400usize {
+            let bytes: Vec<u8> = (0..len)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (seed >> 56) as u8
+                })
+                .collect();
+            if let Ok(message) = Incoming::parse(bytes) {
+                let _ = message.weigh(&Questions::default(), &Limits::HOST);
+            }
+        }
     }
 }

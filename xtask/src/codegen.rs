@@ -36,3 +36,29 @@ fn generate_into(out: &Path) -> Result<()> {
 pub(crate) fn write() -> Result<()> {
     generate_into(&crate::root().join("capnp/src"))
 }
+
+/// Compares what is checked in with what the schema compiler makes now. Without one, or with another version than wrote it, says so and
+/// leaves it at that.
+pub(crate) fn check() -> Result<()> {
+    let version = std::process::Command::new("capnp")
+        .arg("--version")
+        .output();
+    if !version.is_ok_and(|out| out.status.success()) {
+        eprintln!("\n== schemas: not compared, since there is no `capnp` here");
+        return Ok(());
+    }
+    eprintln!("\n== schemas");
+    let made = tempfile::tempdir()?;
+    generate_into(made.path())?;
+    for schema in schemas()? {
+        let stem = schema.file_stem().and_then(|stem| stem.to_str());
+        let name = format!("{}_capnp.rs", stem.context("a schema has a plain name")?);
+        let checked_in = std::fs::read_to_string(crate::root().join("capnp/src").join(&name))?;
+        let now = std::fs::read_to_string(made.path().join(&name))?;
+        anyhow::ensure!(
+            checked_in == now,
+            "capnp/src/{name} is not what the schema says (run `cargo xtask codegen`)"
+        );
+    }
+    Ok(())
+}

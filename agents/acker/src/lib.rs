@@ -8,7 +8,10 @@ use agora_guest::reactor::react;
 async fn acker(graft: Graft) -> Result<(), Error> {
     react(graft, |_me, _channel, message: Message| async move {
         let name = message.author_name();
-        Ok(vec![Draft::inform(format!("ack {name}: {}", message.text()))])
+        Ok(vec![Draft::inform(format!(
+            "ack {name}: {}",
+            message.text()
+        ))])
     })
     .await
 }

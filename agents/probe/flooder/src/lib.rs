@@ -1,11 +1,13 @@
 //! Floods whatever can be flooded.
 //!
-//! In: what it hears names a flood, as a message of one word. On arrival it floods with `calls` at once, unless a message waits
-//! for it; when nothing was granted, with `output`. Out: for a flood that it may survive a report, as `flooder: calls ok=1024 refused=0 busy=1976 other=0`, in answer;
-//! a flood that must end it is passed first, so that it is not told again after its restart.
+//! In: a channel with the rights to read, write, initiate (for `calls`) and attenuate (for `facets`). What it hears there
+//! names a flood, as a message of one word. On arrival it floods with `calls` at once, unless a message waits for it; when
+//! nothing was granted, with `output`.
+//! Out: for a flood that it may survive a report, as `flooder: calls ok=2990 refused=0 busy=10 other=0`, in answer. A flood
+//! that must end it is passed first, so that it is not told again after its restart.
 //!
 //! Tries, and what must stop it:
-//! - `calls`: 3,000 calls of `speak` in flight. What waits for the log is bounded: the rest fail as busy;
+//! - `calls`: 3,000 calls of `speak` in flight. What waits for the log is bounded: what is over it fails as busy;
 //! - `questions`: 8,000 calls in flight. Over the bound of a wire: it is ended;
 //! - `frames`: a frame of 2 MiB. Over the bound of a frame: it is ended;
 //! - `batch`: 2,000 frames in one call. Over the bound of a batch: it is ended;
@@ -67,12 +69,7 @@ async fn flooder(graft: Graft) -> Result<(), Error> {
         let report = match flood {
             Flood::Calls => flood_calls(&channel, CALLS).await.report("calls"),
             Flood::Questions => flood_calls(&channel, QUESTIONS).await.report("questions"),
-            Flood::Facets => {
-                let report = flood_facets(&channel).await;
-                // The flood replaced the subscription.
-                heard = channel.subscribe().await?;
-                report
-            }
+            Flood::Facets => flood_facets(&channel).await,
             Flood::Output => {
                 flood_output();
                 format!("flooder: output lines={LINES}")
@@ -96,6 +93,10 @@ async fn flooder(graft: Graft) -> Result<(), Error> {
             channel.say(Draft::inform(report)).await?.ok();
         } else if let Err(refused) = channel.reply(&message, Draft::inform(report)).await? {
             agora_guest::info!("flooder: the report was refused: {refused}");
+        }
+        if flood == Flood::Facets {
+            // The flood replaced the subscription. Not before the answer, or the order would be heard again.
+            heard = channel.subscribe().await?;
         }
     }
     Ok(())

@@ -81,7 +81,12 @@ pub fn build(
         let folder = match folder {
             Ok(folder) => folder,
             // An image that was shipped with its components and without their sources runs as it is.
-            Err(_) if spec.component.is_file() => continue,
+            Err(_) if spec.component.is_file() => {
+                progress(&format!(
+                    "agent '{name}': its source is not here; its component is used as it is"
+                ));
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let trusted = workspace
@@ -89,6 +94,9 @@ pub fn build(
             .is_some_and(|workspace| folder.starts_with(workspace));
         if !trusted && !trust_source {
             if spec.component.is_file() {
+                progress(&format!(
+                    "agent '{name}': its source lies outside this workspace; its component is used as it is (--trust-source builds it)"
+                ));
                 continue;
             }
             return Err(BuildError::Untrusted {
@@ -142,7 +150,7 @@ fn have_cargo() -> bool {
     asked.is_ok_and(|status| status.success())
 }
 
-/// The outermost folder, from `folder` up, whose Cargo.toml declares a workspace; `folder`'s own crate otherwise.
+/// The nearest folder, from `folder` up, whose Cargo.toml declares a workspace; `folder` itself otherwise.
 fn workspace_of(folder: &Path) -> PathBuf {
     let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let declares = |path: &Path| {

@@ -87,7 +87,13 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
     let prepared = prepare_all(&workshop, &setup.image, progress)?;
     let folder = Arc::new(DataFolder::open(&setup.data)?);
-    let keys = Arc::new(Keys::new(Secret::open(&folder.join("secret"))?));
+    let secret = folder.join("secret");
+    // A realm's host without its secret would be another host, whom the log refuses.
+    let secret = match folder.realm()? {
+        Some(_) => Secret::open(&secret)?,
+        None => Secret::open_or_make(&secret)?,
+    };
+    let keys = Arc::new(Keys::new(secret));
     let mut notices = Vec::new();
     let (log, found) = Embedded::open(&folder.folder("log")?, Options::default())?;
     if let Some(cut) = found.cut {

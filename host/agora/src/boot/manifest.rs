@@ -88,7 +88,8 @@ pub fn nearest<'a>(given: &str, valid: impl IntoIterator<Item = &'a str>) -> Opt
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(given, name), name))
         .filter(|(distance, name)| *distance <= 1.max(name.len().max(given.len()) / 3))
-        .min()
+        // People get the first letter right more often than any other.
+        .min_by_key(|(distance, name)| (*distance, given.chars().next() != name.chars().next()))
         .map(|(_, name)| name)
 }
 
@@ -174,6 +175,11 @@ impl<'a> Reader<'a> {
         }
         let agents = table.get("agents");
         if let Some(entries) = agents.and_then(|value| self.table(value, "agents")) {
+            let most = limits::AGENTS_MAX as usize;
+            if let Some((key, _)) = entries.iter().nth(most) {
+                let text = format!("{} agents; a host runs at most {most}", entries.len());
+                self.fault(key.span(), text);
+            }
             for (key, value) in entries.iter() {
                 let spec = self.agent(key.get_ref(), key.span(), value, &manifest.channels);
                 let name = PersonaName::new(key.get_ref());
@@ -368,12 +374,12 @@ impl<'a> Reader<'a> {
         if let Some(history) = table.get("history") {
             terms.history = self.number(history, &format!("{place}: history"), i64::MAX as u64);
         }
-        if let Some(rate) = table.get("rate") {
-            if let Some(text) = self.string(rate, &format!("{place}: rate")) {
-                match parse_rate(text) {
-                    Ok(rate) => terms.rate = Some(rate),
-                    Err(error) => self.fault(rate.span(), format!("{place}: rate: {error}")),
-                }
+        if let Some(rate) = table.get("rate")
+            && let Some(text) = self.string(rate, &format!("{place}: rate"))
+        {
+            match parse_rate(text) {
+                Ok(rate) => terms.rate = Some(rate),
+                Err(error) => self.fault(rate.span(), format!("{place}: rate: {error}")),
             }
         }
         if let Some(until) = table.get("until") {
@@ -694,6 +700,18 @@ mod tests {
         assert_eq!(found[0].line, 3, "{found:?}");
         let found = faults("[agents.a]\nmemory = '64MiB'\n");
         assert!(found[0].text.contains("component"), "{found:?}");
+    }
+
+    #[test]
+    fn more_agents_than_a_host_runs_are_a_fault() {
+        let agents = |n: u32| -> String {
+            let one = |i| format!("[agents.a{i}]\ncomponent = 'a.wasm'\n");
+            (0..n).map(one).collect()
+        };
+        let folder = Path::new("/image");
+        assert!(Manifest::parse(&agents(limits::AGENTS_MAX), folder).is_ok());
+        let found = faults(&agents(limits::AGENTS_MAX + 1));
+        assert!(found[0].text.contains("at most"), "{found:?}");
     }
 
     #[test]

@@ -39,7 +39,10 @@ pub struct Holder {
     shared: Arc<Shared>,
     /// By channel: what ends the deliveries when it is dropped.
     listening: RefCell<HashMap<ChannelName, Listening>>,
-    made: Cell<usize>,
+    /// Facets made by attenuating, and those in the making.
+    facets_live: Rc<Cell<usize>>,
+    /// Tells this graft from others.
+    token: u64,
 }
 
 struct Listening {
@@ -81,14 +84,16 @@ impl Holder {
         persona: PersonaId,
         epoch: Epoch,
     ) -> Rc<Self> {
+        let token = control.next_token();
         Rc::new(Self {
             control,
             persona,
             epoch,
             facets: RefCell::default(),
             listening: RefCell::default(),
+            facets_live: Rc::default(),
+            token,
             shared,
-            made: Cell::new(0),
         })
     }
 
@@ -98,6 +103,7 @@ impl Holder {
             holder: self.clone(),
             channel,
             grant,
+            _place: None,
         });
         let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
         self.know(&client, &facet);
@@ -123,6 +129,29 @@ pub struct Facet {
     holder: Rc<Holder>,
     channel: ChannelName,
     grant: GrantId,
+    _place: Option<Place>,
+}
+
+/// One of the facets that a graft may have made.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn take(live: &Rc<Cell<usize>>) -> Result<Self, Error> {
+        if live.get() >= limits::FACETS_PER_GRAFT_MAX {
+            return Err(error::busy(&format!(
+                "this graft has {} facets; let go of one first",
+                limits::FACETS_PER_GRAFT_MAX
+            )));
+        }
+        live.set(live.get() + 1);
+        Ok(Self(live.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 fn refused(refusal: Refusal) -> Error {
@@ -293,6 +322,16 @@ impl channel::Server for Facet {
                 }
             }
         }
+        // What one entry must hold: a turn is one, and lone drafts of one call stay together.
+        let bytes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).sum::<usize>();
+        let heaviest = elsewhere.iter().map(|(_, drafts)| bytes(drafts)).max();
+        let heaviest = heaviest.unwrap_or(0).max(bytes(&own));
+        if heaviest > limits::FOLD_BYTES_MAX {
+            return Err(error::denied(&format!(
+                "{heaviest} bytes of payload for one channel in one call; at most {} (split them)",
+                limits::FOLD_BYTES_MAX
+            )));
+        }
         if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
             return Ok(());
         }
@@ -301,6 +340,7 @@ impl channel::Server for Facet {
             drafts: own,
             elsewhere,
             through,
+            graft: self.holder.token,
         };
         let speakers = self.holder.control.speakers();
         let (own, said) = speakers
@@ -431,13 +471,7 @@ impl channel::Server for Facet {
         let _busy = self.holder.control.busy();
         self.needs(Rights::ATTENUATE, "attenuate")?;
         let holder = &self.holder;
-        if holder.made.get() >= limits::FACETS_PER_GRAFT_MAX {
-            return Err(error::busy(&format!(
-                "this graft has made {} facets; that is all it may",
-                limits::FACETS_PER_GRAFT_MAX
-            )));
-        }
-        holder.made.set(holder.made.get() + 1);
+        let place = Place::take(&holder.facets_live)?;
         let body = GrantBody {
             persona: holder.persona.clone(),
             object: Object::Channel(self.channel.clone()),
@@ -454,6 +488,7 @@ impl channel::Server for Facet {
             holder: holder.clone(),
             channel: self.channel.clone(),
             grant,
+            _place: Some(place),
         });
         // A membrane of its own, so that cutting it rejects its calls in flight and leaves the rest of the graft alone.
         let (membrane, cut) = Membrane::new(AllowAll);

@@ -107,6 +107,8 @@ pub struct Speech {
     pub elsewhere: Vec<(Standing, Vec<Draft>)>,
     /// The ordinal it answers through; 0: it answers nothing.
     pub through: Ordinal,
+    /// Which graft made the call.
+    pub graft: u64,
 }
 
 /// The outcomes of one call: of its own channel's drafts, and of those for others, in their order.
@@ -187,6 +189,7 @@ impl Speakers {
                     channel: channel.clone(),
                     bytes: queue.bytes.clone(),
                     next_key: 1,
+                    untaken: None,
                 };
                 self.stage.runtime.spawn(speaker.run(incoming));
                 queue
@@ -254,7 +257,8 @@ struct Batch {
     fates: Vec<Fate>,
     /// For each job: how many drafts, what was said elsewhere, and where to answer.
     jobs: Vec<(usize, Vec<Vec<Outcome>>, oneshot::Sender<Answer>)>,
-    is_turn: bool,
+    /// For a turn: which graft took it, and the ordinal it answers through.
+    turn: Option<(u64, Ordinal)>,
 }
 
 enum Fate {
@@ -268,6 +272,9 @@ struct Speaker {
     channel: ChannelName,
     bytes: Arc<AtomicUsize>,
     next_key: u64,
+    /// A turn that could not be taken: its graft, and the ordinal. Later turns of that graft, which may have been sent before it was
+    /// told, would move the cursor past what was not answered.
+    untaken: Option<(u64, Ordinal)>,
 }
 
 type Signing = futures::future::BoxFuture<'static, (Batch, Result<Sealed, String>)>;
@@ -291,13 +298,13 @@ impl Speaker {
         let mut held: Option<Job> = None;
         loop {
             if let Some(job) = held.take() {
-                if self.must_wait(&job) {
-                    // What it says elsewhere, or its silence, comes after all that was said here before.
+                if job.speech.through.0 > 0 {
+                    // A turn moves the cursor, so whatever it would pass over must be in.
                     while flight.len() > 0 {
                         self.advance(&mut flight).await;
                     }
                 }
-                let (batch, next) = self.batch(job, &mut incoming, &mut flight).await;
+                let (batch, next) = self.batch(job, &mut incoming).await;
                 held = next;
                 if let Some(signing) = batch {
                     flight.signing.push_back(signing);
@@ -326,13 +333,8 @@ impl Speaker {
         job
     }
 
-    fn must_wait(&self, job: &Job) -> bool {
-        job.speech.through.0 > 0
-            && (job.speech.drafts.is_empty() || !job.speech.elsewhere.is_empty())
-    }
-
     /// Moves whatever is in flight one step on.
-    async fn advance(&self, flight: &mut InFlight) {
+    async fn advance(&mut self, flight: &mut InFlight) {
         tokio::select! {
             biased;
             Some((batch, sealed)) = flight.signing.next(), if !flight.signing.is_empty() => {
@@ -344,15 +346,15 @@ impl Speaker {
                         };
                         // The first poll puts it in the log's queue, so entries keep their order.
                         match futures::poll!(&mut committing) {
-                            std::task::Poll::Ready((batch, result)) => finish(batch, result),
+                            std::task::Poll::Ready((batch, result)) => self.finish(batch, result),
                             std::task::Poll::Pending => flight.committing.push(committing),
                         }
                     }
-                    Err(error) => fail(batch, &SpeakError::Overloaded(error)),
+                    Err(error) => self.fail(batch, &SpeakError::Overloaded(error)),
                 }
             }
             Some((batch, result)) = flight.committing.next(), if !flight.committing.is_empty() => {
-                finish(batch, result);
+                self.finish(batch, result);
             }
         }
     }
@@ -363,7 +365,6 @@ impl Speaker {
         &mut self,
         job: Job,
         incoming: &mut mpsc::Receiver<Job>,
-        flight: &mut InFlight,
     ) -> (Option<Signing>, Option<Job>) {
         let Job { speech, answer, .. } = job;
         let Speech {
@@ -371,10 +372,21 @@ impl Speaker {
             drafts,
             elsewhere,
             through,
+            graft,
         } = speech;
         if !self.stage.gate.is_open(standing.epoch) {
             let _ = answer.send(Err(SpeakError::Stale("the epoch has ended".into())));
             return (None, None);
+        }
+        let turn = (through.0 > 0).then_some((graft, through));
+        if let (Some((graft, through)), Some((failed, missed))) = (turn, self.untaken) {
+            if graft == failed && through > missed {
+                let _ = answer.send(Err(SpeakError::LogUnavailable(format!(
+                    "the turn through {missed} was not taken; take that one first"
+                ))));
+                return (None, None);
+            }
+            self.untaken = None;
         }
         if through.0 > 0 {
             match self.answers(&standing, through) {
@@ -397,12 +409,13 @@ impl Speaker {
             match self.say_elsewhere(standing, drafts, through).await {
                 Ok(outcomes) => said.push(outcomes),
                 Err(error) => {
+                    self.untaken = turn;
                     let _ = answer.send(Err(error));
                     return (None, None);
                 }
             }
         }
-        let is_turn = through.0 > 0;
+        let is_turn = turn.is_some();
         let mut fates = Vec::new();
         let mut messages = Vec::new();
         self.admit(&standing, drafts, is_turn, &mut fates, &mut messages);
@@ -435,18 +448,10 @@ impl Speaker {
                 next = Some(job);
             }
         }
-        let batch = Batch {
-            fates,
-            jobs,
-            is_turn,
-        };
+        let batch = Batch { fates, jobs, turn };
         if messages.is_empty() {
             if is_turn {
-                // Silence, or nothing of the answer was admitted: the cursor moves all the same, but not before what was said
-                // earlier is in.
-                while flight.len() > 0 {
-                    self.advance(flight).await;
-                }
+                // Silence, or nothing of the answer was admitted: the cursor moves all the same.
                 self.stage
                     .silent
                     .advance(&self.persona, &self.channel, through);
@@ -589,9 +594,8 @@ impl Speaker {
             let admitted = state
                 .admit(&self.persona, standing.grant.as_ref(), channel, &offer)
                 .and_then(|admitted| {
-                    match &standing.grant {
-                        Some(grant) => self.stage.rates.draw(&state, grant, now)?,
-                        None => {}
+                    if let Some(grant) = &standing.grant {
+                        self.stage.rates.draw(&state, grant, now)?;
                     }
                     Ok(admitted)
                 });
@@ -717,32 +721,35 @@ fn log_error(error: &LogError) -> SpeakError {
     }
 }
 
-fn fail(batch: Batch, error: &SpeakError) {
-    let mut fates = batch.fates.into_iter();
-    for (count, said, answer) in batch.jobs {
-        let fates: Vec<_> = fates.by_ref().take(count).collect();
-        let answered = match error {
-            // A turn that was not taken must be taken again, cursor and all; a lone draft is told its own fate.
-            SpeakError::LogUnavailable(text) if !batch.is_turn => {
-                let outcomes = fates.into_iter().map(|fate| match fate {
-                    Fate::Settled(outcome) => outcome,
-                    Fate::InEntry(_) => Outcome::Refused(Refusal::LogUnavailable, text.clone()),
-                });
-                Ok((outcomes.collect(), said))
-            }
-            error => Err(error.clone()),
-        };
-        let _ = answer.send(answered);
+impl Speaker {
+    fn fail(&mut self, batch: Batch, error: &SpeakError) {
+        self.untaken = batch.turn.or(self.untaken);
+        let mut fates = batch.fates.into_iter();
+        for (count, said, answer) in batch.jobs {
+            let fates: Vec<_> = fates.by_ref().take(count).collect();
+            let answered = match error {
+                // A turn that was not taken must be taken again, cursor and all; a lone draft is told its own fate.
+                SpeakError::LogUnavailable(text) if batch.turn.is_none() => {
+                    let outcomes = fates.into_iter().map(|fate| match fate {
+                        Fate::Settled(outcome) => outcome,
+                        Fate::InEntry(_) => Outcome::Refused(Refusal::LogUnavailable, text.clone()),
+                    });
+                    Ok((outcomes.collect(), said))
+                }
+                error => Err(error.clone()),
+            };
+            let _ = answer.send(answered);
+        }
     }
-}
 
-fn finish(batch: Batch, result: Result<Committed, LogError>) {
-    match result {
-        Ok(committed) => answer_all(
-            batch,
-            &committed.settled.judged.messages,
-            committed.durability,
-        ),
-        Err(error) => fail(batch, &log_error(&error)),
+    fn finish(&mut self, batch: Batch, result: Result<Committed, LogError>) {
+        match result {
+            Ok(committed) => answer_all(
+                batch,
+                &committed.settled.judged.messages,
+                committed.durability,
+            ),
+            Err(error) => self.fail(batch, &log_error(&error)),
+        }
     }
 }

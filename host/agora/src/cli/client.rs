@@ -62,18 +62,18 @@ fn said(error: capnp::Error) -> anyhow::Error {
 fn report(decided: decided::Reader<'_>, done: &str) -> anyhow::Result<ExitCode> {
     let note = decided.get_note()?.to_str()?;
     if !note.is_empty() {
-        println!("{}", show::escape(note));
+        show::print(&format!("{}\n", show::escape(note)));
         return Ok(ExitCode::SUCCESS);
     }
     if decided.get_durable() {
-        println!("{done}");
+        show::print(&format!("{done}\n"));
         return Ok(ExitCode::SUCCESS);
     }
     let pending = decided.get_pending()?.to_str()?;
-    println!(
-        "{done}; in effect here, and waits for the log: {}",
+    show::print(&format!(
+        "{done}; in effect here, and waits for the log: {}\n",
         show::escape(pending)
-    );
+    ));
     Ok(ExitCode::FAILURE)
 }
 
@@ -95,13 +95,13 @@ pub(super) fn say(args: &SayArgs) -> anyhow::Result<ExitCode> {
         match outcome.which()? {
             Which::Receipt(receipt) => {
                 let receipt = receipt?;
-                println!(
-                    "{} {} hops {} id {}",
+                show::print(&format!(
+                    "{} {} hops {} id {}\n",
                     receipt.get_channel()?.to_str()?,
                     receipt.get_ordinal(),
                     receipt.get_hops(),
                     crate::hex(receipt.get_id()?)
-                );
+                ));
                 Ok(ExitCode::SUCCESS)
             }
             Which::Refused(refused) => {
@@ -170,15 +170,15 @@ pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
         let status = response.get()?.get_status()?;
-        println!(
-            "{}{}{}",
+        show::print(&format!(
+            "{}{}{}\n",
             status.get_epoch(),
             if status.get_held() { " (held)" } else { "" },
             match status.get_pending_stops() {
                 0 => String::new(),
                 n => format!(" ({n} stops wait for the log)"),
             }
-        );
+        ));
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -203,8 +203,8 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
         let status = response.get()?.get_status()?;
-        println!(
-            "realm {}  host {}  epoch {}{}  log {} ({} entries){}",
+        show::print(&format!(
+            "realm {}  host {}  epoch {}{}  log {} ({} entries){}\n",
             &crate::hex(status.get_realm()?)[..8],
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),
@@ -215,7 +215,7 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
                 0 => String::new(),
                 n => format!(", {n} stops wait for it"),
             }
-        );
+        ));
         let mut rows = vec![row(["agent", "state", "memory", "restarts", "grants", ""])];
         let mut grants = vec![row(["grant", "agent", "object", "read", "used", "terms"])];
         for agent in status.get_agents()?.iter() {
@@ -252,10 +252,10 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
                 show::escape(agent.get_detail()?.to_str()?),
             ]);
         }
-        print!("{}", show::table(&rows));
+        show::print(&show::table(&rows));
         if args.grants {
-            println!();
-            print!("{}", show::table(&grants));
+            show::print("\n");
+            show::print(&show::table(&grants));
         }
         let mut rows = vec![row(["channel", "messages", "hops", "readers", "writers"])];
         for channel in status.get_channels()?.iter() {
@@ -267,8 +267,8 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
                 channel.get_writers().to_string(),
             ]);
         }
-        println!();
-        print!("{}", show::table(&rows));
+        show::print("\n");
+        show::print(&show::table(&rows));
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -319,8 +319,8 @@ impl feed::Server for Eye {
         for record in params.get()?.get_records()?.iter() {
             let told = read_told(record)?;
             match self.json {
-                true => println!("{}", told.json()),
-                false => println!("{}", show::record(&told, self.colour)),
+                true => show::print(&format!("{}\n", told.json())),
+                false => show::print(&format!("{}\n", show::record(&told, self.colour))),
             }
         }
         Ok(())

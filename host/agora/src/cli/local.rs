@@ -8,7 +8,7 @@ use agora_log::{Embedded, LogError, Seq};
 use super::args::{BuildArgs, ImageArgs, LogArgs};
 use super::show;
 use crate::boot::build;
-use crate::boot::data::{DataFolder, check_format};
+use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
 use crate::door::operator::replay_one;
@@ -35,8 +35,8 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     });
     progress.done();
     prepared?;
-    println!(
-        "{}: {} agents, {} channels: all well{}",
+    show::print(&format!(
+        "{}: {} agents, {} channels: all well{}\n",
         args.image.display(),
         image.manifest.agents.len(),
         image.manifest.channels.len(),
@@ -44,7 +44,7 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
             true => String::new(),
             false => format!(" (not built yet: {})", unbuilt.join(", ")),
         }
-    );
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,8 +55,8 @@ pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let built = build::build(&image, args.trust_source, &mut |text| progress.show(text));
     progress.done();
     match built? {
-        0 => println!("nothing to do: every component is as its source says"),
-        n => println!("{n} components built"),
+        0 => show::print("nothing to do: every component is as its source says\n"),
+        n => show::print(&format!("{n} components built\n")),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -66,15 +66,15 @@ pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
     check_format(data)?;
     let keys = Keys::new(Secret::open(&data.join("secret"))?);
     let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
-    println!("host   {}", keys.host_id());
-    println!("key    {}", crate::hex(&keys.host().public().0));
-    println!(
-        "realm  {}",
+    show::print(&format!("host   {}\n", keys.host_id()));
+    show::print(&format!("key    {}\n", crate::hex(&keys.host().public().0)));
+    show::print(&format!(
+        "realm  {}\n",
         match realm.trim() {
             "" => "none yet",
             realm => realm,
         }
-    );
+    ));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -134,11 +134,11 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;
-        println!(
-            "{} {}",
+        show::print(&format!(
+            "{} {}\n",
             if well { "ok  " } else { "BAD " },
             show::escape(&text)
-        );
+        ));
     };
     match Workshop::new(None) {
         Ok(_) => say(true, "the wasm engine runs on this machine".into()),
@@ -160,12 +160,19 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
             "there is no cargo: images run with the components they bring".into(),
         ),
     }
-    if check_format(data).is_err() && !data.exists() {
-        say(
-            true,
-            format!("there is no data folder at {} yet", data.display()),
-        );
-        return Ok(ExitCode::SUCCESS);
+    match check_format(data) {
+        Ok(()) => {}
+        Err(DataError::Missing(_)) => {
+            say(
+                true,
+                format!("there is no data folder at {} yet", data.display()),
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => {
+            say(false, error.to_string());
+            return Ok(ExitCode::FAILURE);
+        }
     }
     if super::client::answers(data) {
         say(true, format!("a host runs on {}", data.display()));

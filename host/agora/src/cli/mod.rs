@@ -58,8 +58,22 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("agora: {}", show::escape_lines(&format!("{error:#}")));
+            eprintln!("agora: {}", show::escape_lines(&whole(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each told once.
+fn whole(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -7,6 +7,7 @@ use agora_realm::PersonaName;
 use anyhow::Context;
 
 use super::args::NewArgs;
+use super::show;
 
 pub(super) fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.name);
@@ -61,8 +62,8 @@ pub(super) fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
             .and_then(|()| std::fs::write(&file, text));
         written.with_context(|| format!("{} can't be written", file.display()))?;
     }
-    println!("{} is an agent. Run it with:\n", path.display());
-    println!("    cd {}", path.display());
-    println!("    agora run image --say hello='is anybody there?'");
+    show::print(&format!("{} is an agent. Run it with:\n\n", path.display()));
+    show::print(&format!("    cd {}\n", path.display()));
+    show::print("    agora run image --say hello='is anybody there?'\n");
     Ok(ExitCode::SUCCESS)
 }

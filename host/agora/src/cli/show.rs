@@ -28,6 +28,19 @@ fn is_harmful(c: char) -> bool {
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
+/// Prints to standard output. Whoever reads it may have seen enough and gone; that ends the command, and is no failure.
+pub fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .is_err()
+    {
+        std::process::exit(0);
+    }
+}
+
 /// A text in one line, with control and bidirectional characters escaped.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

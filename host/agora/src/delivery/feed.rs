@@ -155,11 +155,14 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                 Object::Service(name) => (None, format!("service '{name}'")),
             };
             let number = number.map_or(String::new(), |number| format!("g{number}: "));
-            let terms = crate::cli::show::terms(&grant.terms);
+            let terms = match channel {
+                Some(_) => format!(" ({})", crate::cli::show::terms(&grant.terms)),
+                None => String::new(),
+            };
             told(
                 "grant",
                 channel,
-                format!("{number}{} is granted {what} ({terms})", grant.persona.name),
+                format!("{number}{} is granted {what}{terms}", grant.persona.name),
             )
         }
         Body::Revoke(revoke) => {

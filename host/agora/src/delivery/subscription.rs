@@ -167,6 +167,10 @@ impl Subscription {
                     .delivered
                     .fetch_add(due.len() as u64, Ordering::Relaxed);
             }
+            if unanswered.is_empty() {
+                // Nothing is owed for own messages, so no later subscription need pass over them again.
+                self.silent.advance(&self.persona, &self.channel, last);
+            }
             self.progress.position.store(last.0, Ordering::SeqCst);
             next = Ordinal(last.0 + 1);
         }

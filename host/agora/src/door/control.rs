@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_log::{Class, LogError};
@@ -96,7 +96,7 @@ pub struct Control {
     /// Grants that are revoked here, whether or not the log has it yet.
     cut: RwLock<HashSet<GrantId>>,
     agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
-    workers: OnceLock<Vec<Worker>>,
+    workers: RwLock<Vec<Arc<Worker>>>,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
     bumping: tokio::sync::Mutex<()>,
@@ -126,7 +126,7 @@ impl Control {
             folder,
             cut: RwLock::default(),
             agents: RwLock::default(),
-            workers: OnceLock::new(),
+            workers: RwLock::default(),
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
             bumping: tokio::sync::Mutex::new(()),
@@ -135,13 +135,13 @@ impl Control {
         })
     }
 
-    /// Gives it the vat threads. Once.
+    /// Gives it the vat threads.
     pub fn set_workers(&self, workers: Vec<Worker>) {
-        let _ = self.workers.set(workers);
+        *write(&self.workers) = workers.into_iter().map(Arc::new).collect();
     }
 
-    fn worker(&self, at: usize) -> Option<&Worker> {
-        self.workers.get()?.get(at)
+    fn worker(&self, at: usize) -> Option<Arc<Worker>> {
+        read(&self.workers).get(at).cloned()
     }
 
     // -- For facets
@@ -304,7 +304,10 @@ impl Control {
         });
         let sealed = self.seal(body, epoch).await?;
         // An agent's own cuts don't draw on the room that is kept for stops.
-        self.commit(sealed).await.map(drop)
+        self.commit(sealed).await?;
+        // The state knows now, and needs no reminder.
+        write(&self.cut).remove(&grant);
+        Ok(())
     }
 
     // -- Entries
@@ -637,7 +640,7 @@ impl Control {
     }
 
     async fn fell_walls(&self, reason: &str) {
-        let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
+        let workers = read(&self.workers).clone();
         let stops = workers
             .iter()
             .map(|worker| worker.stop(None, false, reason));
@@ -801,6 +804,9 @@ impl Control {
             by: by.to_owned(),
         });
         let mut decided = self.make_durable(body).await;
+        if decided.pending.is_none() {
+            write(&self.cut).remove(&id);
+        }
         decided.number = number;
         Ok(decided)
     }
@@ -871,6 +877,7 @@ impl Control {
             }],
             elsewhere: Vec::new(),
             through: agora_realm::Ordinal(0),
+            graft: self.next_token(),
         };
         let persona = PersonaId::new(self.host_id(), name);
         match self.speakers.speak(&persona, speech).await {
@@ -985,9 +992,9 @@ impl Control {
         self.ending.subscribe()
     }
 
-    /// Ends every agent, wherever it is.
+    /// Ends every agent, wherever it is, and the threads they lived on.
     pub async fn end_agents(&self) {
-        let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
+        let workers = std::mem::take(&mut *write(&self.workers));
         let stops = workers
             .iter()
             .map(|worker| worker.stop(None, true, "the host is ending"));

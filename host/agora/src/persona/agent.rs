@@ -3,10 +3,12 @@
 //! Promise: whatever ends an agent ends that agent alone, and goes on the record with the reason.
 //! Failure: a failed agent is started again later and later, or stays ended.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Instant;
@@ -157,6 +159,11 @@ impl Shared {
         }
     }
 
+    /// How its subscription to a channel is doing.
+    pub fn progress(&self, channel: &ChannelName) -> Option<Arc<Progress>> {
+        lock(&self.subscriptions).get(channel).cloned()
+    }
+
     /// It has a graft of this epoch.
     pub fn grafted(&self, epoch: Epoch) {
         *lock(&self.grafted) = Some(epoch);
@@ -223,7 +230,6 @@ pub async fn live(agent: Arc<Agent>, control: Arc<Control>, door: Rc<RefCell<Opt
         agent.shared.set_phase(Phase::Running);
         let began = Instant::now();
         let end = run_once(&agent, &control, &door).await;
-        agent.shared.memory.store(0, Ordering::Relaxed);
         let reason = match end {
             End::Done => {
                 agent.shared.set_phase(Phase::Ended("it was done".into()));
@@ -290,6 +296,7 @@ impl Drop for Leaving<'_> {
         *lock(&self.shared.end) = None;
         *lock(&self.shared.grafted) = None;
         self.shared.parked.set(false);
+        self.shared.memory.store(0, Ordering::Relaxed);
     }
 }
 
@@ -347,62 +354,64 @@ async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
         Ok(reactor) => reactor,
         Err(end) => return end,
     };
-    drive_reactor(reactor, parked, end).await
+    drive_reactor(&agent.name, reactor, parked, end).await
 }
 
-/// A call into a reactor, and where its answer goes.
-struct Call {
-    me: String,
-    channel: String,
-    heard: agora_guest::Message,
-    answer: tokio::sync::oneshot::Sender<Vec<agora_guest::Draft>>,
-}
+/// A message to coordinate over, and where its answers go.
+type Hearing = (
+    String,
+    agora_guest::Channel,
+    agora_guest::Message,
+    tokio::sync::oneshot::Sender<Vec<agora_guest::Draft>>,
+);
 
 /// Keeps the vat of a component that has none, with the guest SDK, so that reactors have no second path.
-async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) -> End {
+async fn drive_reactor(
+    name: &PersonaName,
+    mut reactor: Reactor,
+    parked: Parking,
+    end: wire::End,
+) -> End {
     let _closer = wire::Closer(end.clone());
-    let (calls, mut called) = tokio::sync::mpsc::channel::<Call>(1);
+    // The component is called from a loop of its own: a graft that ends does not drop it in the middle of a call, and yet all of it is
+    // this one future, which goes with the agent.
+    let (hear, mut hearing) = tokio::sync::mpsc::channel::<Hearing>(1);
     let driven = agora_guest::vat::drive(end, |graft| {
-        let calls = calls.clone();
-        agora_guest::reactor::react(graft, move |me, channel, heard| {
-            let calls = calls.clone();
+        let hear = hear.clone();
+        let coordinate = move |me, channel, heard| {
+            let hear = hear.clone();
             async move {
                 let (answer, answered) = tokio::sync::oneshot::channel();
-                let call = Call {
-                    me,
-                    channel: channel.name().to_owned(),
-                    heard,
-                    answer,
-                };
-                let lost = |_| agora_guest::Error::failed("the component ended");
-                calls.send(call).await.map_err(|_| lost(()))?;
-                answered.await.map_err(|_| lost(()))
+                let ended = |_| agora_guest::Error::failed("the component ended");
+                let sent = hear.send((me, channel, heard, answer)).await;
+                sent.map_err(|_| agora_guest::Error::failed("the component ended"))?;
+                answered.await.map_err(ended)
             }
+        };
+        agora_guest::reactor::react_telling(graft, coordinate, |channel, refused| {
+            tracing::debug!(agent = %name, "{}: an answer was refused: {refused}", channel.name());
         })
     });
-    // Beside the vat and not within it, so that a graft that ends drops no component in the middle of a call, while the agent's own
-    // end drops it wherever it is.
-    let calling = AtomicBool::new(false);
-    let serving = async {
-        while let Some(call) = called.recv().await {
-            calling.store(true, Ordering::SeqCst);
-            let drafts = reactor
-                .coordinate(&call.me, &call.channel, &call.heard)
-                .await;
-            calling.store(false, Ordering::SeqCst);
+    let calling = Cell::new(false);
+    let calls = async {
+        loop {
+            let Some((me, channel, heard, answer)) = hearing.recv().await else {
+                return std::future::pending().await;
+            };
+            calling.set(true);
+            let drafts = reactor.coordinate(&me, channel.name(), &heard).await;
+            calling.set(false);
             match drafts {
-                // Whoever asked may be of a graft that is over; the message comes again in the next.
-                Ok(drafts) => drop(call.answer.send(drafts)),
+                Ok(drafts) => drop(answer.send(drafts)),
                 Err(end) => return end,
             }
         }
-        End::Done
     };
-    let (mut driven, mut serving) = (std::pin::pin!(driven), std::pin::pin!(serving));
-    std::future::poll_fn(|cx| {
-        // Like a component of its own it waits only between two polls, and not while it computes.
+    let (mut driven, mut calls) = (pin!(driven), pin!(calls));
+    poll_fn(|cx| {
+        // Like a component with a vat of its own, it waits only between two polls, and not while it computes.
         parked.set(false);
-        if let Poll::Ready(end) = serving.as_mut().poll(cx) {
+        if let Poll::Ready(end) = calls.as_mut().poll(cx) {
             return Poll::Ready(end);
         }
         if let Poll::Ready(driven) = driven.as_mut().poll(cx) {
@@ -411,7 +420,7 @@ async fn drive_reactor(mut reactor: Reactor, parked: Parking, end: wire::End) ->
                 Err(error) => End::Failed(error.to_string()),
             });
         }
-        parked.set(!calling.load(Ordering::SeqCst));
+        parked.set(!calling.get());
         Poll::Pending
     })
     .await

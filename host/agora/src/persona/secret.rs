@@ -33,6 +33,12 @@ pub enum SecretError {
         /// Where.
         path: PathBuf,
     },
+    /// There is none.
+    #[error("there is no secret at {}; without it this is another host (restore it from a copy)", path.display())]
+    Missing {
+        /// Where.
+        path: PathBuf,
+    },
     /// The system gave no randomness.
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
@@ -57,7 +63,7 @@ pub fn random_bytes() -> Result<[u8; 32], SecretError> {
 }
 
 impl Secret {
-    /// Reads the secret at `path`, or makes one there.
+    /// Reads the secret at `path`.
     ///
     /// # Errors
     /// See [`SecretError`].
@@ -66,22 +72,37 @@ impl Secret {
             path: path.to_owned(),
             source,
         };
-        match std::fs::File::open(path) {
-            Ok(mut file) => {
-                let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-                if mode & 0o077 != 0 {
-                    return Err(SecretError::Exposed {
-                        path: path.to_owned(),
-                        mode,
-                    });
-                }
-                let mut text = Zeroizing::new([0; 64]);
-                file.read_exact(&mut *text).map_err(io)?;
-                Self::parse(&*text).ok_or_else(|| SecretError::Malformed {
-                    path: path.to_owned(),
-                })
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        let mut file = std::fs::File::open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => SecretError::Missing {
+                path: path.to_owned(),
+            },
+            _ => io(error),
+        })?;
+        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(SecretError::Exposed {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        let mut text = Zeroizing::new([0; 64]);
+        file.read_exact(&mut *text).map_err(io)?;
+        Self::parse(&*text).ok_or_else(|| SecretError::Malformed {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Reads the secret at `path`, or makes one there.
+    ///
+    /// # Errors
+    /// See [`SecretError`].
+    pub fn open_or_make(path: &Path) -> Result<Self, SecretError> {
+        let io = |source| SecretError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        match Self::open(path) {
+            Err(SecretError::Missing { .. }) => {
                 let secret = Self(Zeroizing::new(random_bytes()?));
                 let text = Zeroizing::new(crate::hex(&*secret.0) + "\n");
                 // Written whole under another name first: half a secret must never be found under this one.
@@ -98,7 +119,7 @@ impl Secret {
                 std::fs::rename(&draft, path).map_err(io)?;
                 Ok(secret)
             }
-            Err(error) => Err(io(error)),
+            opened => opened,
         }
     }
 
@@ -167,7 +188,11 @@ mod tests {
     fn a_secret_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
-        let made = Secret::open(&path).unwrap().host_key().public();
+        assert!(matches!(
+            Secret::open(&path),
+            Err(SecretError::Missing { .. })
+        ));
+        let made = Secret::open_or_make(&path).unwrap().host_key().public();
         assert_eq!(Secret::open(&path).unwrap().host_key().public(), made);
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
@@ -179,7 +204,7 @@ mod tests {
     fn a_secret_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
-        drop(Secret::open(&path).unwrap());
+        drop(Secret::open_or_make(&path).unwrap());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(
             Secret::open(&path),

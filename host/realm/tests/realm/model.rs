@@ -837,8 +837,14 @@ fn fold(state: &mut State, log: &[bytes::Bytes], from: usize) {
     }
 }
 
+/// A bounded sample, or as many as `PROPTEST_CASES` asks for.
+fn cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(96)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn judge_agrees_with_the_model(ops in vec(op(), 1..120)) {

@@ -1,0 +1,87 @@
+//! `cargo xtask bench`: agora beside the raw libraries doing the same work.
+//!
+//! Each program below prints rows of `name<TAB>agora<TAB>floor<TAB>ratio` from one run; only the ratios mean anything.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+
+use crate::{build_agents, cargo, target_dir};
+
+/// The packages whose example `ratios` measures them.
+const MEASURED: [&str; 3] = ["agora-membrane", "agora-log", "agora"];
+
+/// Runs them all, prints one table and writes target/bench.json.
+pub(crate) fn run() -> Result<()> {
+    build_agents()?;
+    let mut rows = Vec::new();
+    for package in MEASURED {
+        eprintln!("\n== {package}");
+        let out = cargo()
+            .args([
+                "run",
+                "--release",
+                "--package",
+                package,
+                "--example",
+                "ratios",
+            ])
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("{package}: can't be run"))?;
+        anyhow::ensure!(out.status.success(), "{package}: {}", out.status);
+        rows.extend(parse(package, &String::from_utf8_lossy(&out.stdout)));
+    }
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    for row in &rows {
+        println!(
+            "{:<width$}  {:>12} / {:>12} = {:.2}",
+            row.name, row.agora, row.floor, row.ratio
+        );
+    }
+    let json: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            serde_json::json!({"name": row.name, "agora": row.agora, "floor": row.floor, "ratio": row.ratio})
+        })
+        .collect();
+    let path = target_dir()?.join("bench.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&json)?)?;
+    eprintln!("\nwritten to {}", path.display());
+    Ok(())
+}
+
+struct Row {
+    name: String,
+    agora: String,
+    floor: String,
+    ratio: f64,
+}
+
+/// Rows end in three numbers, or read `NAME: agora / floor = RATIO`; whatever else is printed is for people.
+fn parse(package: &str, out: &str) -> Vec<Row> {
+    out.lines()
+        .filter_map(|line| {
+            if let Some((name, rest)) = line.split_once(": agora / floor = ") {
+                return Some(Row {
+                    name: format!("{package}: {name}"),
+                    agora: String::new(),
+                    floor: String::new(),
+                    ratio: rest.split(' ').next()?.parse().ok()?,
+                });
+            }
+            let mut cells = line.split_whitespace().rev();
+            let ratio = cells.next()?.parse().ok()?;
+            let floor = cells.next().filter(|cell| cell.parse::<f64>().is_ok())?;
+            let agora = cells.next().filter(|cell| cell.parse::<f64>().is_ok())?;
+            let mut name: Vec<_> = cells.collect();
+            name.reverse();
+            Some(Row {
+                name: format!("{package}: {}", name.join(" ")),
+                agora: agora.to_owned(),
+                floor: floor.to_owned(),
+                ratio,
+            })
+        })
+        .collect()
+}
