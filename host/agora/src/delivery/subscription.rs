@@ -171,6 +171,8 @@ impl Subscription {
                 // Nothing is owed for own messages, so no later subscription need pass over them again.
                 self.silent.advance(&self.persona, &self.channel, last);
             }
+            // Long ways past own messages leave room for others on this thread, a newer subscription among them.
+            tokio::task::yield_now().await;
             self.progress.position.store(last.0, Ordering::SeqCst);
             next = Ordinal(last.0 + 1);
         }
