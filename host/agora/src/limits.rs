@@ -78,6 +78,9 @@ pub const LINES_PER_SECOND: u32 = 200;
 /// Bytes one component call may copy across the boundary (what `exchange` carries, with room).
 pub const HOSTCALL_BYTES_MAX: usize = 16 << 20;
 
+/// Lines for the host's own diary that may wait for standard error to take them; at most a few KiB each.
+pub const DIARY_LINES_WAITING_MAX: usize = 1024;
+
 // -- Timers
 
 /// Sleeps of one agent at once.

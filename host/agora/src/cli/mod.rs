@@ -5,6 +5,7 @@
 
 mod args;
 mod client;
+mod diary;
 mod local;
 mod new;
 mod run;
@@ -16,6 +17,7 @@ use clap::Parser;
 
 pub(crate) use args::right_named;
 use args::{Cli, Command, EpochCommand};
+use diary::Diary;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
@@ -27,9 +29,16 @@ pub fn main() -> ExitCode {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("AGORA_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let diary = match Diary::open() {
+        Ok(diary) => diary,
+        Err(error) => {
+            eprintln!("agora: no thread can be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || diary.clone())
         .with_target(false)
         .with_ansi(show::is_terminal(&std::io::stderr()))
         .init();
@@ -55,6 +64,7 @@ pub fn main() -> ExitCode {
             }
         },
     };
+    Diary::flush();
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -12,13 +12,14 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::args::RunArgs;
+use super::diary::Diary;
 use super::show;
 use crate::boot::build;
 use crate::boot::host::{Host, Setup, open};
 use crate::boot::image::Image;
 use crate::boot::quiet::until_quiet;
 use crate::channel::speak::Outcome;
-use crate::delivery::feed::{asides, tell};
+use crate::delivery::feed::{Told, asides, tell};
 use crate::delivery::record::Settled;
 use crate::door::control::{Control, Said};
 
@@ -63,7 +64,7 @@ async fn serve(
     let host = opened.start().await?;
     progress.done();
     for notice in &host.notices {
-        eprintln!("note: {}", show::escape(notice));
+        Diary::line(&format!("note: {}", show::escape(notice)));
     }
     let uid = rustix::process::getuid().as_raw();
     if !args.json {
@@ -174,13 +175,13 @@ async fn finish(
     showing: tokio::task::JoinHandle<()>,
 ) -> anyhow::Result<ExitCode> {
     if !json && matches!(ended, Ended::Asked) {
-        eprintln!("ending: what was spoken goes to the log first (Ctrl-C again ends at once)");
+        Diary::line("ending: what was spoken goes to the log first (Ctrl-C again ends at once)");
     }
     let closing = host.close();
     tokio::select! {
         () = closing => {}
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("ended at once");
+            Diary::line("ended at once");
             return Ok(ExitCode::FAILURE);
         }
     }
@@ -265,13 +266,19 @@ impl Screen {
         }
         // Told before anything is printed: a reader that stalls must not hold up the judge with it.
         let asides = asides(settled, &self.control.record().state());
+        let told = tell(settled);
+        // Standard output may be a pipe that nobody reads just now. Then only this waits, and no task of this thread with it.
+        tokio::task::block_in_place(|| self.print(settled.seq, &told, &asides));
+    }
+
+    fn print(&self, seq: u64, told: &[Told], asides: &[String]) {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
-        for told in tell(settled) {
+        for told in told {
             // Nobody may be reading; the host goes on.
             let _ = match self.json {
                 true => writeln!(out, "{}", told.json()),
-                false => writeln!(out, "{}", show::record(&told, self.colour)),
+                false => writeln!(out, "{}", show::record(told, self.colour)),
             };
         }
         for aside in asides {
@@ -279,9 +286,9 @@ impl Screen {
                 true => writeln!(
                     out,
                     "{}",
-                    serde_json::json!({"event": "aside", "seq": settled.seq, "text": aside})
+                    serde_json::json!({"event": "aside", "seq": seq, "text": aside})
                 ),
-                false => writeln!(out, "             {}", show::escape(&aside)),
+                false => writeln!(out, "             {}", show::escape(aside)),
             };
         }
     }

@@ -212,6 +212,24 @@ impl Journey {
         Host::spawn(command)
     }
 
+    /// Starts a host whose output nobody reads.
+    pub(crate) fn start_unread(&self) -> Unread {
+        let mut command = self.agora();
+        command
+            .args(["run", "image", "--json", "--no-build", "--data"])
+            .arg(&self.data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let unread = Unread(command.spawn().expect("agora runs"));
+        let door = self.data.join("operator");
+        let began = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&door).is_err() {
+            assert!(began.elapsed() < PATIENCE, "no door");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        unread
+    }
+
     /// Runs a command to its end.
     #[track_caller]
     pub(crate) fn agora_in(&self, folder: &Path, args: &[&str]) -> Ran {
@@ -475,6 +493,16 @@ impl Drop for Host {
         let mut child = lock(&self.child);
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+/// A running host whose pipes are held and not read.
+pub(crate) struct Unread(Child);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

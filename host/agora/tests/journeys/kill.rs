@@ -116,6 +116,44 @@ fn a_spinning_reactor_neighbour_is_not_slowed_by_four_spinners() {
     assert_eq!(status.code(), Some(0), "{stderr}");
 }
 
+#[test]
+fn stops_and_says_go_on_while_nobody_reads_what_the_host_prints() {
+    let mut manifest = ackers(1);
+    for n in 1..=6 {
+        // Granted nothing, it floods its output.
+        manifest.push_str(&format!(
+            "[agents.flooder-{n}]\ncomponent = \"{{flooder}}\"\n"
+        ));
+    }
+    let journey = Journey::new(&manifest);
+    let host = journey.start_unread();
+    let long = "x".repeat(4000);
+    let said: Vec<_> = (0..24).map(|_| journey.say("build-coord", &long)).collect();
+    journey.cli(&["kill", "flooder-1"]).exits(0);
+    assert!(journey.ps("flooder-1").contains("killed"));
+    journey
+        .cli(&["epoch", "bump", "--reason", "nobody reads"])
+        .exits(0);
+    let id = journey.say("build-coord", "last");
+    let began = std::time::Instant::now();
+    while !messages(&journey.log())
+        .iter()
+        .any(|m| m["parent"] == id.as_str())
+    {
+        assert!(
+            began.elapsed() < super::harness::PATIENCE,
+            "the last one is not answered"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kept = messages(&journey.log());
+    assert!(
+        said.iter()
+            .all(|id| kept.iter().any(|m| m["id"] == id.as_str()))
+    );
+    drop(host);
+}
+
 /// A file system of its own, so that filling it harms nobody.
 struct SmallDisk {
     at: PathBuf,
