@@ -278,7 +278,7 @@ async fn publishing(dir: &Path) {
         workers: 1,
     };
     let host = open(setup, &mut |_| {}).await.unwrap();
-    let host = host.start(&mut |_| {}).await.unwrap();
+    let host = host.start().await.unwrap();
     let log: Arc<dyn Log> = Arc::new(
         Embedded::open(&dir.join("floor"), Options::default())
             .unwrap()
