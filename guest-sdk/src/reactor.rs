@@ -68,7 +68,8 @@ where
         }
         listening.push(listen(channel, heard));
     }
-    Ok(())
+    // Nothing to hear is no reason to end: what is granted next comes with a new graft.
+    Err(graft.ended().await)
 }
 
 async fn listen(

@@ -9,8 +9,10 @@ use agora_guest::reactor::react;
 
 #[agora_guest::main]
 async fn spinner(graft: Graft) -> Result<(), Error> {
-    react(graft, |_me, _channel, _message| async { spin() }).await?;
-    spin()
+    if graft.names().next().is_none() {
+        spin();
+    }
+    react(graft, |_me, _channel, _message| async { spin() }).await
 }
 
 fn spin() -> ! {

@@ -61,7 +61,9 @@ pub fn build(
     trust_source: bool,
     progress: &mut dyn FnMut(&str),
 ) -> Result<usize, BuildError> {
-    let workspace = std::env::current_dir().ok().map(|here| workspace_of(&here));
+    let workspace = std::env::current_dir()
+        .ok()
+        .and_then(|here| declared_workspace(&here));
     let mut sources = Vec::new();
     for (name, spec) in &image.manifest.agents {
         let Some(source) = &spec.source else {
@@ -152,15 +154,26 @@ fn have_cargo() -> bool {
 
 /// The nearest folder, from `folder` up, whose Cargo.toml declares a workspace; `folder` itself otherwise.
 fn workspace_of(folder: &Path) -> PathBuf {
-    let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    declared_workspace(folder).unwrap_or_else(|| folder.to_owned())
+}
+
+/// The same; none where no folder declares one. A folder that merely lies above others is no workspace, and vouches for none of them.
+fn declared_workspace(folder: &Path) -> Option<PathBuf> {
+    let folder = std::fs::canonicalize(folder).ok()?;
     let declares = |path: &Path| {
         std::fs::read_to_string(path.join("Cargo.toml")).is_ok_and(|text| {
             text.lines()
                 .any(|line| line.trim_start().starts_with("[workspace"))
         })
     };
-    let found = folder.ancestors().find(|path| declares(path));
-    found.map_or(folder.clone(), Path::to_path_buf)
+    let mut above = folder.ancestors();
+    let found = above.find(|path| declares(path));
+    let crate_itself = || {
+        folder
+            .ancestors()
+            .find(|path| path.join("Cargo.toml").is_file())
+    };
+    found.or_else(crate_itself).map(Path::to_path_buf)
 }
 
 fn package_name(manifest: &Path) -> Result<String, String> {

@@ -729,10 +729,12 @@ impl Speaker {
             let fates: Vec<_> = fates.by_ref().take(count).collect();
             let answered = match error {
                 // A turn that was not taken must be taken again, cursor and all; a lone draft is told its own fate.
-                SpeakError::LogUnavailable(text) if batch.turn.is_none() => {
+                SpeakError::LogUnavailable(_) if batch.turn.is_none() => {
                     let outcomes = fates.into_iter().map(|fate| match fate {
                         Fate::Settled(outcome) => outcome,
-                        Fate::InEntry(_) => Outcome::Refused(Refusal::LogUnavailable, text.clone()),
+                        Fate::InEntry(_) => {
+                            Outcome::Refused(Refusal::LogUnavailable, error.to_string())
+                        }
                     });
                     Ok((outcomes.collect(), said))
                 }

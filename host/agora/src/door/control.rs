@@ -6,7 +6,7 @@
 //! Failure: anything else that the log can't take now is refused, and nothing of it is in effect.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -99,6 +99,8 @@ pub struct Control {
     workers: RwLock<Vec<Arc<Worker>>>,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
+    /// The time of this host's latest entry.
+    stamped: AtomicI64,
     bumping: tokio::sync::Mutex<()>,
     /// What was counted of this run.
     pub counts: Counts,
@@ -129,6 +131,7 @@ impl Control {
             workers: RwLock::default(),
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
+            stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
             ending: watch::channel(false).0,
@@ -312,7 +315,20 @@ impl Control {
 
     // -- Entries
 
+    /// The time for one more entry of this host: later than any before, so that two that say the same are two entries.
+    fn stamp(&self) -> i64 {
+        let now = crate::now_ms();
+        let next = |last: i64| now.max(last.saturating_add(1));
+        let last = self
+            .stamped
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(next(last))
+            });
+        last.map_or(now, next)
+    }
+
     async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
+        let time_ms = self.stamp();
         let control = self.clone();
         let sealing = self.runtime.spawn_blocking(move || {
             let key = control.keys.host().clone();
@@ -322,7 +338,7 @@ impl Control {
                 author: None,
                 signer: key.public(),
                 epoch,
-                time_ms: crate::now_ms(),
+                time_ms,
                 grant: None,
                 body,
             };
