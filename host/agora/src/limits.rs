@@ -28,6 +28,10 @@ pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
 pub const FOLD_BYTES_MAX: usize = 512 << 10;
 /// Live facets that one graft may have made by attenuating.
 pub const FACETS_PER_GRAFT_MAX: usize = 256;
+/// Subscriptions of one graft that its agent has not let go of; what each remembers is small, replaced or not.
+pub const SUBSCRIPTIONS_PER_GRAFT_MAX: usize = 4096;
+/// Grafts of one life. An agent need not let go of what an earlier graft gave it, and the host remembers it as long as the vat lives.
+pub const GRAFTS_PER_LIFE_MAX: usize = 16_384;
 
 // -- Delivery
 

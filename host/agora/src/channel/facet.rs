@@ -41,6 +41,8 @@ pub struct Holder {
     listening: RefCell<HashMap<ChannelName, Listening>>,
     /// Facets made by attenuating, and those in the making.
     facets_live: Rc<Cell<usize>>,
+    /// Subscriptions handed out and not let go of, those that were replaced included.
+    subscriptions_live: Rc<Cell<usize>>,
     /// Tells this graft from others.
     token: u64,
 }
@@ -92,6 +94,7 @@ impl Holder {
             facets: RefCell::default(),
             listening: RefCell::default(),
             facets_live: Rc::default(),
+            subscriptions_live: Rc::default(),
             token,
             shared,
         })
@@ -132,15 +135,14 @@ pub struct Facet {
     _place: Option<Place>,
 }
 
-/// One of the facets that a graft may have made.
+/// One of the things that a graft may hold so many of.
 struct Place(Rc<Cell<usize>>);
 
 impl Place {
-    fn take(live: &Rc<Cell<usize>>) -> Result<Self, Error> {
-        if live.get() >= limits::FACETS_PER_GRAFT_MAX {
+    fn take(live: &Rc<Cell<usize>>, max: usize, what: &str) -> Result<Self, Error> {
+        if live.get() >= max {
             return Err(error::busy(&format!(
-                "this graft has {} facets; let go of one first",
-                limits::FACETS_PER_GRAFT_MAX
+                "this graft has {max} {what}; let go of one first"
             )));
         }
         live.set(live.get() + 1);
@@ -367,6 +369,11 @@ impl channel::Server for Facet {
         mut results: channel::SubscribeResults,
     ) -> Result<(), Error> {
         let (terms, _) = self.needs(Rights::READ, "read")?;
+        let place = Place::take(
+            &self.holder.subscriptions_live,
+            limits::SUBSCRIPTIONS_PER_GRAFT_MAX,
+            "subscriptions",
+        )?;
         let params = params.get()?;
         let window = match params.get_window() {
             0 => limits::WINDOW_DEFAULT,
@@ -427,6 +434,7 @@ impl channel::Server for Facet {
                 holder: Rc::downgrade(&self.holder),
                 channel: self.channel.clone(),
                 token,
+                _place: place,
             }));
         Ok(())
     }
@@ -471,7 +479,7 @@ impl channel::Server for Facet {
         let _busy = self.holder.control.busy();
         self.needs(Rights::ATTENUATE, "attenuate")?;
         let holder = &self.holder;
-        let place = Place::take(&holder.facets_live)?;
+        let place = Place::take(&holder.facets_live, limits::FACETS_PER_GRAFT_MAX, "facets")?;
         let body = GrantBody {
             persona: holder.persona.clone(),
             object: Object::Channel(self.channel.clone()),
@@ -535,6 +543,7 @@ struct Subscribed {
     holder: Weak<Holder>,
     channel: ChannelName,
     token: u64,
+    _place: Place,
 }
 
 impl subscription::Server for Subscribed {}

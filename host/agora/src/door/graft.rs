@@ -5,7 +5,7 @@
 //! graft falls first. When a wall falls, every call through it fails as stale, `ended` with them.
 //! Failure: a graft waits while a fence is pending or the epoch is held.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use capnp::traits::HasTypeId;
 use super::control::Control;
 use crate::channel::facet::Holder;
 use crate::channel::timer::Timer;
+use crate::limits;
 use crate::persona::agent::Shared;
 
 /// What surrounds one graft.
@@ -67,6 +68,7 @@ pub struct Door {
     shared: Arc<Shared>,
     persona: PersonaId,
     standing: RefCell<Option<(Wall, Rc<Holder>)>>,
+    grafts: Cell<usize>,
 }
 
 impl Door {
@@ -77,6 +79,7 @@ impl Door {
             shared,
             persona,
             standing: RefCell::default(),
+            grafts: Cell::new(0),
         })
     }
 
@@ -96,6 +99,13 @@ impl membrane::Server for Door {
         _params: membrane::GraftParams,
         mut results: membrane::GraftResults,
     ) -> Result<(), Error> {
+        if self.grafts.get() >= limits::GRAFTS_PER_LIFE_MAX {
+            return Err(error::busy(&format!(
+                "this agent has had {} grafts; more need a new start",
+                limits::GRAFTS_PER_LIFE_MAX
+            )));
+        }
+        self.grafts.set(self.grafts.get() + 1);
         let epoch = self.control.gate().passage().await;
         self.fall("a newer graft took its place");
         let wall = Wall::new(self.control.clone(), epoch);
