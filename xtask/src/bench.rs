@@ -8,14 +8,18 @@ use anyhow::{Context, Result};
 
 use crate::{build_agents, cargo, target_dir};
 
-/// The packages whose example `ratios` measures them.
-const MEASURED: [&str; 3] = ["agora-membrane", "agora-log", "agora"];
+/// The packages that are measured, and the example that does it.
+const MEASURED: [(&str, &str); 3] = [
+    ("agora-membrane", "membrane-ratios"),
+    ("agora-log", "log-ratios"),
+    ("agora", "host-ratios"),
+];
 
 /// Runs them all, prints one table and writes target/bench.json.
 pub(crate) fn run() -> Result<()> {
     build_agents()?;
     let mut rows = Vec::new();
-    for package in MEASURED {
+    for (package, example) in MEASURED {
         eprintln!("\n== {package}");
         let out = cargo()
             .args([
@@ -24,7 +28,7 @@ pub(crate) fn run() -> Result<()> {
                 "--package",
                 package,
                 "--example",
-                "ratios",
+                example,
             ])
             .stderr(Stdio::inherit())
             .output()

@@ -100,6 +100,8 @@ pub const SNAPSHOT_EVERY: u64 = 16_384;
 pub const STOPS_PENDING_MAX: usize = 64;
 /// Bytes of one waiting stop.
 pub const STOP_BYTES_MAX: usize = 1000;
+/// How long another holder of a data folder's lock is waited for before it is refused.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.
 pub const CURSORS_EVERY: Duration = Duration::from_secs(1);
 /// How long a first Ctrl-C waits for what is in flight.

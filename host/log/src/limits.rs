@@ -23,6 +23,8 @@ pub const READS_WAITING_MAX: usize = 64;
 pub const READERS: usize = 2;
 /// How often the log tries, when idle, to make up a missing reserve.
 pub const RESERVE_RETRY_MS: u64 = 250;
+/// How long another holder of the folder's lock is waited for before it is refused, in milliseconds.
+pub const LOCK_PATIENCE_MS: u64 = 400;
 
 /// The embedded log's settings. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Instant;
 
 use agora_realm::{ChannelName, Ordinal, PersonaId, RealmId};
 use bytes::Bytes;
@@ -108,12 +109,19 @@ impl DataFolder {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(DataError::Locked(path.to_owned()));
+        // A host that was just killed, or a child that it had just forked, may hold it for a moment more.
+        let until = Instant::now() + limits::LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(limits::LOCK_PATIENCE / 20);
+                }
+                Err(std::fs::TryLockError::WouldBlock) => {
+                    return Err(DataError::Locked(path.to_owned()));
+                }
+                Err(std::fs::TryLockError::Error(source)) => return Err(io(&lock_path)(source)),
             }
-            Err(std::fs::TryLockError::Error(source)) => return Err(io(&lock_path)(source)),
         }
         let stops = Stops::open(&path.join("stops"))?;
         if is_new {

@@ -55,8 +55,14 @@ async fn serve(
     setup: Setup,
     mut progress: show::Progress,
 ) -> anyhow::Result<ExitCode> {
+    // From here on: one that comes while the host is starting must not be lost.
+    let mut signals = Signals::new()?;
     let data = setup.data.clone();
-    let opened = open(setup, &mut |text| progress.show(text)).await?;
+    let mut tell = |text: &str| progress.show(text);
+    let opened = tokio::select! {
+        opened = open(setup, &mut tell) => opened?,
+        () = signals.next() => anyhow::bail!("interrupted before anything was started"),
+    };
     let control = opened.control().clone();
     let screen = Screen::new(control.clone(), args.json);
     let news = control.record().news();
@@ -85,8 +91,32 @@ async fn serve(
             channels.join(", "),
         );
     }
-    let ended = live(&args, &control, uid, &screen).await;
-    finish(host, ended, args.json, screen, showing).await
+    let ended = live(&args, &control, uid, &screen, &mut signals).await;
+    finish(host, ended, args.json, screen, showing, signals).await
+}
+
+/// The signals that ask a host to end.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The next one, also when it came before this was called.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// How a run ended.
@@ -96,7 +126,13 @@ enum Ended {
     Failed(anyhow::Error),
 }
 
-async fn live(args: &RunArgs, control: &Arc<Control>, uid: u32, screen: &Arc<Screen>) -> Ended {
+async fn live(
+    args: &RunArgs,
+    control: &Arc<Control>,
+    uid: u32,
+    screen: &Arc<Screen>,
+    signals: &mut Signals,
+) -> Ended {
     let mut ending = control.ending();
     let mut failure = control.record().failure();
     let work = async {
@@ -112,16 +148,10 @@ async fn live(args: &RunArgs, control: &Arc<Control>, uid: u32, screen: &Arc<Scr
         std::future::pending().await
     };
     let typed = type_messages(control, uid, screen);
-    let mut terminate =
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(terminate) => terminate,
-            Err(error) => return Ended::Failed(error.into()),
-        };
     tokio::select! {
         ended = work => ended,
         () = typed => Ended::Asked,
-        _ = tokio::signal::ctrl_c() => Ended::Asked,
-        _ = terminate.recv() => Ended::Asked,
+        () = signals.next() => Ended::Asked,
         _ = ending.wait_for(|ending| *ending) => Ended::Asked,
         failed = failure.wait_for(Option::is_some) => match failed {
             Ok(reason) => Ended::Failed(anyhow::Error::msg(reason.clone().unwrap_or_default())),
@@ -173,6 +203,7 @@ async fn finish(
     json: bool,
     screen: Arc<Screen>,
     showing: tokio::task::JoinHandle<()>,
+    mut signals: Signals,
 ) -> anyhow::Result<ExitCode> {
     if !json && matches!(ended, Ended::Asked) {
         Diary::line("ending: what was spoken goes to the log first (Ctrl-C again ends at once)");
@@ -180,7 +211,7 @@ async fn finish(
     let closing = host.close();
     tokio::select! {
         () = closing => {}
-        _ = tokio::signal::ctrl_c() => {
+        () = signals.next() => {
             Diary::line("ended at once");
             return Ok(ExitCode::FAILURE);
         }

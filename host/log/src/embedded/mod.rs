@@ -260,10 +260,18 @@ fn lock(dir: &Path) -> Result<File, LogError> {
         .mode(0o600)
         .open(&path)
         .map_err(LogError::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Locked { path: dir.into() }),
-        Err(TryLockError::Error(error)) => Err(LogError::io("lock", &path)(error)),
+    // A process that was just killed, or a child that was just forked from one that let go, may hold it for a moment more.
+    let patience = Duration::from_millis(limits::LOCK_PATIENCE_MS);
+    let until = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                thread::sleep(patience / 20);
+            }
+            Err(TryLockError::WouldBlock) => return Err(LogError::Locked { path: dir.into() }),
+            Err(TryLockError::Error(error)) => return Err(LogError::io("lock", &path)(error)),
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! call, or milliseconds for a revocation. `MEMBRANE_ROUNDS` sets how many rounds the medians are taken of.
 //!
 //! ```text
-//! cargo run --release -p agora-membrane --example ratios
+//! cargo run --release -p agora-membrane --example membrane-ratios
 //! ```
 #![allow(missing_docs)]
 

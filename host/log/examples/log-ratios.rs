@@ -1,4 +1,4 @@
-//! What the log costs over the files it is made of: `cargo run --release -p agora-log --example ratios [DIR]`.
+//! What the log costs over the files it is made of: `cargo run --release -p agora-log --example log-ratios [DIR]`.
 //!
 //! Rows are `agora / floor = ratio`, higher is better, each the median of rounds that take turns. The floor is given the
 //! same batches, already framed, and does nothing but write and sync them: no queue, no threads, no answers.
