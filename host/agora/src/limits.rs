@@ -26,6 +26,10 @@ pub const SPEAK_BYTES_WAITING_MAX: usize = 4 << 20;
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
 /// Payload bytes folded into one entry; with the rest of an entry it stays below `agora_realm::limits::ENTRY_BYTES_MAX`.
 pub const FOLD_BYTES_MAX: usize = 512 << 10;
+/// How long a turn waits for its grant's rate before it is not taken.
+pub const RATE_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it looks meanwhile.
+pub const RATE_AGAIN: Duration = Duration::from_millis(50);
 /// Live facets that one graft may have made by attenuating.
 pub const FACETS_PER_GRAFT_MAX: usize = 256;
 /// Subscriptions of one graft that its agent has not let go of; what each remembers is small, replaced or not.

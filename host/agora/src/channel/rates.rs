@@ -75,6 +75,25 @@ impl Rates {
     }
 }
 
+impl Rates {
+    /// Gives back what was drawn for messages that did not come to be.
+    pub fn give_back(&self, state: &State, grant: &GrantId, messages: usize) {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Some(*grant);
+        while let Some(id) = next {
+            let Some(grant) = state.grant(&id) else {
+                return;
+            };
+            if let (Some(rate), Some(bucket)) = (grant.terms.rate, buckets.get_mut(&id)) {
+                let full = u64::from(rate.messages()) * u64::from(rate.per_ms());
+                let back = u64::from(rate.per_ms()).saturating_mul(messages as u64);
+                bucket.level = full.min(bucket.level.saturating_add(back));
+            }
+            next = grant.parent;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -259,6 +259,8 @@ struct Batch {
     jobs: Vec<(usize, Vec<Vec<Outcome>>, oneshot::Sender<Answer>)>,
     /// For a turn: which graft took it, and the ordinal it answers through.
     turn: Option<(u64, Ordinal)>,
+    /// The grant it draws on.
+    grant: Option<GrantId>,
 }
 
 enum Fate {
@@ -418,7 +420,17 @@ impl Speaker {
         let is_turn = turn.is_some();
         let mut fates = Vec::new();
         let mut messages = Vec::new();
-        self.admit(&standing, drafts, is_turn, &mut fates, &mut messages);
+        match is_turn {
+            false => self.admit(&standing, drafts, false, &mut fates, &mut messages),
+            true => match self.admit_in_turn(&standing, drafts).await {
+                Ok(admitted) => (fates, messages) = admitted,
+                Err(error) => {
+                    self.untaken = turn;
+                    let _ = answer.send(Err(error));
+                    return (None, None);
+                }
+            },
+        }
         let mut bytes: usize = messages.iter().map(|m| m.payload.len()).sum();
         let mut jobs = vec![(fates.len(), said, answer)];
         let mut next = None;
@@ -448,10 +460,23 @@ impl Speaker {
                 next = Some(job);
             }
         }
-        let batch = Batch { fates, jobs, turn };
+        let batch = Batch {
+            fates,
+            jobs,
+            turn,
+            grant: standing.grant,
+        };
         if messages.is_empty() {
             if is_turn {
-                // Silence, or nothing of the answer was admitted: the cursor moves all the same.
+                // Silence, or nothing of the answer was admitted: the cursor moves all the same, as long as the turn itself still
+                // stands: what was said elsewhere took its time.
+                let stands = self.stage.gate.is_open(standing.epoch)
+                    && self.stage.record.state().epoch() == standing.epoch
+                    && self.answers(&standing, through).is_ok();
+                if !stands {
+                    self.fail(batch, &SpeakError::Stale("the epoch has ended".into()));
+                    return (None, next);
+                }
                 self.stage
                     .silent
                     .advance(&self.persona, &self.channel, through);
@@ -525,12 +550,14 @@ impl Speaker {
                     let first = state.turn_repeat(&self.persona, channel, Some(&origin), through);
                     return Ok(first.unwrap_or_default().iter().map(repeated).collect());
                 }
+                Err(Refusal::StaleEpoch | Refusal::Revoked) => {
+                    return Err(SpeakError::Stale("the grant is of another time".into()));
+                }
                 Err(refusal) => return Ok(vec![Outcome::refused(refusal); drafts.len()]),
             }
         }
-        let (mut fates, mut messages) = (Vec::new(), Vec::new());
         let channel = standing.channel.clone();
-        self.admit(&standing, drafts, true, &mut fates, &mut messages);
+        let (fates, messages) = self.admit_in_turn(&standing, drafts).await?;
         if messages.is_empty() {
             return Ok(fates.into_iter().filter_map(Fate::settled).collect());
         }
@@ -550,11 +577,57 @@ impl Speaker {
             .commit(sealed, Class::Ordinary)
             .await
             .map_err(|error| log_error(&error))?;
+        if let Err(refusal @ (Refusal::StaleEpoch | Refusal::Revoked)) =
+            committed.settled.judged.verdict
+        {
+            // Nothing of the turn was taken, so nothing of it may move the cursor.
+            return Err(SpeakError::Stale(refusal.to_string()));
+        }
         let verdicts = &committed.settled.judged.messages;
         Ok(fates
             .into_iter()
             .map(|fate| fate.outcome(verdicts, committed.durability))
             .collect())
+    }
+
+    /// Admits the drafts of a turn for one channel. What only time refuses (a rate, a bound of the host) must not be lost with the
+    /// cursor that moves past it: a rate is waited for, and after that the turn is not taken at all.
+    async fn admit_in_turn(
+        &mut self,
+        standing: &Standing,
+        drafts: Vec<Draft>,
+    ) -> Result<(Vec<Fate>, Vec<Message>), SpeakError> {
+        let until = tokio::time::Instant::now() + limits::RATE_PATIENCE;
+        loop {
+            let (mut fates, mut messages) = (Vec::new(), Vec::new());
+            self.admit(standing, drafts.clone(), true, &mut fates, &mut messages);
+            let passing = fates.iter().find_map(|fate| match fate {
+                Fate::Settled(Outcome::Refused(
+                    refusal
+                    @ (Refusal::RateLimited | Refusal::Overloaded | Refusal::LogUnavailable),
+                    _,
+                )) => Some(*refusal),
+                _ => None,
+            });
+            let Some(refusal) = passing else {
+                return Ok((fates, messages));
+            };
+            self.give_back(standing.grant.as_ref(), messages.len());
+            if refusal != Refusal::RateLimited || tokio::time::Instant::now() >= until {
+                return Err(SpeakError::Overloaded(refusal.to_string()));
+            }
+            tokio::time::sleep(limits::RATE_AGAIN).await;
+            if !self.stage.gate.is_open(standing.epoch) {
+                return Err(SpeakError::Stale("the epoch has ended".into()));
+            }
+        }
+    }
+
+    fn give_back(&self, grant: Option<&GrantId>, messages: usize) {
+        if let (Some(grant), 1..) = (grant, messages) {
+            let state = self.stage.record.state();
+            self.stage.rates.give_back(&state, grant, messages);
+        }
     }
 
     /// Checks drafts against the state as it is, and stamps those that would count.
@@ -724,6 +797,12 @@ fn log_error(error: &LogError) -> SpeakError {
 impl Speaker {
     fn fail(&mut self, batch: Batch, error: &SpeakError) {
         self.untaken = batch.turn.or(self.untaken);
+        let drawn = batch
+            .fates
+            .iter()
+            .filter(|fate| matches!(fate, Fate::InEntry(_)))
+            .count();
+        self.give_back(batch.grant.as_ref(), drawn);
         let mut fates = batch.fates.into_iter();
         for (count, said, answer) in batch.jobs {
             let fates: Vec<_> = fates.by_ref().take(count).collect();

@@ -1,13 +1,14 @@
 //! Where each counting message stands: by channel and ordinal, its place in the log and the root of its thread.
 //!
 //! Derived from the log, so it may be lost: what a snapshot does not vouch for is judged again on start.
-//! Promise: a lookup costs one read at a known offset. New records are kept in memory until [`Index::flush`], so that a full
+//! Promise: a lookup costs one read at a known offset. New records are kept in memory until they are [written](Index::unwritten), so that a full
 //! disk stops no delivery.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use agora_realm::{ChannelName, MessageId, Ordinal};
 
@@ -44,7 +45,7 @@ impl Place {
 
 #[derive(Default)]
 struct Channel {
-    file: Option<File>,
+    file: Option<Arc<File>>,
     /// Records in the file.
     flushed: u64,
     /// Records after those.
@@ -82,7 +83,7 @@ impl Index {
             index.channels.insert(
                 name,
                 Channel {
-                    file: Some(file),
+                    file: Some(Arc::new(file)),
                     flushed: latest.0,
                     tail: Vec::new(),
                 },
@@ -153,38 +154,67 @@ impl Index {
         Ok(places)
     }
 
-    /// Writes and syncs what is in memory.
+    /// What is in memory, to be written and synced outside of any lock, and then [told](Index::written).
     ///
     /// # Errors
-    /// The operating system says no; what was not written stays in memory.
-    pub fn flush(&mut self) -> std::io::Result<()> {
+    /// The operating system says no.
+    pub fn unwritten(&mut self) -> std::io::Result<Vec<Unwritten>> {
         let waiting: Vec<_> = self
             .channels
             .iter()
             .filter(|(_, channel)| !channel.tail.is_empty())
             .map(|(name, _)| name.clone())
             .collect();
+        let mut all = Vec::new();
         for name in waiting {
-            let file = match self.channels.get_mut(&name).and_then(|c| c.file.take()) {
+            let file = match self.channels.get(&name).and_then(|c| c.file.clone()) {
                 Some(file) => file,
                 None => {
-                    let file = self.file(&name)?;
+                    let file = Arc::new(self.file(&name)?);
                     // A file left by a realm's earlier life is not this one's.
                     file.set_len(0)?;
                     file
                 }
             };
             let channel = self.channels.get_mut(&name).expect("it was just found");
-            let bytes: Vec<u8> = channel.tail.iter().flat_map(Place::encode).collect();
-            let written = file
-                .write_all_at(&bytes, channel.flushed * RECORD as u64)
-                .and_then(|()| file.sync_data());
-            channel.file = Some(file);
-            written?;
-            channel.flushed += channel.tail.len() as u64;
-            channel.tail.clear();
+            channel.file = Some(file.clone());
+            all.push(Unwritten {
+                file,
+                at: channel.flushed * RECORD as u64,
+                bytes: channel.tail.iter().flat_map(Place::encode).collect(),
+                count: channel.tail.len(),
+                channel: name,
+            });
         }
-        Ok(())
+        Ok(all)
+    }
+
+    /// These are on the disk now.
+    pub fn written(&mut self, done: &Unwritten) {
+        if let Some(channel) = self.channels.get_mut(&done.channel) {
+            channel.flushed += done.count as u64;
+            channel.tail.drain(..done.count);
+        }
+    }
+}
+
+/// Records on their way to the disk.
+pub struct Unwritten {
+    channel: ChannelName,
+    file: Arc<File>,
+    at: u64,
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Unwritten {
+    /// Writes and syncs them. Blocks.
+    ///
+    /// # Errors
+    /// The operating system says no; they stay in memory.
+    pub fn write(&self) -> std::io::Result<()> {
+        self.file.write_all_at(&self.bytes, self.at)?;
+        self.file.sync_data()
     }
 }
 
@@ -206,7 +236,10 @@ mod tests {
         let name = ChannelName::new("c").unwrap();
         let mut index = Index::open(dir.path().into(), []).unwrap();
         (1..=3).for_each(|seq| index.push(&name, place(seq)));
-        index.flush().unwrap();
+        for unwritten in index.unwritten().unwrap() {
+            unwritten.write().unwrap();
+            index.written(&unwritten);
+        }
         (4..=6).for_each(|seq| index.push(&name, place(seq)));
         let all: Vec<_> = (1..=6).map(place).collect();
         assert_eq!(index.places(&name, Ordinal(1), 10).unwrap(), all);

@@ -117,6 +117,8 @@ pub struct Record {
     feed: broadcast::Sender<Arc<Settled>>,
     snapshot: PathBuf,
     snapshot_seq: AtomicU64,
+    /// Held while a snapshot is written, and by nothing else.
+    snapshotting: Mutex<()>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -192,6 +194,7 @@ impl Record {
             feed: broadcast::channel(limits::FEED_WAITING_MAX).0,
             snapshot: derived.snapshot,
             snapshot_seq: AtomicU64::new(seen),
+            snapshotting: Mutex::default(),
             failed: watch::channel(None).0,
         });
         let end = record.log.end().0;
@@ -457,18 +460,28 @@ impl Record {
     /// Writes a snapshot, so that the next start need not judge everything again. Blocks. What can't be written is said in the
     /// host's log, and the next start takes longer.
     pub fn keep_snapshot(&self) {
-        let (seq, bytes) = {
+        let _one = lock(&self.snapshotting);
+        let (seq, bytes, unwritten) = {
             let state = self.state();
             let Some(seq) = state.last_seq() else {
                 return;
             };
-            if let Err(error) = lock(&self.index).flush() {
-                tracing::warn!("no snapshot: the index can't be written: {error}");
-                return;
-            }
+            let unwritten = lock(&self.index).unwritten();
             let bytes = postcard::to_stdvec(&*state).expect("a state is plain data");
-            (seq, bytes)
+            (seq, bytes, unwritten)
         };
+        // The disk is waited for without any lock that judging or a verb might need.
+        let written = unwritten.and_then(|all| {
+            all.iter().try_for_each(|unwritten| {
+                unwritten.write()?;
+                lock(&self.index).written(unwritten);
+                Ok(())
+            })
+        });
+        if let Err(error) = written {
+            tracing::warn!("no snapshot: the index can't be written: {error}");
+            return;
+        }
         let Some(stored) = self.recent(seq, 1).and_then(|found| {
             let settled = found.into_iter().next()?;
             settled.sealed.as_ref().ok().map(|s| s.stored().clone())
