@@ -43,6 +43,7 @@ struct Decided {
   durable @2 :Bool;    # In the log and judged. False: in effect here, kept in the data folder, and first in line for the log.
   pending @3 :Text;    # When not durable: why.
   note @4 :Text;       # For people, when there is more to say.
+  void @5 :Text;       # It is in the log, and does not count there: why. In effect here all the same.
 }
 
 interface Feed {

@@ -395,7 +395,13 @@ impl Host {
         drop(self.socket.take());
         let control = self.control.clone();
         // The wall first, so that nothing new comes; what was spoken already is on its way to the log.
-        control.end_agents().await;
+        // A vat thread that does not answer must not keep the rest from being flushed.
+        if tokio::time::timeout(crate::limits::DRAIN_MAX, control.end_agents())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a vat thread does not answer; it ends with the process");
+        }
         let drained = async {
             while control.is_busy() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;

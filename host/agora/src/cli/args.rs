@@ -60,14 +60,23 @@ pub(super) enum Command {
 
 #[derive(Args, Clone)]
 pub(super) struct DataArgs {
-    /// The data folder of the host.
-    #[arg(long, value_name = "DIR", default_value = ".agora", global = true)]
-    pub(super) data: PathBuf,
+    /// The data folder of the host [default: .agora here, or beside the image that lies here].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(super) data: Option<PathBuf>,
 }
 
 impl DataArgs {
     pub(super) fn data(&self) -> PathBuf {
-        self.data.clone()
+        let here = PathBuf::from(".agora");
+        let beside = PathBuf::from("../.agora");
+        match &self.data {
+            Some(data) => data.clone(),
+            // `agora run .` keeps its data beside the image's folder.
+            None if !here.exists() && beside.is_dir() && PathBuf::from("agora.toml").is_file() => {
+                beside
+            }
+            None => here,
+        }
     }
 }
 

@@ -58,23 +58,37 @@ fn said(error: capnp::Error) -> anyhow::Error {
     anyhow::Error::msg(agora_membrane::error::reason(&error).to_owned())
 }
 
-/// Prints what became of a stop or a change. Exit 1 when it is not in the log.
+/// Prints what became of a stop or a change. Exit 1 when it is not in the log, or void there.
 fn report(decided: decided::Reader<'_>, done: &str) -> anyhow::Result<ExitCode> {
     let note = decided.get_note()?.to_str()?;
+    let void = decided.get_void()?.to_str()?;
+    let (text, code) = if !decided.get_durable() {
+        let pending = show::escape(decided.get_pending()?.to_str()?);
+        (
+            format!("{done}; in effect here, and waits for the log: {pending}"),
+            ExitCode::FAILURE,
+        )
+    } else if !void.is_empty() {
+        (
+            format!(
+                "{done}; in effect here, and void in the log: {}",
+                show::escape(void)
+            ),
+            ExitCode::FAILURE,
+        )
+    } else if !note.is_empty() {
+        return Ok({
+            show::print(&format!("{}\n", show::escape(note)));
+            ExitCode::SUCCESS
+        });
+    } else {
+        (done.to_owned(), ExitCode::SUCCESS)
+    };
+    show::print(&format!("{text}\n"));
     if !note.is_empty() {
         show::print(&format!("{}\n", show::escape(note)));
-        return Ok(ExitCode::SUCCESS);
     }
-    if decided.get_durable() {
-        show::print(&format!("{done}\n"));
-        return Ok(ExitCode::SUCCESS);
-    }
-    let pending = decided.get_pending()?.to_str()?;
-    show::print(&format!(
-        "{done}; in effect here, and waits for the log: {}\n",
-        show::escape(pending)
-    ));
-    Ok(ExitCode::FAILURE)
+    Ok(code)
 }
 
 pub(super) fn say(args: &SayArgs) -> anyhow::Result<ExitCode> {

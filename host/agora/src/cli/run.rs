@@ -208,14 +208,15 @@ async fn finish(
     if !json && matches!(ended, Ended::Asked) {
         Diary::line("ending: what was spoken goes to the log first (Ctrl-C again ends at once)");
     }
-    let closing = host.close();
-    tokio::select! {
-        () = closing => {}
-        () = signals.next() => {
-            Diary::line("ended at once");
-            return Ok(ExitCode::FAILURE);
-        }
-    }
+    // On a thread of its own, so that whatever stands still here, a reader of our output among it, the second one ends us.
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("agora-signals".into())
+        .spawn(move || {
+            runtime.block_on(signals.next());
+            std::process::exit(1);
+        })?;
+    host.close().await;
     // The record is closed, so what it told is all there is to show.
     screen.caught_up().await;
     showing.abort();

@@ -107,6 +107,17 @@ pub struct Control {
     ending: watch::Sender<bool>,
 }
 
+/// Waits for a cut on vat threads, but not for ever: a thread that does not answer must not keep a stop from the record. Answers what
+/// the operator should know.
+async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
+    match tokio::time::timeout(STOP_WAIT, cut).await {
+        Ok(()) => "",
+        Err(_) => {
+            "a vat thread does not answer; nothing passes its walls, but what runs on it runs on"
+        }
+    }
+}
+
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
@@ -394,8 +405,9 @@ impl Control {
         });
     }
 
-    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in.
-    async fn make_durable(self: &Arc<Self>, body: Body) -> Decided {
+    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is an agent whose start, if one is on
+    /// its way, it goes behind in the log; it is kept here without waiting for that.
+    async fn make_durable(self: &Arc<Self>, body: Body, behind: Option<Arc<Agent>>) -> Decided {
         let epoch = self.record.state().epoch();
         let sealed = match self.seal(body, epoch).await {
             Ok(sealed) => sealed,
@@ -418,7 +430,7 @@ impl Control {
             Ok(Err(error)) => (None, Some(error.to_string())),
             Err(_) => (None, Some("the host is ending".to_owned())),
         };
-        let (mut trouble, entering) = self.enter(sealed, slot);
+        let (mut trouble, entering) = self.enter(sealed, slot, behind);
         let mut void = None;
         let pending = match tokio::time::timeout(STOP_WAIT, entering).await {
             Ok(Ok(Some(verdict))) => {
@@ -447,6 +459,7 @@ impl Control {
         self: &Arc<Self>,
         sealed: Sealed,
         slot: Option<Slot>,
+        behind: Option<Arc<Agent>>,
     ) -> (
         watch::Receiver<String>,
         tokio::task::JoinHandle<Option<Result<(), Refusal>>>,
@@ -454,6 +467,10 @@ impl Control {
         let (tell, trouble) = watch::channel("the log has not answered yet".to_owned());
         let control = self.clone();
         let entering = self.runtime.spawn(async move {
+            let _one = match &behind {
+                Some(agent) => Some(agent.verbs.lock().await),
+                None => None,
+            };
             let mut wait = Duration::from_millis(50);
             let verdict = loop {
                 match control.record.commit(sealed.clone(), Class::Control).await {
@@ -490,7 +507,7 @@ impl Control {
         for (slot, stored) in waiting {
             match Sealed::open(stored) {
                 Ok(sealed) => {
-                    let (trouble, entering) = self.enter(sealed, Some(slot));
+                    let (trouble, entering) = self.enter(sealed, Some(slot), None);
                     if tokio::time::timeout(STOP_WAIT, entering).await.is_err() {
                         return Err(format!("a stop waits for the log: {}", *trouble.borrow()));
                     }
@@ -604,7 +621,6 @@ impl Control {
             true => "the epoch has ended; graft again".to_owned(),
             false => format!("the epoch has ended ({reason}); graft again"),
         };
-        self.fell_walls(&told).await;
         let by = by.to_owned();
         let fence = move |ends| {
             Body::Revoke(RevokeBody {
@@ -613,15 +629,30 @@ impl Control {
                 by: by.clone(),
             })
         };
-        let (decided, ends) = loop {
+        // The gate is closed, so nothing passes. The walls fall beside the fence's way to the log, and neither waits for the other.
+        let felled = cut_soon(self.fell_walls(&told));
+        let fencing = async {
             let ends = self.record.state().epoch();
-            let decided = self.make_durable(fence(ends)).await;
-            let state = self.record.state();
-            // Another fence was first. That ends the epoch as well, but does not hold the next.
-            if decided.void.is_none() || state.epoch() == ends || state.held() || !hold {
-                break (decided, ends);
-            }
+            (self.make_durable(fence(ends), None).await, ends)
         };
+        let (felled, (mut decided, mut ends)) = tokio::join!(felled, fencing);
+        loop {
+            let (now, held) = {
+                let state = self.record.state();
+                (state.epoch(), state.held())
+            };
+            // Another fence was first. That ends the epoch as well, but does not hold the next.
+            if decided.void.is_none() || now == ends || held || !hold {
+                break;
+            }
+            ends = now;
+            decided = self.make_durable(fence(ends), None).await;
+        }
+        if self.record.state().epoch() != ends {
+            // The epoch has ended, by whichever fence.
+            decided.void = None;
+        }
+        decided.note.push_str(felled);
         if self.record.state().epoch() != ends {
             self.open_gate();
         } else {
@@ -637,7 +668,7 @@ impl Control {
                 };
                 if hold && !control.record.state().held() {
                     // Another fence was first, and did not hold.
-                    control.make_durable(fence(now)).await;
+                    control.make_durable(fence(now), None).await;
                 }
                 control.open_gate();
             });
@@ -680,33 +711,30 @@ impl Control {
             false => format!("by {by}: {reason}"),
         });
         agent.shared.stop(phase.clone());
-        if let Some(worker) = self.worker(agent.worker) {
-            worker
-                .stop(Some(agent.name.clone()), true, "this agent was killed")
-                .await;
-        }
-        // Its own last act may have been to write another phase.
-        agent.shared.set_phase(phase);
-        // A start that was on its way may yet have put a new key on the record; the kill goes behind it.
-        let _one = agent.verbs.lock().await;
-        let persona = PersonaId::new(self.host_id(), agent.name.clone());
-        let is_killed = self
-            .record
-            .state()
-            .persona(&persona)
-            .is_some_and(|p| p.killed);
-        if is_killed {
-            return Ok(Decided {
-                note: format!("{name} was killed before; it stays so until `agora start {name}`"),
-                ..Decided::default()
-            });
-        }
+        let worker = self.worker(agent.worker);
+        let felled = cut_soon(async {
+            if let Some(worker) = worker {
+                let name = Some(agent.name.clone());
+                worker.stop(name, true, "this agent was killed").await;
+            }
+        });
         let body = Body::Revoke(RevokeBody {
-            what: Revoked::Persona(persona),
+            what: Revoked::Persona(PersonaId::new(self.host_id(), agent.name.clone())),
             reason,
             by: by.to_owned(),
         });
-        Ok(self.make_durable(body).await)
+        // A start that was on its way may yet put a new key on the record; the kill goes behind it.
+        let durable = self.make_durable(body, Some(agent.clone()));
+        let (felled, mut decided) = tokio::join!(felled, durable);
+        // Its own last act may have been to write another phase.
+        agent.shared.set_phase(phase);
+        if decided.void == Some(Refusal::Repeated) {
+            decided.void = None;
+            decided.note =
+                format!("{name} was killed before; it stays so until `agora start {name}`");
+        }
+        decided.note.push_str(felled);
+        Ok(decided)
     }
 
     /// Starts a killed or ended agent, under a new key.
@@ -810,16 +838,20 @@ impl Control {
         };
         write(&self.cut).insert(id);
         let holder = (persona.host == self.host_id()).then(|| self.agent(persona.name.as_str()));
-        if let Some(Ok(agent)) = holder {
-            self.fell_wall(&agent, "a grant was revoked; graft again")
-                .await;
-        }
+        // The grant is cut already: every call of a facet looks. What was in flight falls with the wall.
+        let felled = cut_soon(async {
+            if let Some(Ok(agent)) = holder {
+                let told = "a grant was revoked; graft again";
+                self.fell_wall(&agent, told).await;
+            }
+        });
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(id),
             reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
             by: by.to_owned(),
         });
-        let mut decided = self.make_durable(body).await;
+        let (felled, mut decided) = tokio::join!(felled, self.make_durable(body, None));
+        decided.note.push_str(felled);
         if decided.pending.is_none() {
             write(&self.cut).remove(&id);
         }

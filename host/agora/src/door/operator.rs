@@ -217,6 +217,9 @@ fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided
         to.set_pending(pending.as_str());
     }
     to.set_note(decided.note.as_str());
+    if let Some(void) = &decided.void {
+        to.set_void(void.to_string().as_str());
+    }
 }
 
 impl operator::Server for Desk {

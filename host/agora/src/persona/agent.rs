@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use std::time::Instant;
 use agora_capnp::membrane_capnp::membrane;
 use agora_guest::wire;
 use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName};
+use futures::FutureExt;
 
 use super::engine::{Prepared, Workshop, World};
 use super::instance::{End, Fittings, Parking, Reactor, run_agent};
@@ -229,7 +231,11 @@ pub async fn live(agent: Arc<Agent>, control: Arc<Control>, door: Rc<RefCell<Opt
     loop {
         agent.shared.set_phase(Phase::Running);
         let began = Instant::now();
-        let end = run_once(&agent, &control, &door).await;
+        // The host's side of an agent, its RPC system among it, must not take the agent from the books by panicking.
+        let running = AssertUnwindSafe(run_once(&agent, &control, &door));
+        let end = running.catch_unwind().await.unwrap_or_else(|_| {
+            End::Failed("the host's side of it panicked; this is a defect of the host".into())
+        });
         let reason = match end {
             End::Done => {
                 agent.shared.set_phase(Phase::Ended("it was done".into()));
