@@ -217,3 +217,57 @@ fn tear(journey: &Journey) {
     file.write_all_at(&[0x5a; 100], end as u64 + 16)
         .expect("the folder is ours");
 }
+
+#[test]
+fn a_turn_over_two_channels_takes_effect_once_on_both() {
+    let journey = Journey::new(
+        "[channels.in]\nhops = 1\n[channels.out]\n[agents.courier]\ncomponent = \"{courier}\"\n\
+         [[agents.courier.grants]]\nchannel = \"in\"\n\
+         [[agents.courier.grants]]\nchannel = \"out\"\nrights = [\"write\", \"initiate\"]\n",
+    );
+    let mut said = BTreeSet::new();
+    let mut moment = 0x51ed_270b_u64;
+    for round in 0..kills().min(8) {
+        moment = moment.wrapping_mul(6_364_136_223_846_793_005) | 1;
+        let host = journey.start(&[]);
+        let over = AtomicBool::new(false);
+        let acknowledged = std::thread::scope(|scope| {
+            let speaker = scope.spawn(|| {
+                let mut acknowledged = Vec::new();
+                for n in 0.. {
+                    if over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let text = format!("{round}.{n}");
+                    if journey.cli(&["say", "in", &text]).code == Some(0) {
+                        acknowledged.push(text);
+                    }
+                }
+                acknowledged
+            });
+            std::thread::sleep(Duration::from_millis(40 + (moment >> 40) % 300));
+            host.signal(rustix::process::Signal::KILL);
+            over.store(true, Ordering::SeqCst);
+            speaker.join().expect("it only speaks")
+        });
+        said.extend(acknowledged);
+    }
+    let (status, _, stderr) = journey.spawn(&["--until-quiet"]).until_exit();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let all = messages(&journey.log());
+    let mut carried: BTreeMap<String, u32> = BTreeMap::new();
+    for message in all.iter().filter(|m| m["channel"] == "out") {
+        *carried.entry(text(message, "body").to_owned()).or_default() += 1;
+    }
+    for message in all
+        .iter()
+        .filter(|m| text(m, "author").starts_with("operator"))
+    {
+        said.remove(text(message, "body"));
+        let body = format!("carried {}", text(message, "body"));
+        assert_eq!(carried.get(&body), Some(&1), "{message}");
+        let answers = all.iter().filter(|m| m["parent"] == message["id"]).count();
+        assert_eq!(answers, 1, "{message}");
+    }
+    assert!(said.is_empty(), "acknowledged and gone: {said:?}");
+}

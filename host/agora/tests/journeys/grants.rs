@@ -151,3 +151,24 @@ fn an_attenuated_facet_works_and_dies_when_it_is_revoked() {
         "two through the facet that allows two, and the report"
     );
 }
+
+#[test]
+fn answers_over_a_rate_wait_and_none_is_lost() {
+    let journey = Journey::new(
+        "[channels.work]\nhops = 1\n[agents.acker]\ncomponent = \"{acker}\"\n\
+         [[agents.acker.grants]]\nchannel = \"work\"\nrate = \"2/s\"\n",
+    );
+    let says: Vec<_> = (0..6).map(|n| format!("work=say {n}")).collect();
+    let mut args = vec!["--until-quiet"];
+    args.extend(says.iter().flat_map(|say| ["--say", say.as_str()]));
+    let began = std::time::Instant::now();
+    let (status, lines, stderr) = journey.spawn(&args).until_exit();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let answers = messages(&lines)
+        .into_iter()
+        .filter(|m| m["author"] == "acker");
+    assert_eq!(answers.count(), 6);
+    let least = std::time::Duration::from_millis(1500);
+    assert!(began.elapsed() > least, "2 at once, then 4 at 2 a second");
+    assert!(records(&lines, "incident").is_empty(), "{lines:#?}");
+}
