@@ -65,6 +65,11 @@ pub struct Opened {
 type AllPrepared = BTreeMap<PersonaName, Prepared>;
 
 impl Opened {
+    /// Closes it again, with no agent started.
+    pub async fn close(self) {
+        self.host.close().await;
+    }
+
     /// Its controls.
     pub fn control(&self) -> &Arc<Control> {
         &self.host.control

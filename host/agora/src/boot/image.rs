@@ -44,11 +44,25 @@ impl Image {
             true => path.join("agora.toml"),
             false => path.to_owned(),
         };
-        let text =
-            std::fs::read_to_string(&manifest_path).map_err(|source| ImageError::Missing {
+        let bytes = std::fs::read(&manifest_path).map_err(|source| ImageError::Missing {
+            path: manifest_path.clone(),
+            source,
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let good = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..good]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+                + 1;
+            ImageError::Faults {
                 path: manifest_path.clone(),
-                source,
-            })?;
+                faults: vec![Fault {
+                    line,
+                    text: "what stands here is not UTF-8".into(),
+                }],
+            }
+        })?;
         let folder = match manifest_path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),

@@ -64,6 +64,12 @@ async fn serve(
         () = signals.next() => anyhow::bail!("interrupted before anything was started"),
     };
     let control = opened.control().clone();
+    for (channel, _) in &args.say {
+        if let Err(error) = control.channel_named(channel) {
+            opened.close().await;
+            anyhow::bail!("--say: {error}");
+        }
+    }
     let screen = Screen::new(control.clone(), args.json);
     let news = control.record().news();
     let showing = tokio::spawn(screen.clone().show(news));

@@ -202,6 +202,12 @@ impl Workshop {
             });
         }
         let bytes = std::fs::read(path).map_err(read)?;
+        if let Some(text) = no_component(&bytes) {
+            return Err(ComponentError::Invalid {
+                path: path.to_owned(),
+                text: text.into(),
+            });
+        }
         let hash = ComponentHash(Sha256::digest(&bytes).into());
         let invalid = |error: wasmtime::Error| ComponentError::Invalid {
             path: path.to_owned(),
@@ -295,6 +301,17 @@ impl Workshop {
                 }
             ))
         }
+    }
+}
+
+/// What bytes are that are not even the beginning of a component.
+fn no_component(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => None,
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            Some("it is a core WebAssembly module and no component (build it for wasm32-wasip2)")
+        }
+        _ => Some("it is no WebAssembly component (build its source for wasm32-wasip2)"),
     }
 }
 
