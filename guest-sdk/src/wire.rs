@@ -8,7 +8,7 @@
 //! cross threads; the [`Network`] made from it is not.
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,8 +35,14 @@ pub struct Limits {
     pub queue_frames_max: usize,
     /// Calls the other end may have begun and not finished with.
     pub questions_max: usize,
+    /// How deep calls on the answers of calls on the answers of calls ... may go before the first is answered.
+    pub depth_max: u16,
+    /// Bytes of the calls that are begun and not finished with: their parameters live as long as they do.
+    pub question_bytes_max: usize,
     /// Capabilities one message may carry.
     pub caps_per_message_max: usize,
+    /// References to capabilities that the other end was given and has not let go of.
+    pub given_max: usize,
 }
 
 impl Limits {
@@ -45,14 +51,20 @@ impl Limits {
         queue_bytes_max: 16 << 20,
         queue_frames_max: 16 * 1024,
         questions_max: 4096,
+        depth_max: 32,
+        question_bytes_max: 16 << 20,
         caps_per_message_max: 64,
+        given_max: 8192,
     };
     /// What an agent puts up with from its host, whom it trusts.
     pub const GUEST: Self = Self {
         queue_bytes_max: 64 << 20,
         queue_frames_max: 64 * 1024,
         questions_max: usize::MAX,
+        depth_max: u16::MAX,
+        question_bytes_max: usize::MAX,
         caps_per_message_max: usize::MAX,
+        given_max: usize::MAX,
     };
 }
 
@@ -291,9 +303,94 @@ pub enum Party {
     There,
 }
 
-/// The calls that the other end has begun and this one still remembers, by question id. A set, so that neither a finish that crosses
-/// its answer nor one that is sent twice makes room for more.
-type Questions = Rc<RefCell<HashSet<u32>>>;
+/// What the other end makes this one remember.
+type Questions = Rc<RefCell<Ledger>>;
+
+/// One call that the other end has begun.
+#[derive(Default)]
+struct Question {
+    depth: u16,
+    bytes: usize,
+    /// References that its answer gave.
+    given: usize,
+}
+
+/// The calls that the other end has begun and not finished with, by question id, and what they weigh. By id, so that neither a finish
+/// that crosses its answer nor one that is sent twice makes room for more.
+#[derive(Default)]
+struct Ledger {
+    questions: HashMap<u32, Question>,
+    bytes: usize,
+    /// References to capabilities of this end that the other end holds.
+    given: usize,
+}
+
+impl Ledger {
+    fn begin(&mut self, id: u32, depth: u16, bytes: usize) {
+        self.settle(id);
+        self.bytes += bytes;
+        let question = Question {
+            depth,
+            bytes,
+            given: 0,
+        };
+        self.questions.insert(id, question);
+    }
+
+    fn settle(&mut self, id: u32) -> Option<Question> {
+        let question = self.questions.remove(&id)?;
+        self.bytes -= question.bytes;
+        Some(question)
+    }
+
+    fn finish(&mut self, id: u32, releases: bool) {
+        if let Some(question) = self.settle(id)
+            && releases
+        {
+            self.given = self.given.saturating_sub(question.given);
+        }
+    }
+
+    fn depth(&self, id: u32) -> u16 {
+        self.questions
+            .get(&id)
+            .map_or(0, |question| question.depth.saturating_add(1))
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), String> {
+        if self.questions.len() > limits.questions_max {
+            return Err(format!(
+                "over {} calls begun and not finished with",
+                limits.questions_max
+            ));
+        }
+        if self.bytes > limits.question_bytes_max {
+            return Err(format!(
+                "over {} bytes of calls begun and not finished with",
+                limits.question_bytes_max
+            ));
+        }
+        if self.given > limits.given_max {
+            return Err(format!(
+                "over {} references to capabilities held and not let go of",
+                limits.given_max
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// How many capabilities of the sender a cap table gives.
+fn gives(table: capnp::struct_list::Reader<'_, rpc_capnp::cap_descriptor::Owned>) -> usize {
+    use rpc_capnp::cap_descriptor::Which;
+    let given = |d: &rpc_capnp::cap_descriptor::Reader<'_>| {
+        matches!(
+            d.which(),
+            Ok(Which::SenderHosted(_) | Which::SenderPromise(_))
+        )
+    };
+    table.iter().filter(given).count()
+}
 
 /// The RPC system's view of one end.
 pub struct Network {
@@ -368,6 +465,7 @@ impl capnp_rpc::Connection<Party> for Connection {
             let Some(frame) = end.receive().await else {
                 return Ok(None);
             };
+            let bytes = frame.len();
             let message = match Incoming::parse(frame) {
                 Ok(message) => message,
                 Err(error) => {
@@ -375,7 +473,7 @@ impl capnp_rpc::Connection<Party> for Connection {
                     return Err(error);
                 }
             };
-            if let Err(reason) = message.weigh(&questions, &end.pair.limits) {
+            if let Err(reason) = message.weigh(&questions, bytes, &end.pair.limits) {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
@@ -398,15 +496,46 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    /// The question that this message answers for good, when the other end need not say that it is finished with it.
-    fn settles(&self) -> Option<u32> {
-        let message: rpc_capnp::message::Reader<'_> = self.message.get_root_as_reader().ok()?;
+    /// Notes what this message gives and settles.
+    fn note(&self) {
+        // What can't be read back is not counted; it is this end's own.
+        let _ = self.try_note();
+    }
+
+    fn try_note(&self) -> capnp::Result<()> {
+        use rpc_capnp::message::Which;
+        let message: rpc_capnp::message::Reader<'_> = self.message.get_root_as_reader()?;
+        let mut ledger = self.questions.borrow_mut();
         match message.which() {
-            Ok(rpc_capnp::message::Which::Return(Ok(answer))) if answer.get_no_finish_needed() => {
-                Some(answer.get_answer_id())
+            Ok(Which::Return(answer)) => {
+                let answer = answer?;
+                let id = answer.get_answer_id();
+                if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
+                    let given = gives(payload?.get_cap_table()?);
+                    ledger.given += given;
+                    if let Some(question) = ledger.questions.get_mut(&id) {
+                        question.given = given;
+                    }
+                }
+                // The other end need not say that it is finished with it.
+                if answer.get_no_finish_needed() {
+                    ledger.settle(id);
+                }
             }
-            _ => None,
+            Ok(Which::Call(call)) => {
+                ledger.given += gives(call?.get_params()?.get_cap_table()?);
+            }
+            Ok(Which::Resolve(resolve)) => {
+                use rpc_capnp::cap_descriptor::Which as Given;
+                if let Ok(rpc_capnp::resolve::Which::Cap(cap)) = resolve?.which()
+                    && let Ok(Given::SenderHosted(_) | Given::SenderPromise(_)) = cap?.which()
+                {
+                    ledger.given += 1;
+                }
+            }
+            _ => {}
         }
+        Ok(())
     }
 }
 
@@ -420,9 +549,7 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
-        if let Some(question) = self.settles() {
-            self.questions.borrow_mut().remove(&question);
-        }
+        self.note();
         let message = Rc::new(self.message);
         let frame = capnp::serialize::write_message_to_words(&*message);
         let sent = match self.end.send(frame) {
@@ -481,7 +608,7 @@ impl Incoming {
     }
 
     /// Counts what the other end makes this one remember.
-    fn weigh(&self, questions: &RefCell<HashSet<u32>>, limits: &Limits) -> Result<(), String> {
+    fn weigh(&self, ledger: &RefCell<Ledger>, bytes: usize, limits: &Limits) -> Result<(), String> {
         use rpc_capnp::message::Which;
         let malformed = |error: Error| format!("a malformed frame: {error}");
         let caps = |payload: rpc_capnp::payload::Reader<'_>| -> Result<(), String> {
@@ -501,16 +628,45 @@ impl Incoming {
         match message.which() {
             Ok(Which::Call(call)) => {
                 let call = call.map_err(malformed)?;
-                questions.borrow_mut().insert(call.get_question_id());
-                caps(call.get_params().map_err(malformed)?)?;
+                let params = call.get_params().map_err(malformed)?;
+                caps(params)?;
+                let mut ledger = ledger.borrow_mut();
+                let mut depth = 0;
+                let target = call.get_target().map_err(malformed)?;
+                if let Ok(rpc_capnp::message_target::Which::PromisedAnswer(on)) = target.which() {
+                    depth = ledger.depth(on.map_err(malformed)?.get_question_id());
+                }
+                for descriptor in params.get_cap_table().map_err(malformed)?.iter() {
+                    if let Ok(rpc_capnp::cap_descriptor::Which::ReceiverAnswer(on)) =
+                        descriptor.which()
+                    {
+                        let on = on.map_err(malformed)?.get_question_id();
+                        depth = depth.max(ledger.depth(on));
+                    }
+                }
+                if depth > limits.depth_max {
+                    return Err(format!(
+                        "calls on answers that have not come, over {} deep",
+                        limits.depth_max
+                    ));
+                }
+                ledger.begin(call.get_question_id(), depth, bytes);
             }
             Ok(Which::Bootstrap(bootstrap)) => {
                 let question = bootstrap.map_err(malformed)?.get_question_id();
-                questions.borrow_mut().insert(question);
+                ledger.borrow_mut().begin(question, 0, bytes);
             }
             Ok(Which::Finish(finish)) => {
-                let question = finish.map_err(malformed)?.get_question_id();
-                questions.borrow_mut().remove(&question);
+                let finish = finish.map_err(malformed)?;
+                let releases = finish.get_release_result_caps();
+                ledger
+                    .borrow_mut()
+                    .finish(finish.get_question_id(), releases);
+            }
+            Ok(Which::Release(release)) => {
+                let count = release.map_err(malformed)?.get_reference_count() as usize;
+                let mut ledger = ledger.borrow_mut();
+                ledger.given = ledger.given.saturating_sub(count);
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
@@ -520,13 +676,7 @@ impl Incoming {
             }
             _ => {}
         }
-        if questions.borrow().len() > limits.questions_max {
-            return Err(format!(
-                "over {} calls begun and not finished with",
-                limits.questions_max
-            ));
-        }
-        Ok(())
+        ledger.borrow().check(limits)
     }
 }
 
@@ -601,7 +751,10 @@ mod tests {
     }
 
     fn weigh(questions: &Questions, limits: &Limits, frame: Vec<u8>) -> Result<(), String> {
-        Incoming::parse(frame).unwrap().weigh(questions, limits)
+        let bytes = frame.len();
+        Incoming::parse(frame)
+            .unwrap()
+            .weigh(questions, bytes, limits)
     }
 
     #[test]
@@ -626,7 +779,9 @@ mod tests {
     fn an_answer_that_needs_no_finish_frees_its_question() {
         let (here, _there) = pair(Limits::HOST);
         let questions = Questions::default();
-        questions.borrow_mut().extend([7, 8]);
+        for id in [7, 8] {
+            questions.borrow_mut().begin(id, 0, 100);
+        }
         for (id, no_finish_needed) in [(7, true), (8, false)] {
             let mut message = Builder::new_default();
             let mut answer = message
@@ -641,7 +796,9 @@ mod tests {
             };
             let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
         }
-        assert_eq!(*questions.borrow(), HashSet::from([8]));
+        let ledger = questions.borrow();
+        assert_eq!(ledger.questions.keys().collect::<Vec<_>>(), [&8]);
+        assert_eq!(ledger.bytes, 100);
     }
 
     #[test]
@@ -657,6 +814,107 @@ mod tests {
     }
 
     #[test]
+    fn calls_on_answers_that_have_not_come_are_bounded_in_depth() {
+        let limits = Limits {
+            depth_max: 3,
+            ..Limits::HOST
+        };
+        let on = |id: u32, target: u32| {
+            frame(|m| {
+                let mut call = m.init_call();
+                call.set_question_id(id);
+                call.init_target()
+                    .init_promised_answer()
+                    .set_question_id(target);
+            })
+        };
+        let questions = Questions::default();
+        for id in 1..=4 {
+            weigh(&questions, &limits, on(id, id - 1)).unwrap();
+        }
+        let error = weigh(&questions, &limits, on(5, 4)).unwrap_err();
+        assert!(error.contains("deep"), "{error}");
+        // Side by side they may be many.
+        for id in 10..100 {
+            weigh(&questions, &limits, on(id, 1)).unwrap();
+        }
+    }
+
+    #[test]
+    fn bytes_of_calls_are_bounded_until_they_are_finished_with() {
+        let limits = Limits {
+            question_bytes_max: 4096,
+            ..Limits::HOST
+        };
+        let call = |id: u32| {
+            frame(|m| {
+                let mut call = m.init_call();
+                call.set_question_id(id);
+                call.init_params()
+                    .get_content()
+                    .initn_as::<capnp::data::Builder<'_>>(1500);
+            })
+        };
+        let finish = |id: u32| frame(|m| m.init_finish().set_question_id(id));
+        let questions = Questions::default();
+        for id in 0..1000 {
+            weigh(&questions, &limits, call(id)).unwrap();
+            weigh(&questions, &limits, finish(id)).unwrap();
+        }
+        weigh(&questions, &limits, call(1)).unwrap();
+        weigh(&questions, &limits, call(2)).unwrap();
+        let error = weigh(&questions, &limits, call(3)).unwrap_err();
+        assert!(error.contains("bytes"), "{error}");
+    }
+
+    #[test]
+    fn capabilities_given_are_counted_until_they_are_let_go_of() {
+        let limits = Limits {
+            given_max: 3,
+            ..Limits::HOST
+        };
+        let (here, _there) = pair(limits);
+        let questions = Questions::default();
+        let answer = |id: u32| {
+            questions.borrow_mut().begin(id, 0, 0);
+            let mut message = Builder::new_default();
+            let mut answer = message
+                .init_root::<rpc_capnp::message::Builder<'_>>()
+                .init_return();
+            answer.set_answer_id(id);
+            let mut table = answer.init_results().init_cap_table(2);
+            table.reborrow().get(0).set_sender_hosted(1);
+            table.reborrow().get(1).set_sender_promise(2);
+            let outgoing = Outgoing {
+                message,
+                end: here.clone(),
+                questions: questions.clone(),
+            };
+            let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
+        };
+        let finish = |id: u32, releases: bool| {
+            frame(|m| {
+                let mut finish = m.init_finish();
+                finish.set_question_id(id);
+                finish.set_release_result_caps(releases);
+            })
+        };
+        let release = frame(|m| m.init_release().set_reference_count(2));
+        for id in 0..100 {
+            answer(id);
+            weigh(&questions, &limits, finish(id, id % 2 == 0)).unwrap();
+            if id % 2 == 1 {
+                weigh(&questions, &limits, release.clone()).unwrap();
+            }
+        }
+        answer(200);
+        weigh(&questions, &limits, finish(200, false)).unwrap();
+        answer(201);
+        let error = weigh(&questions, &limits, finish(201, false)).unwrap_err();
+        assert!(error.contains("let go"), "{error}");
+    }
+
+    #[test]
     fn garbage_is_an_error_and_never_a_panic() {
         let mut seed = 1u64;
         for len in 0..400usize {
@@ -667,7 +925,7 @@ mod tests {
                 })
                 .collect();
             if let Ok(message) = Incoming::parse(bytes) {
-                let _ = message.weigh(&Questions::default(), &Limits::HOST);
+                let _ = message.weigh(&Questions::default(), 1, &Limits::HOST);
             }
         }
     }

@@ -67,6 +67,10 @@ pub const MEMORY_MAX: usize = 1 << 30;
 pub const AGENTS_MAX: u32 = 1000;
 /// Elements in each of an agent's tables.
 pub const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// Handles of the virtual WASI (streams, pollables, errors) that one agent may hold.
+pub const HANDLES_MAX: usize = 1024;
+/// Stack of a vat thread, in bytes: promises that wait on promises are polled one inside the other, as deep as a wire allows.
+pub const VAT_STACK_BYTES: usize = 16 << 20;
 /// Wasm stack, in bytes.
 pub const STACK_BYTES: usize = 512 << 10;
 /// A component's size, in bytes.

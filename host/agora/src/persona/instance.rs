@@ -164,7 +164,7 @@ fn store(workshop: &Workshop, fittings: Fittings, end: Option<wire::End>) -> Sto
         workshop.engine_ref(),
         Inside {
             wasi: wasi.build(),
-            table: ResourceTable::new(),
+            table: bounded_table(),
             bounds: Bounds {
                 memory_max: fittings.memory_max,
                 memory: fittings.memory,
@@ -185,6 +185,12 @@ fn store(workshop: &Workshop, fittings: Fittings, end: Option<wire::End>) -> Sto
         ))
     });
     store
+}
+
+fn bounded_table() -> ResourceTable {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(limits::HANDLES_MAX);
+    table
 }
 
 fn failed(store: &Store<Inside>, error: &wasmtime::Error) -> End {

@@ -15,6 +15,9 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
 
 use crate::limits;
 
+/// The most bytes of one write; it is on the vat's thread that they become lines.
+const WRITE_BYTES_MAX: usize = 64 << 10;
+
 /// The output of one agent. Clones are the same one.
 #[derive(Clone)]
 pub struct Output(Arc<Mutex<Lines>>);
@@ -123,6 +126,11 @@ impl StdoutStream for Stream {
 
 impl OutputStream for Stream {
     fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        if bytes.len() > WRITE_BYTES_MAX {
+            return Err(StreamError::trap(
+                "more was written than check-write allows",
+            ));
+        }
         self.0.lines().write(self.1, &bytes);
         Ok(())
     }
@@ -132,7 +140,7 @@ impl OutputStream for Stream {
     }
 
     fn check_write(&mut self) -> Result<usize, StreamError> {
-        Ok(64 << 10)
+        Ok(WRITE_BYTES_MAX)
     }
 }
 
