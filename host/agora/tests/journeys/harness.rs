@@ -18,7 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const JOURNEYS_MAX: usize = 3;
 
 /// Every component that a journey uses.
-const COMPONENTS: [&str; 14] = [
+const COMPONENTS: [&str; 15] = [
+    "weaver",
     "courier",
     "acker",
     "planner",

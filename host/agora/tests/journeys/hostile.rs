@@ -239,3 +239,35 @@ fn an_agent_that_is_never_restarted_stays_ended_until_it_is_started() {
         (records(lines, "incident").len() == 2).then_some(())
     });
 }
+
+#[test]
+fn what_a_host_would_have_to_remember_for_ever_ends_the_one_who_asks_it() {
+    for (word, why) in [
+        ("chain", "deep"),
+        ("params", "bytes"),
+        ("leak", "references"),
+    ] {
+        let journey = Journey::new(&format!(
+            "{}[channels.wild]\n{}",
+            ackers(2),
+            agent(
+                "weaver",
+                "weaver",
+                "wild",
+                "[\"read\", \"write\", \"initiate\"]"
+            )
+        ));
+        let host = journey.start(&[]);
+        let before = host.memory();
+        journey.say("wild", word);
+        host.until_line(word, incident("weaver", why));
+        neighbour_answers(&journey, &host, word);
+        let grown = host.memory().saturating_sub(before);
+        assert!(grown < 256 << 20, "{word}: {} MiB more", grown >> 20);
+        let (_, lines, _) = host.stop();
+        let survived = messages(&lines)
+            .iter()
+            .any(|m| text(m, "body").starts_with("survived"));
+        assert!(!survived, "{word}");
+    }
+}
