@@ -104,10 +104,11 @@ impl Channel {
 
     /// Answers a message: sets the draft's parent, and moves the cursor past the message. Exactly once, however often it is repeated.
     ///
-    /// The inner result says whether the answer counts; the cursor moves either way.
+    /// The inner result says whether the answer counts; the cursor moves either way. An answer over its grant's rate waits for it, up to a
+    /// minute.
     ///
     /// # Errors
-    /// Stale, busy, or too large.
+    /// Stale, busy, or too large. The cursor stands then, and the answer is to be taken again.
     pub fn reply(
         &self,
         to: &Message,
