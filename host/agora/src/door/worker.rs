@@ -65,7 +65,10 @@ impl Worker {
     pub fn start(name: String, control: Arc<Control>) -> std::io::Result<Self> {
         let (starts, mut starting) = mpsc::channel::<Start>(limits::COMMANDS_WAITING_MAX);
         let (stops, mut stopping) = mpsc::channel::<Stop>(limits::COMMANDS_WAITING_MAX);
-        std::thread::Builder::new().name(name).spawn(move || {
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .stack_size(limits::VAT_STACK_BYTES);
+        thread.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
