@@ -7,7 +7,7 @@
 //! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
 //! cross threads; the [`Network`] made from it is not.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -35,14 +35,18 @@ pub struct Limits {
     pub queue_frames_max: usize,
     /// Calls the other end may have begun and not finished with.
     pub questions_max: usize,
-    /// How deep calls on the answers of calls on the answers of calls ... may go before the first is answered.
-    pub depth_max: u16,
-    /// Bytes of the calls that are begun and not finished with: their parameters live as long as they do.
-    pub question_bytes_max: usize,
+    /// Bytes of such calls that are not answered yet: what they brought is kept until they end.
+    pub unanswered_bytes_max: usize,
+    /// Calls that may wait for each other in one chain, each made on what the one before is to answer: they are polled, and dropped,
+    /// inside each other.
+    pub depth_max: u32,
+    /// Promises of the other end that it may have resolved to answers that are still to come; each may join two such chains.
+    pub links_max: usize,
+    /// Capabilities the other end may hold of this one. Each counts once, however often it was handed over: it is that often that it
+    /// must be released, and an agent that keeps the one that it has owes nothing for getting it again.
+    pub exports_max: usize,
     /// Capabilities one message may carry.
     pub caps_per_message_max: usize,
-    /// References to capabilities that the other end was given and has not let go of.
-    pub given_max: usize,
 }
 
 impl Limits {
@@ -51,20 +55,22 @@ impl Limits {
         queue_bytes_max: 16 << 20,
         queue_frames_max: 16 * 1024,
         questions_max: 4096,
+        unanswered_bytes_max: 16 << 20,
         depth_max: 32,
-        question_bytes_max: 16 << 20,
+        links_max: 32,
+        exports_max: 8192,
         caps_per_message_max: 64,
-        given_max: 8192,
     };
     /// What an agent puts up with from its host, whom it trusts.
     pub const GUEST: Self = Self {
         queue_bytes_max: 64 << 20,
         queue_frames_max: 64 * 1024,
         questions_max: usize::MAX,
-        depth_max: u16::MAX,
-        question_bytes_max: usize::MAX,
+        unanswered_bytes_max: usize::MAX,
+        depth_max: u32::MAX,
+        links_max: usize::MAX,
+        exports_max: usize::MAX,
         caps_per_message_max: usize::MAX,
-        given_max: usize::MAX,
     };
 }
 
@@ -304,113 +310,219 @@ pub enum Party {
 }
 
 /// What the other end makes this one remember.
-type Questions = Rc<RefCell<Ledger>>;
-
-/// One call that the other end has begun.
-#[derive(Default)]
-struct Question {
-    depth: u16,
-    bytes: usize,
-    /// References that its answer gave.
-    given: usize,
-}
-
-/// The calls that the other end has begun and not finished with, by question id, and what they weigh. By id, so that neither a finish
-/// that crosses its answer nor one that is sent twice makes room for more.
 #[derive(Default)]
 struct Ledger {
+    /// The calls that it has begun and not finished with, by id. By id, so that neither a finish that crosses its answer nor one that
+    /// is sent twice makes room for more.
     questions: HashMap<u32, Question>,
-    bytes: usize,
-    /// References to capabilities of this end that the other end holds.
-    given: usize,
+    unanswered: Rc<Unanswered>,
+    /// How often each capability of this end was handed over and not released.
+    exports: HashMap<u32, u32>,
 }
 
+#[derive(Default)]
+struct Question {
+    /// How many calls wait for each other up to this one.
+    depth: u32,
+    /// Gone when it is answered.
+    burden: Option<Rc<Burden>>,
+    /// What its answer handed over, which a finish may release.
+    exports: Vec<u32>,
+}
+
+#[derive(Default)]
+struct Unanswered {
+    bytes: Cell<usize>,
+    links: Cell<usize>,
+}
+
+/// What a call holds until it ends. A call that another one waits for goes on even when it is finished with, so that one shares it.
+struct Burden {
+    bytes: usize,
+    links: Cell<usize>,
+    totals: Rc<Unanswered>,
+    /// No deeper than the question's own depth.
+    _awaited: Vec<Rc<Self>>,
+}
+
+impl Drop for Burden {
+    fn drop(&mut self) {
+        let totals = &self.totals;
+        totals.bytes.set(totals.bytes.get() - self.bytes);
+        totals.links.set(totals.links.get() - self.links.get());
+    }
+}
+
+fn malformed(error: impl std::fmt::Display) -> String {
+    format!("a malformed frame: {error}")
+}
+
+type CapTable<'a> = capnp::struct_list::Reader<'a, rpc_capnp::cap_descriptor::Owned>;
+
 impl Ledger {
-    fn begin(&mut self, id: u32, depth: u16, bytes: usize) {
-        self.settle(id);
-        self.bytes += bytes;
+    fn begin(
+        &mut self,
+        id: u32,
+        bytes: usize,
+        awaited: impl Iterator<Item = u32>,
+        limits: &Limits,
+    ) -> Result<(), String> {
+        let mut depth = 0;
+        let mut burdens = Vec::new();
+        for question in awaited.filter_map(|id| self.questions.get(&id)) {
+            depth = depth.max(question.depth + 1);
+            burdens.extend(question.burden.clone());
+        }
+        if depth > limits.depth_max {
+            return Err(format!(
+                "over {} calls wait for each other in a chain",
+                limits.depth_max
+            ));
+        }
+        let totals = &self.unanswered;
+        totals.bytes.set(totals.bytes.get() + bytes);
+        let burden = Burden {
+            bytes,
+            links: Cell::default(),
+            totals: totals.clone(),
+            _awaited: burdens,
+        };
         let question = Question {
             depth,
-            bytes,
-            given: 0,
+            burden: Some(Rc::new(burden)),
+            exports: Vec::new(),
         };
         self.questions.insert(id, question);
-    }
-
-    fn settle(&mut self, id: u32) -> Option<Question> {
-        let question = self.questions.remove(&id)?;
-        self.bytes -= question.bytes;
-        Some(question)
-    }
-
-    fn finish(&mut self, id: u32, releases: bool) {
-        if let Some(question) = self.settle(id)
-            && releases
-        {
-            self.given = self.given.saturating_sub(question.given);
-        }
-    }
-
-    fn depth(&self, id: u32) -> u16 {
-        self.questions
-            .get(&id)
-            .map_or(0, |question| question.depth.saturating_add(1))
-    }
-
-    fn check(&self, limits: &Limits) -> Result<(), String> {
         if self.questions.len() > limits.questions_max {
             return Err(format!(
                 "over {} calls begun and not finished with",
                 limits.questions_max
             ));
         }
-        if self.bytes > limits.question_bytes_max {
+        if self.unanswered.bytes.get() > limits.unanswered_bytes_max {
             return Err(format!(
-                "over {} bytes of calls begun and not finished with",
-                limits.question_bytes_max
+                "over {} bytes of calls that are not answered",
+                limits.unanswered_bytes_max
             ));
         }
-        if self.given > limits.given_max {
+        Ok(())
+    }
+
+    fn finish(&mut self, id: u32, release: bool) {
+        let question = self.questions.remove(&id);
+        if let Some(question) = question.filter(|_| release) {
+            for export in question.exports {
+                self.release(export, 1);
+            }
+        }
+    }
+
+    /// A promise of the other end is now what a call of its own will answer.
+    fn link(&mut self, id: u32, limits: &Limits) -> Result<(), String> {
+        let question = self.questions.get(&id);
+        if let Some(burden) = question.and_then(|question| question.burden.as_ref()) {
+            burden.links.set(burden.links.get() + 1);
+            self.unanswered.links.set(self.unanswered.links.get() + 1);
+        }
+        if self.unanswered.links.get() > limits.links_max {
             return Err(format!(
-                "over {} references to capabilities held and not let go of",
-                limits.given_max
+                "over {} promises resolved to answers that are still to come",
+                limits.links_max
+            ));
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, export: u32, count: u32) {
+        // Releasing more than was handed over is the RPC system's to refuse.
+        if let Some(held) = self.exports.get_mut(&export) {
+            *held = held.saturating_sub(count);
+            if *held == 0 {
+                self.exports.remove(&export);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, descriptor: rpc_capnp::cap_descriptor::Reader<'_>) -> Option<u32> {
+        use rpc_capnp::cap_descriptor::Which;
+        match descriptor.which() {
+            Ok(Which::SenderHosted(export) | Which::SenderPromise(export)) => {
+                *self.exports.entry(export).or_default() += 1;
+                Some(export)
+            }
+            _ => None,
+        }
+    }
+
+    fn hand_over_all(&mut self, caps: CapTable<'_>) -> Vec<u32> {
+        caps.iter().filter_map(|cap| self.hand_over(cap)).collect()
+    }
+
+    /// Counts what this end hands over, and forgets the calls that it answers.
+    fn send(
+        &mut self,
+        message: rpc_capnp::message::Reader<'_>,
+        limits: &Limits,
+    ) -> Result<(), String> {
+        use rpc_capnp::message::Which;
+        match message.which() {
+            Ok(Which::Return(Ok(answer))) => {
+                let exports = match answer.which() {
+                    Ok(rpc_capnp::return_::Which::Results(Ok(payload))) => {
+                        self.hand_over_all(payload.get_cap_table().map_err(malformed)?)
+                    }
+                    _ => Vec::new(),
+                };
+                let id = answer.get_answer_id();
+                if answer.get_no_finish_needed() {
+                    self.questions.remove(&id);
+                } else if let Some(question) = self.questions.get_mut(&id) {
+                    question.burden = None;
+                    question.exports = exports;
+                }
+            }
+            Ok(Which::Call(Ok(call))) => {
+                let params = call.get_params().map_err(malformed)?;
+                self.hand_over_all(params.get_cap_table().map_err(malformed)?);
+            }
+            Ok(Which::Resolve(Ok(resolve))) => {
+                if let Ok(rpc_capnp::resolve::Which::Cap(Ok(cap))) = resolve.which() {
+                    self.hand_over(cap);
+                }
+            }
+            _ => {}
+        }
+        if self.exports.len() > limits.exports_max {
+            return Err(format!(
+                "over {} capabilities handed over and not released",
+                limits.exports_max
             ));
         }
         Ok(())
     }
 }
 
-/// How many capabilities of the sender a cap table gives.
-fn gives(table: capnp::struct_list::Reader<'_, rpc_capnp::cap_descriptor::Owned>) -> usize {
-    use rpc_capnp::cap_descriptor::Which;
-    let given = |d: &rpc_capnp::cap_descriptor::Reader<'_>| {
-        matches!(
-            d.which(),
-            Ok(Which::SenderHosted(_) | Which::SenderPromise(_))
-        )
-    };
-    table.iter().filter(given).count()
-}
+type Books = Rc<RefCell<Ledger>>;
 
 /// The RPC system's view of one end.
 pub struct Network {
     connection: Option<Connection>,
     end: End,
-    questions: Questions,
+    books: Books,
 }
 
 impl Network {
     /// Frames of this end as a two-party network.
     pub fn new(end: End) -> Self {
-        let questions = Questions::default();
+        let books = Books::default();
         let connection = Connection {
             end: end.clone(),
-            questions: questions.clone(),
+            books: books.clone(),
         };
         Self {
             connection: Some(connection),
             end,
-            questions,
+            books,
         }
     }
 }
@@ -421,7 +533,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
             // Shares the one wire with the connection that `accept` gave away.
             Box::new(Connection {
                 end: self.end.clone(),
-                questions: self.questions.clone(),
+                books: self.books.clone(),
             }) as Box<dyn capnp_rpc::Connection<Party>>
         })
     }
@@ -440,7 +552,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
 
 struct Connection {
     end: End,
-    questions: Questions,
+    books: Books,
 }
 
 impl capnp_rpc::Connection<Party> for Connection {
@@ -452,7 +564,7 @@ impl capnp_rpc::Connection<Party> for Connection {
         Box::new(Outgoing {
             message: Builder::new(HeapAllocator::new().first_segment_words(words)),
             end: self.end.clone(),
-            questions: self.questions.clone(),
+            books: self.books.clone(),
         })
     }
 
@@ -460,7 +572,7 @@ impl capnp_rpc::Connection<Party> for Connection {
         &mut self,
     ) -> Promise<Option<Box<dyn capnp_rpc::IncomingMessage>>, Error> {
         let end = self.end.clone();
-        let questions = self.questions.clone();
+        let books = self.books.clone();
         Promise::from_future(async move {
             let Some(frame) = end.receive().await else {
                 return Ok(None);
@@ -473,7 +585,7 @@ impl capnp_rpc::Connection<Party> for Connection {
                     return Err(error);
                 }
             };
-            if let Err(reason) = message.weigh(&questions, bytes, &end.pair.limits) {
+            if let Err(reason) = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits) {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
@@ -492,51 +604,7 @@ impl capnp_rpc::Connection<Party> for Connection {
 struct Outgoing {
     message: Builder<HeapAllocator>,
     end: End,
-    questions: Questions,
-}
-
-impl Outgoing {
-    /// Notes what this message gives and settles.
-    fn note(&self) {
-        // What can't be read back is not counted; it is this end's own.
-        let _ = self.try_note();
-    }
-
-    fn try_note(&self) -> capnp::Result<()> {
-        use rpc_capnp::message::Which;
-        let message: rpc_capnp::message::Reader<'_> = self.message.get_root_as_reader()?;
-        let mut ledger = self.questions.borrow_mut();
-        match message.which() {
-            Ok(Which::Return(answer)) => {
-                let answer = answer?;
-                let id = answer.get_answer_id();
-                if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
-                    let given = gives(payload?.get_cap_table()?);
-                    ledger.given += given;
-                    if let Some(question) = ledger.questions.get_mut(&id) {
-                        question.given = given;
-                    }
-                }
-                // The other end need not say that it is finished with it.
-                if answer.get_no_finish_needed() {
-                    ledger.settle(id);
-                }
-            }
-            Ok(Which::Call(call)) => {
-                ledger.given += gives(call?.get_params()?.get_cap_table()?);
-            }
-            Ok(Which::Resolve(resolve)) => {
-                use rpc_capnp::cap_descriptor::Which as Given;
-                if let Ok(rpc_capnp::resolve::Which::Cap(cap)) = resolve?.which()
-                    && let Ok(Given::SenderHosted(_) | Given::SenderPromise(_)) = cap?.which()
-                {
-                    ledger.given += 1;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
+    books: Books,
 }
 
 impl capnp_rpc::OutgoingMessage for Outgoing {
@@ -549,7 +617,14 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
-        self.note();
+        let message = self.message.get_root_as_reader().map_err(malformed);
+        let counted = message.and_then(|message| {
+            let mut books = self.books.borrow_mut();
+            books.send(message, &self.end.pair.limits)
+        });
+        if let Err(reason) = counted {
+            self.end.breach(reason);
+        }
         let message = Rc::new(self.message);
         let frame = capnp::serialize::write_message_to_words(&*message);
         let sent = match self.end.send(frame) {
@@ -608,18 +683,15 @@ impl Incoming {
     }
 
     /// Counts what the other end makes this one remember.
-    fn weigh(&self, ledger: &RefCell<Ledger>, bytes: usize, limits: &Limits) -> Result<(), String> {
+    fn weigh(&self, bytes: usize, books: &mut Ledger, limits: &Limits) -> Result<(), String> {
         use rpc_capnp::message::Which;
-        let malformed = |error: Error| format!("a malformed frame: {error}");
-        let caps = |payload: rpc_capnp::payload::Reader<'_>| -> Result<(), String> {
-            let count = payload.get_cap_table().map_err(malformed)?.len() as usize;
-            if count > limits.caps_per_message_max {
-                return Err(format!(
-                    "a message with {count} capabilities, over the bound of {}",
-                    limits.caps_per_message_max
-                ));
-            }
-            Ok(())
+        use rpc_capnp::{cap_descriptor, message_target, resolve, return_};
+        let caps = |count: u32| match count as usize > limits.caps_per_message_max {
+            true => Err(format!(
+                "a message with {count} capabilities, over the bound of {}",
+                limits.caps_per_message_max
+            )),
+            false => Ok(()),
         };
         let message: rpc_capnp::message::Reader<'_> = self
             .root()
@@ -629,54 +701,76 @@ impl Incoming {
             Ok(Which::Call(call)) => {
                 let call = call.map_err(malformed)?;
                 let params = call.get_params().map_err(malformed)?;
-                caps(params)?;
-                let mut ledger = ledger.borrow_mut();
-                let mut depth = 0;
-                let target = call.get_target().map_err(malformed)?;
-                if let Ok(rpc_capnp::message_target::Which::PromisedAnswer(on)) = target.which() {
-                    depth = ledger.depth(on.map_err(malformed)?.get_question_id());
-                }
-                for descriptor in params.get_cap_table().map_err(malformed)?.iter() {
-                    if let Ok(rpc_capnp::cap_descriptor::Which::ReceiverAnswer(on)) =
-                        descriptor.which()
-                    {
-                        let on = on.map_err(malformed)?.get_question_id();
-                        depth = depth.max(ledger.depth(on));
+                let table = params.get_cap_table().map_err(malformed)?;
+                caps(table.len())?;
+                // Without a target there is nothing to wait for; the RPC system refuses it.
+                let target = match call.get_target().map(|target| target.which()) {
+                    Ok(Ok(message_target::Which::PromisedAnswer(answer))) => {
+                        Some(answer.map_err(malformed)?.get_question_id())
                     }
-                }
-                if depth > limits.depth_max {
-                    return Err(format!(
-                        "calls on answers that have not come, over {} deep",
-                        limits.depth_max
-                    ));
-                }
-                ledger.begin(call.get_question_id(), depth, bytes);
+                    _ => None,
+                };
+                let carried = table.iter().filter_map(|cap| match cap.which() {
+                    Ok(cap_descriptor::Which::ReceiverAnswer(Ok(answer))) => {
+                        Some(answer.get_question_id())
+                    }
+                    _ => None,
+                });
+                let awaited = target.into_iter().chain(carried);
+                books.begin(call.get_question_id(), bytes, awaited, limits)?;
             }
             Ok(Which::Bootstrap(bootstrap)) => {
                 let question = bootstrap.map_err(malformed)?.get_question_id();
-                ledger.borrow_mut().begin(question, 0, bytes);
+                books.begin(question, bytes, std::iter::empty(), limits)?;
             }
             Ok(Which::Finish(finish)) => {
                 let finish = finish.map_err(malformed)?;
-                let releases = finish.get_release_result_caps();
-                ledger
-                    .borrow_mut()
-                    .finish(finish.get_question_id(), releases);
-            }
-            Ok(Which::Release(release)) => {
-                let count = release.map_err(malformed)?.get_reference_count() as usize;
-                let mut ledger = ledger.borrow_mut();
-                ledger.given = ledger.given.saturating_sub(count);
+                books.finish(finish.get_question_id(), finish.get_release_result_caps());
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
-                if let Ok(rpc_capnp::return_::Which::Results(payload)) = answer.which() {
-                    caps(payload.map_err(malformed)?)?;
+                if let Ok(return_::Which::Results(payload)) = answer.which() {
+                    let table = payload.and_then(|payload| payload.get_cap_table());
+                    caps(table.map_err(malformed)?.len())?;
+                }
+            }
+            Ok(Which::Release(release)) => {
+                let release = release.map_err(malformed)?;
+                books.release(release.get_id(), release.get_reference_count());
+            }
+            Ok(Which::Resolve(resolve)) => {
+                let resolve = resolve.map_err(malformed)?;
+                if let Ok(resolve::Which::Cap(Ok(cap))) = resolve.which() {
+                    match cap.which() {
+                        Ok(cap_descriptor::Which::ReceiverAnswer(answer)) => {
+                            let answer = answer.map_err(malformed)?;
+                            books.link(answer.get_question_id(), limits)?;
+                        }
+                        // A chain of these has no end, and is dropped link inside link.
+                        Ok(cap_descriptor::Which::SenderPromise(_))
+                            if limits.links_max != usize::MAX =>
+                        {
+                            return Err("a promise resolved to one more promise".into());
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Ok(Which::Unimplemented(Ok(message))) => {
+                // Only a resolve may come back: what it handed over was not taken.
+                if let Ok(Which::Resolve(Ok(resolve))) = message.which()
+                    && let Ok(resolve::Which::Cap(Ok(cap))) = resolve.which()
+                    && let Ok(
+                        cap_descriptor::Which::SenderHosted(export)
+                        | cap_descriptor::Which::SenderPromise(export),
+                    ) = cap.which()
+                {
+                    books.release(export, 1);
                 }
             }
             _ => {}
         }
-        ledger.borrow().check(limits)
+        Ok(())
     }
 }
 
@@ -750,11 +844,189 @@ mod tests {
         capnp::serialize::write_message_to_words(&message)
     }
 
-    fn weigh(questions: &Questions, limits: &Limits, frame: Vec<u8>) -> Result<(), String> {
+    fn weigh(books: &Books, limits: &Limits, frame: Vec<u8>) -> Result<(), String> {
         let bytes = frame.len();
         Incoming::parse(frame)
             .unwrap()
-            .weigh(questions, bytes, limits)
+            .weigh(bytes, &mut books.borrow_mut(), limits)
+    }
+
+    fn call_on(id: u32, answer: u32) -> Vec<u8> {
+        frame(|m| {
+            let mut call = m.init_call();
+            call.set_question_id(id);
+            call.reborrow()
+                .init_target()
+                .init_promised_answer()
+                .set_question_id(answer);
+            call.init_params();
+        })
+    }
+
+    fn finish(id: u32, release: bool) -> Vec<u8> {
+        frame(|m| {
+            let mut finish = m.init_finish();
+            finish.set_question_id(id);
+            finish.set_release_result_caps(release);
+        })
+    }
+
+    /// Sends an answer that hands these over.
+    fn answer(books: &Books, end: &End, id: u32, exports: &[u32]) {
+        let mut message = Builder::new_default();
+        let mut answer = message
+            .init_root::<rpc_capnp::message::Builder<'_>>()
+            .init_return();
+        answer.set_answer_id(id);
+        let mut table = answer.init_results().init_cap_table(exports.len() as u32);
+        for (n, export) in exports.iter().enumerate() {
+            table.reborrow().get(n as u32).set_sender_hosted(*export);
+        }
+        let outgoing = Outgoing {
+            message,
+            end: end.clone(),
+            books: books.clone(),
+        };
+        let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
+    }
+
+    #[test]
+    fn calls_that_wait_for_each_other_have_a_depth() {
+        let books = Books::default();
+        weigh(&books, &Limits::HOST, call_on(0, 9999)).unwrap();
+        for id in 1..=32 {
+            weigh(&books, &Limits::HOST, call_on(id, id - 1)).unwrap();
+            // Forgetting the first ones makes the chain no shorter.
+            weigh(&books, &Limits::HOST, finish(id - 1, true)).unwrap();
+        }
+        let carrying = frame(|m| {
+            let mut call = m.init_call();
+            call.set_question_id(33);
+            let table = call.init_params().init_cap_table(1);
+            table.get(0).init_receiver_answer().set_question_id(32);
+        });
+        let refused = weigh(&books, &Limits::HOST, carrying).unwrap_err();
+        assert!(refused.contains("in a chain"), "{refused}");
+        // Ever so many side by side are no chain.
+        let books = Books::default();
+        weigh(&books, &Limits::HOST, call_on(0, 9999)).unwrap();
+        for id in 1..4000 {
+            weigh(&books, &Limits::HOST, call_on(id, 0)).unwrap();
+        }
+    }
+
+    #[test]
+    fn promises_that_join_chains_are_bounded() {
+        let resolve = |to: u32, promise: bool| {
+            frame(|m| {
+                let cap = m.init_resolve().init_cap();
+                match promise {
+                    true => {
+                        let mut cap = cap;
+                        cap.set_sender_promise(to);
+                    }
+                    false => cap.init_receiver_answer().set_question_id(to),
+                }
+            })
+        };
+        let (here, _there) = pair(Limits::HOST);
+        let books = Books::default();
+        // Those whose answer has come join nothing any more.
+        for id in 0..1000 {
+            weigh(&books, &Limits::HOST, call_on(id, 9999)).unwrap();
+            weigh(&books, &Limits::HOST, resolve(id, false)).unwrap();
+            answer(&books, &here, id, &[1]);
+        }
+        weigh(&books, &Limits::HOST, call_on(1000, 9999)).unwrap();
+        for _ in 0..32 {
+            weigh(&books, &Limits::HOST, resolve(1000, false)).unwrap();
+        }
+        assert!(weigh(&books, &Limits::HOST, resolve(1000, false)).is_err());
+        assert!(weigh(&books, &Limits::HOST, resolve(3, true)).is_err());
+    }
+
+    #[test]
+    fn bytes_of_a_call_count_until_it_ends() {
+        let large = |id: u32, on: u32| {
+            frame(|m| {
+                let mut call = m.init_call();
+                call.set_question_id(id);
+                call.reborrow()
+                    .init_target()
+                    .init_promised_answer()
+                    .set_question_id(on);
+                let mut content = call.init_params().init_content();
+                content
+                    .set_as::<capnp::data::Owned>(&[0u8; 1000][..])
+                    .unwrap();
+            })
+        };
+        let limits = Limits {
+            unanswered_bytes_max: 2500,
+            ..Limits::HOST
+        };
+        let (here, _there) = pair(limits);
+        let books = Books::default();
+        let bytes = || books.borrow().unanswered.bytes.get();
+        for id in 0..100 {
+            weigh(&books, &limits, large(id, 9999)).unwrap();
+            match id % 2 {
+                0 => answer(&books, &here, id, &[1]),
+                _ => weigh(&books, &limits, finish(id, false)).unwrap(),
+            }
+            assert_eq!(bytes(), 0);
+        }
+        // One that another call waits for goes on without its question.
+        weigh(&books, &limits, large(101, 9999)).unwrap();
+        weigh(&books, &limits, call_on(102, 101)).unwrap();
+        weigh(&books, &limits, finish(101, true)).unwrap();
+        assert!(bytes() > 1000, "{}", bytes());
+        weigh(&books, &limits, large(103, 9999)).unwrap();
+        let refused = weigh(&books, &limits, large(104, 9999)).unwrap_err();
+        assert!(refused.contains("not answered"), "{refused}");
+        for id in [102, 103, 104] {
+            weigh(&books, &limits, finish(id, true)).unwrap();
+        }
+        assert_eq!(bytes(), 0);
+    }
+
+    #[test]
+    fn capabilities_count_until_they_are_released() {
+        let release = |id, count| {
+            frame(|m| {
+                let mut release = m.init_release();
+                release.set_id(id);
+                release.set_reference_count(count);
+            })
+        };
+        let limits = Limits {
+            exports_max: 4,
+            queue_frames_max: usize::MAX,
+            queue_bytes_max: usize::MAX,
+            ..Limits::HOST
+        };
+        let (here, _there) = pair(limits);
+        let books = Books::default();
+        let exports = || books.borrow().exports.len();
+        // Honest agents, for a long life: one kept forever, others let go of in either way.
+        for n in 0..100_000u32 {
+            weigh(&books, &limits, call_on(n, u32::MAX)).unwrap();
+            answer(&books, &here, n, &[7, 1000 + n, 1000 + n]);
+            weigh(&books, &limits, finish(n, n % 2 == 0)).unwrap();
+            if n % 2 == 1 {
+                weigh(&books, &limits, release(1000 + n, 2)).unwrap();
+            }
+            assert!(exports() <= 1, "{} after {n}", exports());
+            here.outgoing().frames.clear();
+        }
+        assert!(books.borrow().questions.is_empty());
+        assert_eq!(here.breached(), None);
+        for n in 0..5 {
+            weigh(&books, &limits, call_on(n, u32::MAX)).unwrap();
+            answer(&books, &here, n, &[n]);
+            weigh(&books, &limits, finish(n, false)).unwrap();
+        }
+        assert!(here.breached().unwrap().contains("not released"));
     }
 
     #[test]
@@ -764,23 +1036,22 @@ mod tests {
             ..Limits::HOST
         };
         let call = |id| frame(|m| m.init_call().set_question_id(id));
-        let finish = |id| frame(|m| m.init_finish().set_question_id(id));
-        let questions = Questions::default();
-        weigh(&questions, &limits, call(1)).unwrap();
-        weigh(&questions, &limits, call(2)).unwrap();
-        weigh(&questions, &limits, finish(1)).unwrap();
+        let books = Books::default();
+        weigh(&books, &limits, call(1)).unwrap();
+        weigh(&books, &limits, call(2)).unwrap();
+        weigh(&books, &limits, finish(1, true)).unwrap();
         // Finishing twice makes no room for two.
-        weigh(&questions, &limits, finish(1)).unwrap();
-        weigh(&questions, &limits, call(3)).unwrap();
-        assert!(weigh(&questions, &limits, call(4)).is_err());
+        weigh(&books, &limits, finish(1, true)).unwrap();
+        weigh(&books, &limits, call(3)).unwrap();
+        assert!(weigh(&books, &limits, call(4)).is_err());
     }
 
     #[test]
     fn an_answer_that_needs_no_finish_frees_its_question() {
         let (here, _there) = pair(Limits::HOST);
-        let questions = Questions::default();
+        let books = Books::default();
         for id in [7, 8] {
-            questions.borrow_mut().begin(id, 0, 100);
+            books.borrow_mut().questions.insert(id, Question::default());
         }
         for (id, no_finish_needed) in [(7, true), (8, false)] {
             let mut message = Builder::new_default();
@@ -792,13 +1063,12 @@ mod tests {
             let outgoing = Outgoing {
                 message,
                 end: here.clone(),
-                questions: questions.clone(),
+                books: books.clone(),
             };
             let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
         }
-        let ledger = questions.borrow();
-        assert_eq!(ledger.questions.keys().collect::<Vec<_>>(), [&8]);
-        assert_eq!(ledger.bytes, 100);
+        let books = books.borrow();
+        assert_eq!(books.questions.keys().collect::<Vec<_>>(), [&8]);
     }
 
     #[test]
@@ -808,110 +1078,9 @@ mod tests {
                 m.init_call().init_params().init_cap_table(count);
             })
         };
-        let questions = Questions::default();
-        assert!(weigh(&questions, &Limits::HOST, full(64)).is_ok());
-        assert!(weigh(&questions, &Limits::HOST, full(65)).is_err());
-    }
-
-    #[test]
-    fn calls_on_answers_that_have_not_come_are_bounded_in_depth() {
-        let limits = Limits {
-            depth_max: 3,
-            ..Limits::HOST
-        };
-        let on = |id: u32, target: u32| {
-            frame(|m| {
-                let mut call = m.init_call();
-                call.set_question_id(id);
-                call.init_target()
-                    .init_promised_answer()
-                    .set_question_id(target);
-            })
-        };
-        let questions = Questions::default();
-        for id in 1..=4 {
-            weigh(&questions, &limits, on(id, id - 1)).unwrap();
-        }
-        let error = weigh(&questions, &limits, on(5, 4)).unwrap_err();
-        assert!(error.contains("deep"), "{error}");
-        // Side by side they may be many.
-        for id in 10..100 {
-            weigh(&questions, &limits, on(id, 1)).unwrap();
-        }
-    }
-
-    #[test]
-    fn bytes_of_calls_are_bounded_until_they_are_finished_with() {
-        let limits = Limits {
-            question_bytes_max: 4096,
-            ..Limits::HOST
-        };
-        let call = |id: u32| {
-            frame(|m| {
-                let mut call = m.init_call();
-                call.set_question_id(id);
-                call.init_params()
-                    .get_content()
-                    .initn_as::<capnp::data::Builder<'_>>(1500);
-            })
-        };
-        let finish = |id: u32| frame(|m| m.init_finish().set_question_id(id));
-        let questions = Questions::default();
-        for id in 0..1000 {
-            weigh(&questions, &limits, call(id)).unwrap();
-            weigh(&questions, &limits, finish(id)).unwrap();
-        }
-        weigh(&questions, &limits, call(1)).unwrap();
-        weigh(&questions, &limits, call(2)).unwrap();
-        let error = weigh(&questions, &limits, call(3)).unwrap_err();
-        assert!(error.contains("bytes"), "{error}");
-    }
-
-    #[test]
-    fn capabilities_given_are_counted_until_they_are_let_go_of() {
-        let limits = Limits {
-            given_max: 3,
-            ..Limits::HOST
-        };
-        let (here, _there) = pair(limits);
-        let questions = Questions::default();
-        let answer = |id: u32| {
-            questions.borrow_mut().begin(id, 0, 0);
-            let mut message = Builder::new_default();
-            let mut answer = message
-                .init_root::<rpc_capnp::message::Builder<'_>>()
-                .init_return();
-            answer.set_answer_id(id);
-            let mut table = answer.init_results().init_cap_table(2);
-            table.reborrow().get(0).set_sender_hosted(1);
-            table.reborrow().get(1).set_sender_promise(2);
-            let outgoing = Outgoing {
-                message,
-                end: here.clone(),
-                questions: questions.clone(),
-            };
-            let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
-        };
-        let finish = |id: u32, releases: bool| {
-            frame(|m| {
-                let mut finish = m.init_finish();
-                finish.set_question_id(id);
-                finish.set_release_result_caps(releases);
-            })
-        };
-        let release = frame(|m| m.init_release().set_reference_count(2));
-        for id in 0..100 {
-            answer(id);
-            weigh(&questions, &limits, finish(id, id % 2 == 0)).unwrap();
-            if id % 2 == 1 {
-                weigh(&questions, &limits, release.clone()).unwrap();
-            }
-        }
-        answer(200);
-        weigh(&questions, &limits, finish(200, false)).unwrap();
-        answer(201);
-        let error = weigh(&questions, &limits, finish(201, false)).unwrap_err();
-        assert!(error.contains("let go"), "{error}");
+        let books = Books::default();
+        assert!(weigh(&books, &Limits::HOST, full(64)).is_ok());
+        assert!(weigh(&books, &Limits::HOST, full(65)).is_err());
     }
 
     #[test]
@@ -925,7 +1094,7 @@ mod tests {
                 })
                 .collect();
             if let Ok(message) = Incoming::parse(bytes) {
-                let _ = message.weigh(&Questions::default(), 1, &Limits::HOST);
+                let _ = message.weigh(len, &mut Ledger::default(), &Limits::HOST);
             }
         }
     }

@@ -36,6 +36,11 @@ pub const FACETS_PER_GRAFT_MAX: usize = 256;
 pub const SUBSCRIPTIONS_PER_GRAFT_MAX: usize = 4096;
 /// Grafts of one life. An agent need not let go of what an earlier graft gave it, and the host remembers it as long as the vat lives.
 pub const GRAFTS_PER_LIFE_MAX: usize = 16_384;
+// What a graft may hold is refused at its own bound, before the wire's ends the agent.
+const _: () = assert!(
+    SUBSCRIPTIONS_PER_GRAFT_MAX + FACETS_PER_GRAFT_MAX
+        < agora_guest::wire::Limits::HOST.exports_max
+);
 
 // -- Delivery
 
@@ -67,10 +72,6 @@ pub const MEMORY_MAX: usize = 1 << 30;
 pub const AGENTS_MAX: u32 = 1000;
 /// Elements in each of an agent's tables.
 pub const TABLE_ELEMENTS_MAX: usize = 100_000;
-/// Handles of the virtual WASI (streams, pollables, errors) that one agent may hold.
-pub const HANDLES_MAX: usize = 1024;
-/// Stack of a vat thread, in bytes: promises that wait on promises are polled one inside the other, as deep as a wire allows.
-pub const VAT_STACK_BYTES: usize = 16 << 20;
 /// Wasm stack, in bytes.
 pub const STACK_BYTES: usize = 512 << 10;
 /// A component's size, in bytes.
@@ -87,6 +88,13 @@ pub const BACKOFF_FORGOTTEN: Duration = Duration::from_secs(60);
 pub const LINE_BYTES_MAX: usize = 4096;
 /// Lines of an agent's output kept per second; the rest are counted.
 pub const LINES_PER_SECOND: u32 = 200;
+/// Bytes of output that one write may carry.
+pub const WRITE_BYTES_MAX: usize = 64 << 10;
+/// Resources of the host's (streams and the like) that an instance may hold at once.
+pub const RESOURCES_MAX: usize = 1024;
+/// Stack of a vat thread. Calls that wait for each other are polled inside each other, so it must bear the deepest nest of them
+/// that a wire allows (`agora_guest::wire`): a few KiB for each, and a frame of the engine's own.
+pub const VAT_STACK_BYTES: usize = 16 << 20;
 /// Bytes one component call may copy across the boundary (what `exchange` carries, with room).
 pub const HOSTCALL_BYTES_MAX: usize = 16 << 20;
 

@@ -65,32 +65,32 @@ impl Worker {
     pub fn start(name: String, control: Arc<Control>) -> std::io::Result<Self> {
         let (starts, mut starting) = mpsc::channel::<Start>(limits::COMMANDS_WAITING_MAX);
         let (stops, mut stopping) = mpsc::channel::<Stop>(limits::COMMANDS_WAITING_MAX);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(name)
-            .stack_size(limits::VAT_STACK_BYTES)
-            .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .expect("a thread can have a runtime");
-                let local = tokio::task::LocalSet::new();
-                let residents = Residents::default();
-                local.block_on(&runtime, async {
-                    loop {
-                        tokio::select! {
-                            biased;
-                            stop = stopping.recv() => match stop {
-                                Some(stop) => residents.stop(stop).await,
-                                None => break,
-                            },
-                            start = starting.recv() => match start {
-                                Some(start) => residents.start(start, &control),
-                                None => break,
-                            },
-                        }
+            .stack_size(limits::VAT_STACK_BYTES);
+        thread.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a thread can have a runtime");
+            let local = tokio::task::LocalSet::new();
+            let residents = Residents::default();
+            local.block_on(&runtime, async {
+                loop {
+                    tokio::select! {
+                        biased;
+                        stop = stopping.recv() => match stop {
+                            Some(stop) => residents.stop(stop).await,
+                            None => break,
+                        },
+                        start = starting.recv() => match start {
+                            Some(start) => residents.start(start, &control),
+                            None => break,
+                        },
                     }
-                });
-            })?;
+                }
+            });
+        })?;
         Ok(Self { starts, stops })
     }
 

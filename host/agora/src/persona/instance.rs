@@ -160,11 +160,13 @@ fn store(workshop: &Workshop, fittings: Fittings, end: Option<wire::End>) -> Sto
     wasi.stdout(fittings.output.stdout())
         .stderr(fittings.output.stderr())
         .insecure_random_seed(fittings.seed);
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(limits::RESOURCES_MAX);
     let mut store = Store::new(
         workshop.engine_ref(),
         Inside {
             wasi: wasi.build(),
-            table: bounded_table(),
+            table,
             bounds: Bounds {
                 memory_max: fittings.memory_max,
                 memory: fittings.memory,
@@ -185,12 +187,6 @@ fn store(workshop: &Workshop, fittings: Fittings, end: Option<wire::End>) -> Sto
         ))
     });
     store
-}
-
-fn bounded_table() -> ResourceTable {
-    let mut table = ResourceTable::new();
-    table.set_max_capacity(limits::HANDLES_MAX);
-    table
 }
 
 fn failed(store: &Store<Inside>, error: &wasmtime::Error) -> End {

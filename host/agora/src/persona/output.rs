@@ -1,6 +1,7 @@
 //! What an agent writes to its standard output and error: lines in the host's log, under its name.
 //!
-//! Promise: writing never fails and never waits; long lines are cut, and lines beyond the rate are counted and dropped.
+//! Promise: writing never fails and never waits; long lines are cut, and lines beyond the rate are counted and dropped, unread.
+//! Failure: a write of more than was offered traps.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +15,6 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
 
 use crate::limits;
-
-/// The most bytes of one write; it is on the vat's thread that they become lines.
-const WRITE_BYTES_MAX: usize = 64 << 10;
 
 /// The output of one agent. Clones are the same one.
 #[derive(Clone)]
@@ -67,38 +65,70 @@ impl Output {
 }
 
 impl Lines {
-    fn write(&mut self, stream: usize, bytes: &[u8]) {
-        for chunk in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let partial = &mut self.partial[stream];
-            let room = limits::LINE_BYTES_MAX - partial.len();
-            let (text, ends) = match chunk.split_last() {
-                Some((b'\n', text)) => (text, true),
-                _ => (chunk, false),
-            };
-            partial.extend_from_slice(&text[..text.len().min(room)]);
-            if ends {
-                let line = std::mem::take(partial);
-                self.line(stream, &line);
+    fn write(&mut self, stream: usize, mut bytes: &[u8]) {
+        self.begin_window();
+        while !bytes.is_empty() {
+            if self.kept == limits::LINES_PER_SECOND {
+                return self.drop_lines(stream, bytes);
+            }
+            match bytes.iter().position(|byte| *byte == b'\n') {
+                Some(end) => {
+                    self.extend_partial(stream, &bytes[..end]);
+                    let line = std::mem::take(&mut self.partial[stream]);
+                    self.line(stream, &line);
+                    bytes = &bytes[end + 1..];
+                }
+                None => return self.extend_partial(stream, bytes),
             }
         }
     }
 
-    fn line(&mut self, stream: usize, line: &[u8]) {
-        let text = crate::cli::show::escape(&String::from_utf8_lossy(line));
-        if stream == 1 && !text.trim().is_empty() && !text.starts_with("note: ") {
-            self.last_error = text.clone();
-        }
-        if self.window.elapsed() >= Duration::from_secs(1) {
-            if self.dropped > 0 {
-                tracing::warn!(agent = %self.name, "{} lines of output dropped", self.dropped);
-            }
-            self.window = Instant::now();
-            self.kept = 0;
-            self.dropped = 0;
-        }
-        if self.kept == limits::LINES_PER_SECOND {
-            self.dropped += 1;
+    fn extend_partial(&mut self, stream: usize, text: &[u8]) {
+        let partial = &mut self.partial[stream];
+        let room = limits::LINE_BYTES_MAX - partial.len();
+        partial.extend_from_slice(&text[..text.len().min(room)]);
+    }
+
+    fn begin_window(&mut self) {
+        if self.window.elapsed() < Duration::from_secs(1) {
             return;
+        }
+        if self.dropped > 0 {
+            tracing::warn!(agent = %self.name, "{} lines of output dropped", self.dropped);
+        }
+        self.window = Instant::now();
+        self.kept = 0;
+        self.dropped = 0;
+    }
+
+    /// Counts lines over the rate without reading them; only what may be a panic's last line is kept.
+    fn drop_lines(&mut self, stream: usize, bytes: &[u8]) {
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+            return self.extend_partial(stream, bytes);
+        };
+        let (lines, rest) = (&bytes[..end], &bytes[end + 1..]);
+        let breaks = lines.iter().filter(|byte| **byte == b'\n').count();
+        self.dropped += breaks as u64 + 1;
+        if stream == 1 {
+            let first = lines.iter().position(|byte| *byte == b'\n');
+            let (first, later) = lines.split_at(first.unwrap_or(lines.len()));
+            self.extend_partial(stream, first);
+            let begun = std::mem::take(&mut self.partial[stream]);
+            let telling = later.rsplit(|byte| *byte == b'\n').find(|line| tells(line));
+            match telling {
+                Some(line) => self.last_error = decode(line),
+                None if tells(&begun) => self.last_error = decode(&begun),
+                None => {}
+            }
+        }
+        self.partial[stream].clear();
+        self.extend_partial(stream, rest);
+    }
+
+    fn line(&mut self, stream: usize, line: &[u8]) {
+        let text = decode(line);
+        if stream == 1 && tells(line) {
+            self.last_error = text.clone();
         }
         self.kept += 1;
         match stream {
@@ -106,6 +136,16 @@ impl Lines {
             _ => tracing::warn!(target: "agora::agent", agent = %self.name, "{text}"),
         }
     }
+}
+
+/// Whether a line of standard error may say why an agent ended.
+fn tells(line: &[u8]) -> bool {
+    !line.trim_ascii().is_empty() && !line.starts_with(b"note: ")
+}
+
+fn decode(line: &[u8]) -> String {
+    let kept = &line[..line.len().min(limits::LINE_BYTES_MAX)];
+    crate::cli::show::escape(&String::from_utf8_lossy(kept))
 }
 
 impl IsTerminal for Stream {
@@ -126,10 +166,12 @@ impl StdoutStream for Stream {
 
 impl OutputStream for Stream {
     fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        if bytes.len() > WRITE_BYTES_MAX {
-            return Err(StreamError::trap(
-                "more was written than check-write allows",
-            ));
+        if bytes.len() > limits::WRITE_BYTES_MAX {
+            return Err(StreamError::trap(&format!(
+                "wrote {} bytes of output at once; {} are allowed",
+                bytes.len(),
+                limits::WRITE_BYTES_MAX
+            )));
         }
         self.0.lines().write(self.1, &bytes);
         Ok(())
@@ -140,7 +182,7 @@ impl OutputStream for Stream {
     }
 
     fn check_write(&mut self) -> Result<usize, StreamError> {
-        Ok(WRITE_BYTES_MAX)
+        Ok(limits::WRITE_BYTES_MAX)
     }
 }
 
@@ -155,8 +197,9 @@ impl AsyncWrite for Stream {
         _cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        self.0.lines().write(self.1, bytes);
-        Poll::Ready(Ok(bytes.len()))
+        let taken = bytes.len().min(limits::WRITE_BYTES_MAX);
+        self.0.lines().write(self.1, &bytes[..taken]);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -165,5 +208,42 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output() -> Output {
+        Output::new("a".parse().expect("a name"))
+    }
+
+    #[test]
+    fn over_the_rate_lines_are_counted_and_the_last_error_is_still_known() {
+        let output = output();
+        let mut lines = output.lines();
+        lines.window = Instant::now() + Duration::from_secs(3600);
+        lines.write(0, &b"x\n".repeat(1000));
+        assert_eq!((lines.kept, lines.dropped), (200, 800));
+        lines.write(1, b"pani");
+        lines.write(1, b"cked\nnote: run\n\nrest");
+        assert_eq!(lines.dropped, 803);
+        assert_eq!(lines.last_error, "panicked");
+        assert_eq!(lines.partial[1], b"rest");
+        lines.write(1, b" of it\nlater\n");
+        assert_eq!(lines.last_error, "later");
+        lines.write(1, &[b'y'; 10_000]);
+        lines.write(1, b"\n");
+        assert_eq!(lines.last_error.len(), limits::LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_write_past_what_was_offered_traps() {
+        let mut stream = Stream(output(), 0);
+        let most = stream.check_write().expect("output is always taken");
+        assert!(OutputStream::write(&mut stream, vec![b'x'; most].into()).is_ok());
+        let over = OutputStream::write(&mut stream, vec![b'x'; most + 1].into());
+        assert!(matches!(over, Err(StreamError::Trap(_))));
     }
 }

@@ -243,9 +243,9 @@ fn an_agent_that_is_never_restarted_stays_ended_until_it_is_started() {
 #[test]
 fn what_a_host_would_have_to_remember_for_ever_ends_the_one_who_asks_it() {
     for (word, why) in [
-        ("chain", "deep"),
-        ("params", "bytes"),
-        ("leak", "references"),
+        ("chain", "in a chain"),
+        ("params", "bytes of calls"),
+        ("leak", "not released"),
     ] {
         let journey = Journey::new(&format!(
             "{}[channels.wild]\n{}",
