@@ -89,6 +89,43 @@ fn frames_over_their_bounds_and_malformed_ones_end_the_one_who_sent_them() {
 }
 
 #[test]
+fn chains_parcels_leaks_and_writes_over_their_bounds_end_the_one_who_made_them() {
+    ends_the_flooder(&[
+        ("chain", "in a chain"),
+        ("parcels", "bytes of calls that are not answered"),
+        ("leak", "not released"),
+        ("write", "of output at once"),
+        // Released, as many grafts meet no bound of the host's.
+        ("regraft", "the grafts were taken back"),
+    ]);
+}
+
+#[test]
+fn an_honest_life_of_many_calls_meets_no_bound() {
+    let journey = Journey::new(&with_flooder());
+    let host = journey.start(&["--say", "flood=honest"]);
+    host.until_message("flooder: honest rounds=3000");
+    neighbour_answers(&journey, &host, "hello");
+    let (_, lines, _) = host.stop();
+    assert!(records(&lines, "incident").is_empty());
+}
+
+#[test]
+fn a_flood_of_lines_delays_no_stop() {
+    let manifest = format!(
+        "{}{}",
+        with_flooder(),
+        "[agents.spinner]\ncomponent = \"{spinner}\"\n"
+    );
+    let journey = Journey::new(&manifest);
+    let host = journey.start(&["--say", "flood=lines"]);
+    let began = std::time::Instant::now();
+    journey.cli(&["kill", "spinner"]).exits(0);
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    host.until_message("flooder: lines");
+}
+
+#[test]
 fn floods_of_calls_facets_and_output_meet_their_bounds_and_slow_nobody() {
     let journey = Journey::new(&with_flooder());
     let host = journey.start(&[]);
