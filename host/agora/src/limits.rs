@@ -114,6 +114,12 @@ pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 pub const SNAPSHOT_EVERY: u64 = 16_384;
 /// Stops that may wait for the log; one slot each in the data folder, reserved on creation.
 pub const STOPS_PENDING_MAX: usize = 64;
+/// How long a stop's answer waits for the log, and for the vat threads, before it says that it is pending.
+pub const STOP_WAIT: Duration = Duration::from_secs(3);
+/// The wait before a stop that the log did not take is tried again; doubles each time, up to `STOP_AGAIN_MAX`.
+pub const STOP_AGAIN_MIN: Duration = Duration::from_millis(50);
+/// The longest such wait.
+pub const STOP_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one waiting stop.
 pub const STOP_BYTES_MAX: usize = 1000;
 /// How long another holder of a data folder's lock is waited for before it is refused.

@@ -31,9 +31,6 @@ use crate::limits;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
 
-/// How long a stop's answer waits for the log before it says that it is pending.
-const STOP_WAIT: Duration = Duration::from_secs(3);
-
 /// What an agent was granted, as the log has it.
 #[derive(Debug, Clone)]
 pub struct Granted {
@@ -110,7 +107,7 @@ pub struct Control {
 /// Waits for a cut on vat threads, but not for ever: a thread that does not answer must not keep a stop from the record. Answers what
 /// the operator should know.
 async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
-    match tokio::time::timeout(STOP_WAIT, cut).await {
+    match tokio::time::timeout(limits::STOP_WAIT, cut).await {
         Ok(()) => "",
         Err(_) => {
             "a vat thread does not answer; nothing passes its walls, but what runs on it runs on"
@@ -432,7 +429,7 @@ impl Control {
         };
         let (mut trouble, entering) = self.enter(sealed, slot, behind);
         let mut void = None;
-        let pending = match tokio::time::timeout(STOP_WAIT, entering).await {
+        let pending = match tokio::time::timeout(limits::STOP_WAIT, entering).await {
             Ok(Ok(Some(verdict))) => {
                 void = verdict.err();
                 None
@@ -471,7 +468,7 @@ impl Control {
                 Some(agent) => Some(agent.verbs.lock().await),
                 None => None,
             };
-            let mut wait = Duration::from_millis(50);
+            let mut wait = limits::STOP_AGAIN_MIN;
             let verdict = loop {
                 match control.record.commit(sealed.clone(), Class::Control).await {
                     Ok(committed) => break committed.settled.judged.verdict,
@@ -483,7 +480,7 @@ impl Control {
                     }
                 }
                 tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(5));
+                wait = (wait * 2).min(limits::STOP_AGAIN_MAX);
             };
             if let Some(slot) = slot {
                 let cleared =
@@ -508,7 +505,10 @@ impl Control {
             match Sealed::open(stored) {
                 Ok(sealed) => {
                     let (trouble, entering) = self.enter(sealed, Some(slot), None);
-                    if tokio::time::timeout(STOP_WAIT, entering).await.is_err() {
+                    if tokio::time::timeout(limits::STOP_WAIT, entering)
+                        .await
+                        .is_err()
+                    {
                         return Err(format!("a stop waits for the log: {}", *trouble.borrow()));
                     }
                 }
