@@ -25,7 +25,7 @@ struct Grant {
   # A channel's name, or the service's.
   capability @1 :AnyPointer;
   interfaceId @2 :UInt64;
-  # Of the interface the capability is used by, as in its schema.
+  # Of the interface the capability is used by, as in its schema; 0: of a service, which its host doesn't know.
   terms @3 :Terms;
   # Effective when grafted.
   lent @4 :Text;
