@@ -101,6 +101,16 @@ pub const HOSTCALL_BYTES_MAX: usize = 16 << 20;
 /// Lines for the host's own diary that may wait for standard error to take them; at most a few KiB each.
 pub const DIARY_LINES_WAITING_MAX: usize = 1024;
 
+// -- Services
+
+/// Calls in flight between an agent and one that it was introduced to, both directions together; what either got from the other
+/// included.
+pub const INTRODUCTION_CALLS_MAX: usize = 1024;
+/// How long a call waits for the agent it goes to to serve.
+pub const SERVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks meanwhile whether that agent still runs.
+pub const SERVE_AGAIN: Duration = Duration::from_millis(200);
+
 // -- Timers
 
 /// Sleeps of one agent at once.

@@ -3,5 +3,6 @@
 pub mod control;
 pub mod gate;
 pub mod graft;
+pub mod introduction;
 pub mod operator;
 pub mod worker;
