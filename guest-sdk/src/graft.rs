@@ -114,13 +114,14 @@ impl Graft {
         })
     }
 
-    /// Any grant by name, as the interface it was granted as.
+    /// Any grant by name, as the interface it was granted as. What a service offers its host doesn't know, so that is any; a call
+    /// that it does not offer fails as unimplemented.
     ///
     /// # Errors
     /// Denied when it was not granted, or has another interface.
     pub fn capability<C: FromClientHook + HasTypeId>(&self, name: &str) -> Result<C, Error> {
         match self.grants.get(name) {
-            Some(granted) if granted.interface_id == C::TYPE_ID => Ok(granted.cast()),
+            Some(granted) if [C::TYPE_ID, 0].contains(&granted.interface_id) => Ok(granted.cast()),
             Some(_) => Err(Error::denied(format!("'{name}' has another interface"))),
             None => Err(Error::denied(format!(
                 "no grant for '{name}' (granted: {})",
