@@ -17,7 +17,7 @@ use agora_realm::{
 
 use super::data::{DataFolder, check_format};
 use super::image::Image;
-use super::manifest::{AgentSpec, GrantSpec};
+use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
 use crate::delivery::cursors::SilentCursors;
@@ -26,7 +26,7 @@ use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
 use crate::door::worker::Worker;
-use crate::persona::agent::{Agent, Phase, Shared};
+use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
 use crate::persona::keys::Keys;
 use crate::persona::secret::{Secret, random_bytes};
@@ -55,11 +55,13 @@ pub struct Host {
 /// A host whose record is open and whose agents are not started.
 pub struct Opened {
     host: Host,
-    workshop: Workshop,
-    prepared: AllPrepared,
-    image: Image,
+    manifest: Manifest,
+    programs: Programs,
     workers: usize,
 }
+
+/// What the agents of a manifest run, by agent.
+pub(crate) type Programs = BTreeMap<PersonaName, Program>;
 
 /// The components of an image, compiled, by agent.
 type AllPrepared = BTreeMap<PersonaName, Prepared>;
@@ -90,8 +92,25 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map(|()| setup.data.join("cache"));
     let workshop = Workshop::new(cache)
         .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
-    let prepared = prepare_all(&workshop, &setup.image, progress)?;
-    let folder = Arc::new(DataFolder::open(&setup.data)?);
+    let programs = prepare_all(&workshop, &setup.image, progress)?
+        .into_iter()
+        .map(|(name, prepared)| (name, Program::Component(prepared, workshop.clone())))
+        .collect();
+    let manifest = setup.image.manifest;
+    let opened = open_with(manifest, programs, &setup.data, setup.workers, progress).await?;
+    workshop.keep(&opened.control().folder().folder("cache")?);
+    Ok(opened)
+}
+
+/// The same, of a manifest whose programs are in hand.
+pub(crate) async fn open_with(
+    manifest: Manifest,
+    programs: Programs,
+    data: &Path,
+    workers: usize,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Opened, Failure> {
+    let folder = Arc::new(DataFolder::open(data)?);
     let secret = folder.join("secret");
     // A realm's host without its secret would be another host, whom the log refuses.
     let secret = match folder.realm()? {
@@ -146,14 +165,13 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         ));
         control.open_gate();
     }
-    propose_channels(&control, &setup.image, &mut notices).await?;
+    propose_channels(&control, &manifest, &mut notices).await?;
     control.lapse_overdue().await;
     let tasks = vec![
         tokio::spawn(control.clone().watch_deadlines()),
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
     ];
-    workshop.keep(&folder.folder("cache")?);
     Ok(Opened {
         host: Host {
             control,
@@ -162,10 +180,9 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
             following,
             notices,
         },
-        workshop,
-        prepared,
-        image: setup.image,
-        workers: setup.workers.max(1),
+        manifest,
+        programs,
+        workers: workers.max(1),
     })
 }
 
@@ -228,10 +245,10 @@ async fn begin_realm(
 
 async fn propose_channels(
     control: &Arc<Control>,
-    image: &Image,
+    manifest: &Manifest,
     notices: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    for (name, spec) in &image.manifest.channels {
+    for (name, spec) in &manifest.channels {
         let known = control.record().state().channel(name);
         match known {
             None => {
@@ -264,7 +281,7 @@ async fn propose_agent(
     control: &Arc<Control>,
     name: &agora_realm::PersonaName,
     spec: &AgentSpec,
-    prepared: &Prepared,
+    program: &Program,
     notices: &mut Vec<String>,
 ) -> Result<Phase, Failure> {
     let id = PersonaId::new(control.host_id(), name.clone());
@@ -276,7 +293,7 @@ async fn propose_agent(
         return Ok(Phase::Killed("in an earlier run".into()));
     }
     let wrong = |error: String| Failure::msg(format!("agent '{name}': {error}"));
-    let keyed = control.key_persona(name, Some(prepared.hash), false).await;
+    let keyed = control.key_persona(name, Some(program.hash()), false).await;
     keyed.map_err(wrong)?;
     for grant in &spec.grants {
         let (object, terms) = match grant {
@@ -328,11 +345,15 @@ impl Opened {
     /// # Errors
     /// For people.
     pub async fn start(self) -> Result<Host, Failure> {
+        self.start_with(true).await
+    }
+
+    /// The same, with an operator's door or without.
+    pub(crate) async fn start_with(self, operators: bool) -> Result<Host, Failure> {
         let Self {
             mut host,
-            workshop,
-            prepared,
-            image,
+            manifest,
+            programs,
             workers,
         } = self;
         let control = host.control.clone();
@@ -341,16 +362,15 @@ impl Opened {
             .collect();
         control.set_workers(threads?);
         let mut agents = Vec::new();
-        for (i, (name, spec)) in image.manifest.agents.iter().enumerate() {
-            let prepared = prepared[name].clone();
-            let phase = propose_agent(&control, name, spec, &prepared, &mut host.notices).await?;
+        for (i, (name, spec)) in manifest.agents.iter().enumerate() {
+            let program = programs[name].clone();
+            let phase = propose_agent(&control, name, spec, &program, &mut host.notices).await?;
             let shared = Arc::new(Shared::default());
             shared.set_phase(phase);
             let agent = Arc::new(Agent {
                 name: name.clone(),
                 spec: spec.clone(),
-                prepared,
-                workshop: workshop.clone(),
+                program,
                 worker: i % workers,
                 shared,
                 verbs: tokio::sync::Mutex::default(),
@@ -360,7 +380,9 @@ impl Opened {
         }
         // Nobody meets a host that does not know its agents yet, and all are granted before the first one speaks, so that
         // none misses what another says at once.
-        host.socket = Some(Socket::open(control.clone())?);
+        if operators {
+            host.socket = Some(Socket::open(control.clone())?);
+        }
         for agent in agents {
             control.begin(agent).await;
         }

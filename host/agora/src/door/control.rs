@@ -808,7 +808,7 @@ impl Control {
             }
             Phase::Ended(_) | Phase::Killed(_) => {}
         }
-        self.key_persona(&agent.name, Some(agent.prepared.hash), true)
+        self.key_persona(&agent.name, Some(agent.program.hash()), true)
             .await?;
         if !agent.shared.start(stops) {
             return Err(format!("{name} was killed meanwhile"));

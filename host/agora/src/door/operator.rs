@@ -254,7 +254,7 @@ impl operator::Server for Desk {
             to.set_name(agent.name.as_str());
             to.set_state(phase.name());
             to.set_detail(phase.detail());
-            to.set_component(&agent.prepared.hash.0);
+            to.set_component(&agent.program.hash().0);
             to.set_restarts(agent.shared.restarts.load(Ordering::Relaxed) as u32);
             to.set_memory(agent.shared.memory.load(Ordering::Relaxed) as u64);
             let persona = PersonaId::new(control.host_id(), agent.name.clone());

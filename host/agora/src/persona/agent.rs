@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use agora_capnp::membrane_capnp::membrane;
 use agora_guest::wire;
-use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName};
+use agora_realm::{ChannelName, ComponentHash, Epoch, PersonaId, PersonaName};
 use futures::FutureExt;
 
 use super::engine::{Prepared, Workshop, World};
@@ -35,16 +35,35 @@ pub struct Agent {
     pub name: PersonaName,
     /// What the manifest says of it.
     pub spec: AgentSpec,
-    /// Its component, compiled.
-    pub prepared: Prepared,
-    /// Where components are run.
-    pub workshop: Workshop,
+    /// What it runs.
+    pub program: Program,
     /// Which vat thread it lives on.
     pub worker: usize,
     /// What it shows of itself.
     pub shared: Arc<Shared>,
     /// Held by the verb that starts or kills it, while that goes on the record.
     pub verbs: tokio::sync::Mutex<()>,
+}
+
+/// What an agent runs.
+#[derive(Clone)]
+pub enum Program {
+    /// A component, and where it is run.
+    Component(Prepared, Workshop),
+    /// A function of this process, at the guest's end of the wire.
+    #[cfg(feature = "testbed")]
+    Native(crate::testbed::Native),
+}
+
+impl Program {
+    /// What the agent's key is for.
+    pub fn hash(&self) -> ComponentHash {
+        match self {
+            Self::Component(prepared, _) => prepared.hash,
+            #[cfg(feature = "testbed")]
+            Self::Native(native) => native.hash,
+        }
+    }
 }
 
 /// Where an agent is in its life.
@@ -364,11 +383,16 @@ async fn run_once(
 }
 
 async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
-    if agent.prepared.world == World::Agent {
-        return run_agent(&agent.workshop, &agent.prepared, fittings, end).await;
+    let (prepared, workshop) = match &agent.program {
+        Program::Component(prepared, workshop) => (prepared, workshop),
+        #[cfg(feature = "testbed")]
+        Program::Native(native) => return native.run(end, &fittings.parked).await,
+    };
+    if prepared.world == World::Agent {
+        return run_agent(workshop, prepared, fittings, end).await;
     }
     let parked = fittings.parked.clone();
-    let reactor = match Reactor::new(&agent.workshop, &agent.prepared, fittings).await {
+    let reactor = match Reactor::new(workshop, prepared, fittings).await {
         Ok(reactor) => reactor,
         Err(end) => return end,
     };
