@@ -30,9 +30,16 @@ interface Channel {
   # Counting messages from ordinal `from` on, at most `count` and at most what fits one frame. `next` is where to go on; equal to
   # `from` when there is nothing more yet. Needs the read right; reaches back as far as the terms' history.
 
-  attenuate @4 (terms :Terms) -> (channel :Channel, revoker :Revoker);
+  attenuate @4 (terms :Terms, lasting :Bool = false) -> (channel :Channel, revoker :Revoker);
   # A narrower facet, for passing on, with its own cut-off. What is asked for beyond these terms is not granted.
-  # Recorded as a grant under this one; dies with it, and at the fence. Needs the attenuate right.
+  # Recorded as a grant under this one; dies with it, and at the fence. Needs the attenuate right, here or on the facet
+  # that this one was narrowed from by the same agent.
+  # With `lasting`, it is to be lent for good: whoever it is lent to has it again by name at their next graft, for as long as this
+  # agent's own grant stands. The facet itself still goes with the graft.
+
+  # Lending: a facet that an agent passes to another, in a call or in an answer, arrives as the other's own, under the
+  # same terms. What is said through it is said by the borrower, and draws on the lender's budgets. Recorded as a grant; it
+  # dies with the lender's facet, graft, or life.
 
   struct Info {
     name @0 :Text;

@@ -18,17 +18,21 @@ interface Session {
   ended @0 () -> ();
   # Never answers. When the wall falls it fails as stale with the reason, so that an idle agent learns at once;
   # graft again then.
+
+  serve @1 (service :AnyPointer) -> ();
+  # Offers a capability, of any interface, to every agent that was granted this agent as a service; in place of what was
+  # offered before. Null offers nothing any more. What is offered goes with the graft: offer it again in the next.
 }
 
 struct Grant {
   name @0 :Text;
-  # A channel's name, or the service's.
+  # A channel's name, "timer", or the service's. What was lent has the name of its channel, and may stand beside the agent's own.
   capability @1 :AnyPointer;
   interfaceId @2 :UInt64;
-  # Of the interface the capability is used by, as in its schema; 0: of a service, which its host doesn't know.
+  # Of the interface the capability is used by, as in its schema. 0: the host doesn't know (services).
   terms @3 :Terms;
   # Effective when grafted.
   lent @4 :Text;
-  # Who lent it, when it was; empty for the host's own grant.
+  # Who lent it, as planner@1a2b3c4d; empty for the host's own grant.
 }
 

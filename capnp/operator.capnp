@@ -18,8 +18,9 @@ interface Operator {
   say @2 (channel :Text, act :Act, text :Text, parent :Data, owner :Text, deadlineMs :Int64) -> (outcome :Channel.Outcome);
   # Speaks as operator:<uid of the caller>. Answers when durable and judged.
 
-  grant @3 (agent :Text, channel :Text, terms :Terms) -> (outcome :Decided);
-  # A new grant for an agent of this host. The agent has it from its next graft; its wall falls so that it grafts now.
+  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool) -> (outcome :Decided);
+  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer. The agent has it from
+  # its next graft; its wall falls so that it grafts now.
 
   revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
   # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
@@ -104,6 +105,9 @@ struct GrantStatus {
   cursor @5 :UInt64;
   latest @6 :UInt64;
   parent @7 :UInt64;   # Number of the grant above; 0 for the host's own.
+  lent @8 :Text;       # The agent that it was lent by; empty when it was not.
+  lasting @9 :Bool;    # It outlives the fence although it was lent.
+  suspended @10 :Bool; # A lender above is killed: nothing counts under it until that one is started.
 }
 
 struct ChannelStatus {

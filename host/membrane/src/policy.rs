@@ -88,6 +88,25 @@ pub enum Verdict {
 pub trait Policy: 'static {
     /// Says what becomes of `call`. It may revoke the membrane; the call then fails as stale whatever it returns.
     fn check(&self, call: &CallInfo) -> Verdict;
+
+    /// Whether [`exchange`](Policy::exchange) is to be asked. Asked once, when the membrane is made.
+    ///
+    /// If so, a promise that crosses is held back until it has settled, and so are the calls made on it: nobody can know
+    /// before what it would have to be exchanged for.
+    fn exchanges(&self) -> bool {
+        false
+    }
+
+    /// Says what the other side gets instead of `capability`, which lives on side `lives` and has settled. `None`: a
+    /// wrapper, as everywhere.
+    ///
+    /// What is given instead is handed over as it is: it belongs to the other side from then on, is not wrapped, and
+    /// revoking this membrane does not cut it. Asked at every crossing, not once per capability; whoever wants to give
+    /// the same for the same must remember it. Not asked about what comes home.
+    fn exchange(&self, capability: &dyn ClientHook, lives: Side) -> Option<Box<dyn ClientHook>> {
+        let _ = (capability, lives);
+        None
+    }
 }
 
 impl<F: Fn(&CallInfo) -> Verdict + 'static> Policy for F {

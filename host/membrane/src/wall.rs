@@ -39,6 +39,7 @@ pub(crate) trait Cut {
 
 pub(crate) struct Wall {
     policy: RefCell<Option<Rc<dyn Policy>>>,
+    exchanges: bool,
     stale: OnceCell<Error>,
     known: RefCell<HashMap<Identity, usize, BuildHasherDefault<AddressHasher>>>,
     wrappers: RefCell<Berths<Weak<Wrapped>>>,
@@ -49,6 +50,7 @@ pub(crate) struct Wall {
 impl Wall {
     pub(crate) fn new(policy: Rc<dyn Policy>) -> Rc<Wall> {
         Rc::new(Wall {
+            exchanges: policy.exchanges(),
             policy: RefCell::new(Some(policy)),
             stale: OnceCell::new(),
             known: RefCell::default(),
@@ -111,7 +113,36 @@ impl Wall {
             brand,
             ptr: hook.get_ptr(),
         };
+        if self.exchanges {
+            return self.exchange(identity, hook);
+        }
         Box::new(Wrapper(self.wrapper(identity, hook)))
+    }
+
+    /// As the end of [`cross`](Wall::cross), for a policy that exchanges capabilities.
+    fn exchange(
+        self: &Rc<Self>,
+        identity: Identity,
+        hook: Box<dyn ClientHook>,
+    ) -> Box<dyn ClientHook> {
+        let wrapper = Wrapper(self.wrapper(identity, hook));
+        if let Some(resolution) = wrapper.when_more_resolved() {
+            // What it resolves to crosses in its turn. Until then nothing may reach it.
+            let settled: capnp::capability::Client = capnp_rpc::new_future_client(async move {
+                let hook = resolution.await?;
+                Ok(capnp::capability::Client::new(hook))
+            });
+            return settled.hook;
+        }
+        let instead = self.policy().and_then(|policy| {
+            let settled = wrapper.0.home()?;
+            Ok(policy.exchange(&*settled, identity.lives))
+        });
+        match instead {
+            Ok(None) => Box::new(wrapper),
+            Ok(Some(instead)) => instead,
+            Err(error) => broken(&error),
+        }
     }
 
     fn wrapper(self: &Rc<Self>, identity: Identity, hook: Box<dyn ClientHook>) -> Rc<Wrapped> {

@@ -134,7 +134,7 @@ pub enum Change {
         /// All of them, those below the one named included, by number.
         ids: Vec<GrantId>,
     },
-    /// A persona is killed.
+    /// A persona is killed. What it was lent, and what it lent, follows as [`Change::GrantRevoked`] unless it was to last.
     PersonaKilled {
         /// Which.
         persona: PersonaId,
@@ -610,9 +610,11 @@ impl Judging<'_> {
                     return Err(Refusal::Repeated);
                 }
                 persona.killed = true;
+                let held: Vec<GrantId> = persona.grants.values().copied().collect();
                 self.change(Change::PersonaKilled {
                     persona: id.clone(),
                 });
+                self.cut_passed_on(&held);
             }
             Revoked::Host(id) => {
                 let host = self.state.hosts.get_mut(id).ok_or(Refusal::NotAuthorised)?;
@@ -634,6 +636,28 @@ impl Judging<'_> {
             Revoked::Fence { ends, hold } => return self.fence(*ends, *hold),
         }
         Ok(())
+    }
+
+    /// Of the grants that a killed persona held, cuts what it was lent, and what it attenuated and lent. What was to last stays, and is
+    /// suspended with it.
+    fn cut_passed_on(&mut self, held: &[GrantId]) {
+        let grants = &self.state.grants;
+        let passed_on = |id: &&GrantId| {
+            grants
+                .get(id)
+                .is_some_and(|grant| grant.parent.is_some() && !grant.lasting)
+        };
+        let below = held
+            .iter()
+            .filter_map(|id| grants.get(id))
+            .flat_map(|grant| &grant.children);
+        let dying: BTreeSet<GrantId> = held
+            .iter()
+            .chain(below)
+            .filter(passed_on)
+            .copied()
+            .collect();
+        self.cut(dying);
     }
 
     fn cut(&mut self, grants: impl IntoIterator<Item = GrantId>) {

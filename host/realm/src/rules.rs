@@ -163,10 +163,10 @@ impl State {
                 .personas
                 .get(&parent.persona)
                 .ok_or(Refusal::UnknownPersona)?;
-            if lender.killed {
+            if lender.killed || self.is_suspended(parent) {
                 return Err(Refusal::Revoked);
             }
-            if !parent.effective.rights.has(Rights::ATTENUATE) {
+            if !self.held_by(parent).effective.rights.has(Rights::ATTENUATE) {
                 return Err(Refusal::NoRight);
             }
             if parent.depth >= GRANT_DEPTH_MAX
@@ -210,6 +210,9 @@ impl State {
                     || !matches!(&grant.object, Object::Channel(name) if name == channel)
                 {
                     return Err(Refusal::UnknownGrant);
+                }
+                if self.is_suspended(grant) {
+                    return Err(Refusal::Revoked);
                 }
                 (grant.effective, grant.reach().0)
             }
@@ -372,6 +375,25 @@ impl State {
             owner,
             decides,
         })
+    }
+
+    /// Whether a persona that this grant came through is killed: nothing counts under it until that persona is started again.
+    pub fn is_suspended(&self, grant: &crate::state::Grant) -> bool {
+        self.chain(grant.parent).any(|(_, above)| {
+            self.personas
+                .get(&above.persona)
+                .is_none_or(|lender| lender.killed)
+        })
+    }
+
+    /// By which grant its persona came to hold what this grant allows: the uppermost of those that it attenuated itself. Whether it
+    /// may attenuate and lend is said there, so that what it narrows to pass on need not be passed on further.
+    fn held_by<'a>(&'a self, grant: &'a crate::state::Grant) -> &'a crate::state::Grant {
+        self.chain(grant.parent)
+            .map(|(_, above)| above)
+            .take_while(|above| above.persona == grant.persona)
+            .last()
+            .unwrap_or(grant)
     }
 
     /// A grant and those above it, from the bottom.

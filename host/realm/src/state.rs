@@ -66,7 +66,7 @@ pub struct Grant {
     pub effective: Terms,
     /// The grant it narrows and dies with.
     pub parent: Option<GrantId>,
-    /// Outlives the fence, although it has a parent.
+    /// Outlives the fence, although it has a parent, and the lender's being killed, until that is started again.
     pub lasting: bool,
     /// The epoch it was issued in.
     pub epoch: Epoch,
@@ -268,6 +268,17 @@ impl State {
             .into_iter()
             .flat_map(|persona| persona.grants.values());
         ids.filter_map(|id| self.grants.get_key_value(id))
+    }
+
+    /// The grant under `parent` by which the whole of it was lent to this persona, if there is one.
+    pub fn lent(&self, parent: &GrantId, persona: &PersonaId, lasting: bool) -> Option<GrantId> {
+        let children = &self.grants.get(parent)?.children;
+        let lent = children.iter().find(|id| {
+            self.grants.get(id).is_some_and(|grant| {
+                grant.persona == *persona && grant.lasting == lasting && grant.terms == Terms::ALL
+            })
+        });
+        lent.copied()
     }
 
     /// Where the persona's deliveries go on from: the latest of its first live grant to read the channel, the last

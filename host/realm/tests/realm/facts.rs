@@ -535,6 +535,65 @@ fn lending_needs_the_right_and_the_same_object() {
 }
 
 #[test]
+fn what_was_narrowed_to_be_lent_need_not_carry_the_right_to_lend_on() {
+    let (mut w, a, ga, b, _) = two();
+    let narrow = Terms {
+        rights: Rights::READ | Rights::WRITE,
+        ..Terms::ALL
+    };
+    let own = w.lend(&a, "c", narrow, ga);
+    let lent = w.lend(&b, "c", Terms::ALL, own);
+    assert_eq!(w.state.lent(&own, &b, false), Some(lent));
+    assert_eq!(w.state.lent(&own, &b, true), None);
+    assert_eq!(w.state.lent(&ga, &b, false), None);
+    // The borrower was not given it, and can neither lend nor narrow.
+    for to in [&a, &b] {
+        let entry = w.grant_entry(to, "c", Terms::ALL, Some(lent));
+        assert_eq!(w.put(entry).verdict, Err(Refusal::NoRight));
+    }
+}
+
+#[test]
+fn killing_a_lender_cuts_what_it_lent_and_suspends_what_was_to_last() {
+    let (mut w, a, ga, b, gb) = two();
+    let own = w.lend(&a, "c", Terms::ALL, ga);
+    let lent = w.lend(&b, "c", Terms::ALL, own);
+    let mut entry = w.grant_entry(&b, "c", Terms::ALL, Some(ga));
+    let Body::Grant(body) = &mut entry.body else {
+        unreachable!()
+    };
+    body.lasting = true;
+    let lasting: GrantId = w.put(entry).id.unwrap().into();
+    let back = w.lend(&a, "c", Terms::ALL, lasting);
+    let judged = w.revoke(Revoked::Persona(a.clone()));
+    let cut = Change::GrantRevoked {
+        ids: vec![own, lent, back],
+    };
+    assert!(judged.changes.contains(&cut), "{:?}", judged.changes);
+    for (grant, counts) in [(gb, true), (lasting, false)] {
+        let said = w.say(&b, grant, "c", message(Act::Inform));
+        assert_eq!(said != VOID(Refusal::Revoked), counts);
+    }
+    assert!(w.state.is_suspended(w.state.grant(&lasting).unwrap()));
+    let below = w.grant_entry(&b, "c", Terms::ALL, Some(lasting));
+    assert_eq!(w.put(below).verdict, Err(Refusal::Revoked));
+    w.key(&a, true);
+    let said = w.say(&b, lasting, "c", message(Act::Inform));
+    assert_ne!(said, VOID(Refusal::Revoked));
+}
+
+#[test]
+fn killing_a_borrower_takes_what_it_was_lent_and_leaves_the_lender_alone() {
+    let (mut w, a, ga, b, gb) = two();
+    let lent = w.lend(&b, "c", Terms::ALL, ga);
+    w.revoke(Revoked::Persona(b.clone()));
+    assert!(w.state.grant(&lent).is_none());
+    assert!(w.state.grant(&gb).is_some(), "what the host gave it stays");
+    let said = w.say(&a, ga, "c", message(Act::Inform));
+    assert_ne!(said, VOID(Refusal::Revoked));
+}
+
+#[test]
 fn a_lent_grant_dies_at_the_fence_unless_lasting() {
     let (mut w, _, ga, b, gb) = two();
     let lent = w.lend(&b, "c", Terms::ALL, ga);

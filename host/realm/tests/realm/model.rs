@@ -202,6 +202,22 @@ impl Model {
         !g.cut && !fenced && g.parent.is_none_or(|parent| self.stands(parent))
     }
 
+    /// Somebody that it came through is killed.
+    fn suspended(&self, grant: usize) -> bool {
+        let above = &self.chain(grant)[1..];
+        above
+            .iter()
+            .any(|at| self.killed.contains(&self.grants[*at].to))
+    }
+
+    /// Where its holder has it from: from the host, or from somebody else.
+    fn source(&self, grant: usize) -> usize {
+        match self.grants[grant].parent {
+            Some(parent) if self.grants[parent].to == self.grants[grant].to => self.source(parent),
+            _ => grant,
+        }
+    }
+
     fn chain(&self, grant: usize) -> Vec<usize> {
         std::iter::successors(Some(grant), |at| self.grants[*at].parent).collect()
     }
@@ -464,7 +480,8 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
                 m.stands(p)
                     && m.grants[p].channel == at
                     && !m.killed.contains(&m.grants[p].to)
-                    && m.effective(p).rights.has(Rights::ATTENUATE)
+                    && !m.suspended(p)
+                    && m.effective(m.source(p)).rights.has(Rights::ATTENUATE)
                     && m.chain(p).len() < 16
             });
             assert_eq!(judged.verdict.is_ok(), lendable, "{:?}", judged.verdict);
@@ -499,7 +516,14 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
         }
         Op::Kill(who) => {
             let s = w.seal(w.revoke_entry(Revoked::Persona(ids.personas[who].clone())));
-            assert_eq!(w.put_sealed(&s).verdict.is_ok(), m.killed.insert(who));
+            let newly = m.killed.insert(who);
+            assert_eq!(w.put_sealed(&s).verdict.is_ok(), newly);
+            for at in 0..m.grants.len() {
+                let g = &m.grants[at];
+                let passed = g.parent.filter(|_| newly && !g.lasting);
+                let touched = passed.is_some_and(|p| g.to == who || m.grants[p].to == who);
+                m.grants[at].cut |= touched;
+            }
             sealed.push(s);
         }
         Op::Start(who, started) => {
@@ -671,7 +695,7 @@ fn turn(w: &mut World, m: &mut Model, ids: &Ids, s: &Sealed) {
     require(!m.killed.contains(&by), Refusal::Revoked);
     require(grant.is_some() || by == 3, Refusal::UnknownGrant);
     if let Some(g) = grant {
-        require(m.stands(g), Refusal::Revoked);
+        require(m.stands(g) && !m.suspended(g), Refusal::Revoked);
         require(
             m.grants[g].to == by && m.grants[g].channel == at,
             Refusal::UnknownGrant,
