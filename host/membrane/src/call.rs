@@ -85,8 +85,10 @@ impl Call {
         let delivered = self.progress.borrow_mut().delivered.take();
         let Some(mut results) = delivered else {
             // The callee has returned but not let go of the results.
-            self.flight.listen(cx.waker());
-            return Poll::Pending;
+            return match self.flight.listen(cx) {
+                Poll::Ready(error) => Poll::Ready(self.settle(Err(error))),
+                Poll::Pending => Poll::Pending,
+            };
         };
         self.flight.route().outward(&mut results.caps);
         Poll::Ready(self.settle(Ok(Rc::new(results))))

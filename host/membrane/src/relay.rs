@@ -99,6 +99,10 @@ impl Future for Responding {
             // It stays registered for its pipeline's sake.
             self.0.flight.uncount();
         }
+        if self.0.flight.stale().is_some() {
+            // Else the callee would be kept at it by what may still be pipelined.
+            drop(self.0.pipeline.take());
+        }
         outcome.map(|response| self.0.receive(response?))
     }
 }

@@ -126,10 +126,7 @@ impl Served {
         let delivered = self.progress.borrow_mut().delivered.take();
         match delivered {
             Some(results) => Poll::Ready(self.copy_out(results)),
-            None => {
-                self.flight.listen(cx.waker());
-                Poll::Pending
-            }
+            None => self.flight.listen(cx).map(Err),
         }
     }
 

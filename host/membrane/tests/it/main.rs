@@ -7,6 +7,7 @@
 mod node_capnp;
 
 mod crossings;
+mod expiry;
 mod exchange;
 mod facts;
 mod node;
