@@ -143,7 +143,10 @@ async fn a_revoked_grant_is_missing_from_the_next_graft_until_it_is_granted_anew
     assert!(ended.await.unwrap().is_stale());
     assert!(bed.two.graft().await.unwrap().unwrap().channels.is_empty());
     let ended = bed.two.ended();
-    control.grant("two", "square", Granted::ALL).await.unwrap();
+    control
+        .grant("two", Grantable::Channel("square".into(), Granted::ALL))
+        .await
+        .unwrap();
     assert!(ended.await.unwrap().is_stale());
     assert_eq!(bed.two.graft().await.unwrap().unwrap().channels.len(), 1);
     bed.host.close().await;
