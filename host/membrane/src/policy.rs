@@ -89,6 +89,14 @@ pub trait Policy: 'static {
     /// Says what becomes of `call`. It may revoke the membrane; the call then fails as stale whatever it returns.
     fn check(&self, call: &CallInfo) -> Verdict;
 
+    /// The most words that params or results may take, either way; a larger call fails as denied. Asked once, when the membrane is made.
+    ///
+    /// What matters is what a message takes when it is copied: a received one may be larger then than it was on its way,
+    /// since its pointers may overlap. So a stranger can't make the other side's connection carry more than it can.
+    fn words_max(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Whether [`exchange`](Policy::exchange) is to be asked. Asked once, when the membrane is made.
     ///
     /// If so, a promise that crosses is held back until it has settled, and so are the calls made on it: nobody can know
