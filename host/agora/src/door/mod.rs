@@ -4,4 +4,5 @@ pub mod control;
 pub mod gate;
 pub mod graft;
 pub mod operator;
+pub mod service;
 pub mod worker;
