@@ -5,4 +5,5 @@ pub mod gate;
 pub mod graft;
 pub mod introduction;
 pub mod operator;
+pub mod service;
 pub mod worker;
