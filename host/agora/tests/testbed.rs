@@ -1,5 +1,10 @@
 //! The test bed's agents meet the real host: what they say counts, and what stops a component stops them.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that fails should say so at once"
+)]
+
 use std::time::Duration;
 
 use agora::boot::host::Host;
