@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use agora::boot::host::Host;
+use agora::door::control::Grantable;
 use agora::persona::agent::Phase;
 use agora::persona::instance::End;
 use agora::testbed::{Gone, Native, Plan, Puppet, all_of, under};
