@@ -71,6 +71,10 @@ impl Wall {
         std::ptr::from_ref(self).addr()
     }
 
+    pub(crate) fn exchanges(&self) -> bool {
+        self.exchanges
+    }
+
     pub(crate) fn words_max(&self) -> u64 {
         self.words_max
     }

@@ -18,6 +18,7 @@ use agora_realm::{
 };
 use tokio::sync::watch;
 
+use super::bridge::Landing;
 use super::gate::Gate;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
@@ -166,6 +167,14 @@ impl Control {
 
     fn worker(&self, at: usize) -> Option<Arc<Worker>> {
         read(&self.workers).get(at).cloned()
+    }
+
+    /// Lands a bridge on a vat thread. Says whether that is there to keep it.
+    pub async fn land(&self, worker: usize, landing: Landing) -> bool {
+        match self.worker(worker) {
+            Some(worker) => worker.land(landing).await,
+            None => false,
+        }
     }
 
     // -- For facets

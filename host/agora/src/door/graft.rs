@@ -12,6 +12,7 @@ use std::sync::Arc;
 use agora_capnp::channel_capnp::channel;
 use agora_capnp::membrane_capnp::{grant, membrane, session};
 use agora_capnp::timer_capnp::timer;
+use agora_guest::wire;
 use agora_membrane::{CallInfo, Membrane, Policy, Revoker, Verdict, error};
 use agora_realm::{Epoch, Object, PersonaId};
 use capnp::Error;
@@ -19,7 +20,7 @@ use capnp::capability::FromClientHook;
 use capnp::traits::HasTypeId;
 
 use super::control::Control;
-use super::introduction::{Introduction, Thread};
+use super::introduction::{Introduction, Party, Thread};
 use crate::channel::facet::Holder;
 use crate::channel::timer::Timer;
 use crate::limits;
@@ -80,6 +81,7 @@ pub struct Door {
     control: Arc<Control>,
     shared: Arc<Shared>,
     thread: Rc<Thread>,
+    wire: wire::End,
     persona: PersonaId,
     standing: RefCell<Option<Standing>>,
     grafts: Cell<usize>,
@@ -91,12 +93,14 @@ impl Door {
         control: Arc<Control>,
         shared: Arc<Shared>,
         thread: Rc<Thread>,
+        wire: wire::End,
         persona: PersonaId,
     ) -> Rc<Self> {
         Rc::new(Self {
             control,
             shared,
             thread,
+            wire,
             persona,
             standing: RefCell::default(),
             grafts: Cell::new(0),
@@ -137,6 +141,7 @@ impl membrane::Server for Door {
             self.control.clone(),
             self.shared.clone(),
             self.thread.facets.clone(),
+            self.wire.clone(),
             self.persona.clone(),
             epoch,
         );
@@ -168,7 +173,7 @@ impl membrane::Server for Door {
                     let introduction = Introduction::new(
                         self.control.clone(),
                         self.thread.clone(),
-                        holder.clone(),
+                        Party::Here(holder.clone()),
                         name,
                     );
                     wall.grant_any(introduction.client(), to);

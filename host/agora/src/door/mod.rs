@@ -1,5 +1,6 @@
 //! Doors: where calls come in, and what they may reach.
 
+pub mod bridge;
 pub mod control;
 pub mod gate;
 pub mod graft;

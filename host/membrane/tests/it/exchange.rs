@@ -63,6 +63,18 @@ struct Scene {
 }
 
 impl Scene {
+    /// With the inside beyond a connection, at the membrane's other side.
+    async fn client_side(later: bool) -> Scene {
+        let mut scene = Scene::new(Side::Outside, false, later);
+        let lobby = Node::new(&Rc::default());
+        lobby.kept.replace(vec![client(&scene.inside)]);
+        // What a connection begins with is a promise that nobody is told of; what is taken from there is none.
+        let lobby = connect(client(&lobby), &mut scene.connections);
+        let remote = within(take(&lobby)).await.unwrap().remove(0);
+        scene.to_inside = scene.membrane.export(remote);
+        scene
+    }
+
     fn new(lives: Side, remote: bool, later: bool) -> Scene {
         let node = || Node::new(&Rc::default());
         let (secret, stand_in, inside) = (node(), node(), node());
@@ -177,6 +189,28 @@ fn calls_on_a_promise_wait_until_it_is_known_what_they_go_to() {
         let got = scene.inside.kept.take().remove(0);
         assert_eq!(within(ping(&got, 1)).await.unwrap(), 2);
         scene.assert_only_the_stand_in_was_reached(1);
+    });
+}
+
+#[test]
+fn what_is_pipelined_on_an_answer_over_a_connection_waits_for_the_answer() {
+    play(async {
+        for later in [false, true] {
+            let scene = Scene::client_side(later).await;
+            // There and back again: the secret is given away over the connection, and asked for.
+            let given = [scene.naked_secret.clone()];
+            within(give(&scene.to_inside, Place::Plain, &given))
+                .await
+                .unwrap();
+            let early = scene.to_inside.next_request().send().pipeline.get_node();
+            assert_eq!(within(ping(&early, 1)).await.unwrap(), 2);
+            scene.assert_only_the_stand_in_was_reached(1);
+            let mut request = scene.to_inside.slow_request();
+            request.get().set_after(5);
+            let early = request.send().pipeline.get_node();
+            assert_eq!(within(ping(&early, 1)).await.unwrap(), 2);
+            scene.assert_only_the_stand_in_was_reached(2);
+        }
     });
 }
 
