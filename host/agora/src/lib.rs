@@ -19,6 +19,9 @@ pub mod delivery;
 pub mod door;
 pub mod limits;
 pub mod persona;
+#[cfg(feature = "testbed")]
+#[doc(hidden)]
+pub mod testbed;
 
 /// Milliseconds since 1970-01-01 UTC, by this host's clock.
 pub(crate) fn now_ms() -> i64 {

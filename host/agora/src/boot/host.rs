@@ -17,7 +17,7 @@ use agora_realm::{
 
 use super::data::{DataFolder, check_format};
 use super::image::Image;
-use super::manifest::{AgentSpec, GrantSpec};
+use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
 use crate::delivery::cursors::SilentCursors;
@@ -25,8 +25,9 @@ use crate::delivery::record::{Derived, Record};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
+use crate::door::service::Services;
 use crate::door::worker::Worker;
-use crate::persona::agent::{Agent, Phase, Shared};
+use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
 use crate::persona::keys::Keys;
 use crate::persona::secret::{Secret, random_bytes};
@@ -55,11 +56,13 @@ pub struct Host {
 /// A host whose record is open and whose agents are not started.
 pub struct Opened {
     host: Host,
-    workshop: Workshop,
-    prepared: AllPrepared,
-    image: Image,
+    manifest: Manifest,
+    programs: Programs,
     workers: usize,
 }
+
+/// What the agents of a manifest run, by agent.
+pub(crate) type Programs = BTreeMap<PersonaName, Program>;
 
 /// The components of an image, compiled, by agent.
 type AllPrepared = BTreeMap<PersonaName, Prepared>;
@@ -90,8 +93,25 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map(|()| setup.data.join("cache"));
     let workshop = Workshop::new(cache)
         .map_err(|error| Failure::msg(format!("the wasm engine can't be set up: {error:#}")))?;
-    let prepared = prepare_all(&workshop, &setup.image, progress)?;
-    let folder = Arc::new(DataFolder::open(&setup.data)?);
+    let programs = prepare_all(&workshop, &setup.image, progress)?
+        .into_iter()
+        .map(|(name, prepared)| (name, Program::Component(prepared, workshop.clone())))
+        .collect();
+    let manifest = setup.image.manifest;
+    let opened = open_with(manifest, programs, &setup.data, setup.workers, progress).await?;
+    workshop.keep(&opened.control().folder().folder("cache")?);
+    Ok(opened)
+}
+
+/// The same, of a manifest whose programs are in hand.
+pub(crate) async fn open_with(
+    manifest: Manifest,
+    programs: Programs,
+    data: &Path,
+    workers: usize,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Opened, Failure> {
+    let folder = Arc::new(DataFolder::open(data)?);
     let secret = folder.join("secret");
     // A realm's host without its secret would be another host, whom the log refuses.
     let secret = match folder.realm()? {
@@ -138,7 +158,9 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         silent: Arc::new(SilentCursors::new(folder.cursors()?)),
         runtime: tokio::runtime::Handle::current(),
     };
-    let control = Control::new(stage, folder.clone());
+    let services = Services::new(manifest.services.clone());
+    notices.extend(services.notices());
+    let control = Control::new(stage, folder.clone(), services);
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -146,14 +168,13 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         ));
         control.open_gate();
     }
-    propose_channels(&control, &setup.image, &mut notices).await?;
+    propose_channels(&control, &manifest, &mut notices).await?;
     control.lapse_overdue().await;
     let tasks = vec![
         tokio::spawn(control.clone().watch_deadlines()),
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
     ];
-    workshop.keep(&folder.folder("cache")?);
     Ok(Opened {
         host: Host {
             control,
@@ -162,10 +183,9 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
             following,
             notices,
         },
-        workshop,
-        prepared,
-        image: setup.image,
-        workers: setup.workers.max(1),
+        manifest,
+        programs,
+        workers: workers.max(1),
     })
 }
 
@@ -228,10 +248,10 @@ async fn begin_realm(
 
 async fn propose_channels(
     control: &Arc<Control>,
-    image: &Image,
+    manifest: &Manifest,
     notices: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    for (name, spec) in &image.manifest.channels {
+    for (name, spec) in &manifest.channels {
         let known = control.record().state().channel(name);
         match known {
             None => {
@@ -264,7 +284,7 @@ async fn propose_agent(
     control: &Arc<Control>,
     name: &agora_realm::PersonaName,
     spec: &AgentSpec,
-    prepared: &Prepared,
+    program: &Program,
     notices: &mut Vec<String>,
 ) -> Result<Phase, Failure> {
     let id = PersonaId::new(control.host_id(), name.clone());
@@ -276,16 +296,20 @@ async fn propose_agent(
         return Ok(Phase::Killed("in an earlier run".into()));
     }
     let wrong = |error: String| Failure::msg(format!("agent '{name}': {error}"));
-    let keyed = control.key_persona(name, Some(prepared.hash), false).await;
+    let keyed = control.key_persona(name, Some(program.hash()), false).await;
     keyed.map_err(wrong)?;
     for grant in &spec.grants {
         let (object, terms) = match grant {
             GrantSpec::Channel(channel, terms) => (Object::Channel(channel.clone()), **terms),
             GrantSpec::Timer => (Object::Timer, agora_realm::Terms::ALL),
+            GrantSpec::Service(service) => {
+                (Object::Service(service.clone()), agora_realm::Terms::ALL)
+            }
         };
         let what = match &object {
             Object::Channel(channel) => format!("channel '{channel}'"),
-            _ => "the timer".to_owned(),
+            Object::Service(service) => format!("service '{service}'"),
+            Object::Timer => "the timer".to_owned(),
         };
         let decided = known
             .as_ref()
@@ -304,7 +328,7 @@ async fn propose_agent(
         let standing = control
             .grants_for(&id)
             .into_iter()
-            .find(|granted| granted.object == object);
+            .find(|granted| granted.object == object && granted.lent_by.is_none());
         match standing {
             Some(standing) if standing.terms != terms => notices.push(format!(
                 "agent '{name}': {what}: the log has other terms than the manifest proposes, and the log decides (agora revoke, then agora grant)"
@@ -324,11 +348,15 @@ impl Opened {
     /// # Errors
     /// For people.
     pub async fn start(self) -> Result<Host, Failure> {
+        self.start_with(true).await
+    }
+
+    /// The same, with an operator's door or without.
+    pub(crate) async fn start_with(self, operators: bool) -> Result<Host, Failure> {
         let Self {
             mut host,
-            workshop,
-            prepared,
-            image,
+            manifest,
+            programs,
             workers,
         } = self;
         let control = host.control.clone();
@@ -337,16 +365,15 @@ impl Opened {
             .collect();
         control.set_workers(threads?);
         let mut agents = Vec::new();
-        for (i, (name, spec)) in image.manifest.agents.iter().enumerate() {
-            let prepared = prepared[name].clone();
-            let phase = propose_agent(&control, name, spec, &prepared, &mut host.notices).await?;
+        for (i, (name, spec)) in manifest.agents.iter().enumerate() {
+            let program = programs[name].clone();
+            let phase = propose_agent(&control, name, spec, &program, &mut host.notices).await?;
             let shared = Arc::new(Shared::default());
             shared.set_phase(phase);
             let agent = Arc::new(Agent {
                 name: name.clone(),
                 spec: spec.clone(),
-                prepared,
-                workshop: workshop.clone(),
+                program,
                 worker: i % workers,
                 shared,
                 verbs: tokio::sync::Mutex::default(),
@@ -356,7 +383,9 @@ impl Opened {
         }
         // Nobody meets a host that does not know its agents yet, and all are granted before the first one speaks, so that
         // none misses what another says at once.
-        host.socket = Some(Socket::open(control.clone())?);
+        if operators {
+            host.socket = Some(Socket::open(control.clone())?);
+        }
         for agent in agents {
             control.begin(agent).await;
         }

@@ -82,6 +82,8 @@ pub enum GrantSpec {
     Channel(ChannelName, Box<Terms>),
     /// The timer.
     Timer,
+    /// What another agent serves.
+    Service(ServiceName),
 }
 
 /// Something wrong in a manifest.
@@ -139,6 +141,7 @@ impl Manifest {
             text,
             folder,
             faults: Vec::new(),
+            introduced: Vec::new(),
         };
         let manifest = reader.manifest();
         let mut faults = reader.faults;
@@ -154,6 +157,8 @@ struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
     faults: Vec<Fault>,
+    /// The services that were granted: where, to whom, and which.
+    introduced: Vec<(Range<usize>, String, String)>,
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
@@ -244,6 +249,27 @@ impl<'a> Reader<'a> {
                     (Ok(_), None) => {}
                     (Err(error), _) => self.fault(key.span(), format!("agents: {error}")),
                 }
+            }
+        }
+        let names = |table: Option<&'_ Value<'a>>| {
+            let keys = table.and_then(|value| value.get_ref().as_table());
+            let keys = keys.into_iter().flat_map(DeTable::keys);
+            keys.map(|key| key.get_ref().to_string())
+                .collect::<Vec<_>>()
+        };
+        let serving = [names(agents), names(services)].concat();
+        for (span, agent, service) in std::mem::take(&mut self.introduced) {
+            if service == agent {
+                self.fault(
+                    span,
+                    format!("agent '{agent}': grant: it can't be its own service"),
+                );
+            } else if !serving.contains(&service) {
+                let text = unknown("service", &service, serving.iter().map(String::as_str));
+                self.fault(
+                    span,
+                    format!("agent '{agent}': grant: {text} (a service is another agent, or is declared under [services.NAME])"),
+                );
             }
         }
         manifest
@@ -415,7 +441,7 @@ impl<'a> Reader<'a> {
             match list.get_ref().as_array() {
                 Some(items) => {
                     for item in items.iter() {
-                        grants.extend(self.grant(&place, item, channels));
+                        grants.extend(self.grant(name, item, channels));
                     }
                 }
                 None => self.fault(
@@ -428,12 +454,14 @@ impl<'a> Reader<'a> {
             let twin = |other: &GrantSpec| match (grant, other) {
                 (GrantSpec::Channel(a, _), GrantSpec::Channel(b, _)) => a == b,
                 (GrantSpec::Timer, GrantSpec::Timer) => true,
+                (GrantSpec::Service(a), GrantSpec::Service(b)) => a == b,
                 _ => false,
             };
             if grants[..i].iter().any(twin) {
                 let what = match grant {
                     GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
                     GrantSpec::Timer => "the timer".into(),
+                    GrantSpec::Service(service) => format!("service '{service}'"),
                 };
                 self.fault(span.clone(), format!("{place}: {what} is granted twice"));
             }
@@ -453,7 +481,7 @@ impl<'a> Reader<'a> {
         value: &Value<'a>,
         channels: &BTreeMap<ChannelName, ChannelSpec>,
     ) -> Option<GrantSpec> {
-        let place = format!("{agent}: grant");
+        let place = format!("agent '{agent}': grant");
         let table = self.table(value, &place)?;
         if let Some(timer) = table.get("timer") {
             self.keys(table, &place, &["timer"]);
@@ -461,12 +489,25 @@ impl<'a> Reader<'a> {
                 .boolean(timer, &format!("{place}: timer"))
                 .then_some(GrantSpec::Timer);
         }
+        if let Some(service) = table.get("service") {
+            self.keys(table, &place, &["service"]);
+            let name = self.string(service, &format!("{place}: service"))?;
+            self.introduced
+                .push((service.span(), agent.to_owned(), name.to_owned()));
+            return match ServiceName::new(name) {
+                Ok(name) => Some(GrantSpec::Service(name)),
+                Err(error) => {
+                    self.fault(service.span(), format!("{place}: service: {error}"));
+                    None
+                }
+            };
+        }
         self.keys(
             table,
             &place,
             &[
-                "channel", "timer", "rights", "acts", "hops", "bytes", "count", "rate", "until",
-                "history",
+                "channel", "timer", "service", "rights", "acts", "hops", "bytes", "count", "rate",
+                "until", "history",
             ],
         );
         let mut terms = Terms {
@@ -521,7 +562,7 @@ impl<'a> Reader<'a> {
         let Some(channel) = table.get("channel") else {
             self.fault(
                 value.span(),
-                format!("{place} names nothing (add channel = \"...\" or timer = true)"),
+                format!("{place} names nothing (add channel = \"...\", service = \"...\" or timer = true)"),
             );
             return None;
         };

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use agora_capnp::membrane_capnp::membrane;
 use agora_guest::wire;
-use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName};
+use agora_realm::{ChannelName, ComponentHash, Epoch, PersonaId, PersonaName};
 use futures::FutureExt;
 
 use super::engine::{Prepared, Workshop, World};
@@ -26,6 +26,7 @@ use crate::boot::manifest::{AgentSpec, Restart};
 use crate::delivery::subscription::Progress;
 use crate::door::control::Control;
 use crate::door::graft::Door;
+use crate::door::introduction::Thread;
 use crate::limits;
 
 /// One agent of this host.
@@ -34,16 +35,35 @@ pub struct Agent {
     pub name: PersonaName,
     /// What the manifest says of it.
     pub spec: AgentSpec,
-    /// Its component, compiled.
-    pub prepared: Prepared,
-    /// Where components are run.
-    pub workshop: Workshop,
+    /// What it runs.
+    pub program: Program,
     /// Which vat thread it lives on.
     pub worker: usize,
     /// What it shows of itself.
     pub shared: Arc<Shared>,
     /// Held by the verb that starts or kills it, while that goes on the record.
     pub verbs: tokio::sync::Mutex<()>,
+}
+
+/// What an agent runs.
+#[derive(Clone)]
+pub enum Program {
+    /// A component, and where it is run.
+    Component(Prepared, Workshop),
+    /// A function of this process, at the guest's end of the wire.
+    #[cfg(feature = "testbed")]
+    Native(crate::testbed::Native),
+}
+
+impl Program {
+    /// What the agent's key is for.
+    pub fn hash(&self) -> ComponentHash {
+        match self {
+            Self::Component(prepared, _) => prepared.hash,
+            #[cfg(feature = "testbed")]
+            Self::Native(native) => native.hash,
+        }
+    }
 }
 
 /// Where an agent is in its life.
@@ -153,6 +173,11 @@ impl Shared {
         starts
     }
 
+    /// Its wire, as long as it runs.
+    pub fn wire(&self) -> Option<wire::End> {
+        lock(&self.end).clone()
+    }
+
     /// Its subscriptions, by channel.
     pub fn subscriptions(&self) -> Subscriptions<'_> {
         Subscriptions {
@@ -225,14 +250,19 @@ impl Subscriptions<'_> {
 }
 
 /// Lives an agent's life on a vat thread. Dropping the future ends it wherever it is.
-pub async fn live(agent: Arc<Agent>, control: Arc<Control>, door: Rc<RefCell<Option<Rc<Door>>>>) {
+pub async fn live(
+    agent: Arc<Agent>,
+    control: Arc<Control>,
+    thread: Rc<Thread>,
+    door: Rc<RefCell<Option<Rc<Door>>>>,
+) {
     let mut backoff = limits::BACKOFF_MIN;
     let mut incidents = Incidents::default();
     loop {
         agent.shared.set_phase(Phase::Running);
         let began = Instant::now();
         // The host's side of an agent, its RPC system among it, must not take the agent from the books by panicking.
-        let running = AssertUnwindSafe(run_once(&agent, &control, &door));
+        let running = AssertUnwindSafe(run_once(&agent, &control, &thread, &door));
         let end = running.catch_unwind().await.unwrap_or_else(|_| {
             End::Failed("the host's side of it panicked; this is a defect of the host".into())
         });
@@ -309,13 +339,19 @@ impl Drop for Leaving<'_> {
 async fn run_once(
     agent: &Arc<Agent>,
     control: &Arc<Control>,
+    thread: &Rc<Thread>,
     slot: &RefCell<Option<Rc<Door>>>,
 ) -> End {
     let (host, guest) = wire::pair(wire::Limits::HOST);
     let _closer = wire::Closer(host.clone());
     *lock(&agent.shared.end) = Some(host.clone());
     let persona = PersonaId::new(control.host_id(), agent.name.clone());
-    let door = Door::new(control.clone(), agent.shared.clone(), persona);
+    let door = Door::new(
+        control.clone(),
+        agent.shared.clone(),
+        thread.clone(),
+        persona,
+    );
     *slot.borrow_mut() = Some(door.clone());
     let _leaving = Leaving {
         door: slot,
@@ -352,11 +388,16 @@ async fn run_once(
 }
 
 async fn run(agent: &Arc<Agent>, fittings: Fittings, end: wire::End) -> End {
-    if agent.prepared.world == World::Agent {
-        return run_agent(&agent.workshop, &agent.prepared, fittings, end).await;
+    let (prepared, workshop) = match &agent.program {
+        Program::Component(prepared, workshop) => (prepared, workshop),
+        #[cfg(feature = "testbed")]
+        Program::Native(native) => return native.run(end, &fittings.parked).await,
+    };
+    if prepared.world == World::Agent {
+        return run_agent(workshop, prepared, fittings, end).await;
     }
     let parked = fittings.parked.clone();
-    let reactor = match Reactor::new(&agent.workshop, &agent.prepared, fittings).await {
+    let reactor = match Reactor::new(workshop, prepared, fittings).await {
         Ok(reactor) => reactor,
         Err(end) => return end,
     };

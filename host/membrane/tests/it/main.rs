@@ -7,8 +7,8 @@
 mod node_capnp;
 
 mod crossings;
-mod expiry;
 mod exchange;
+mod expiry;
 mod facts;
 mod node;
 mod walk;
