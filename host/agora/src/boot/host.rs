@@ -25,6 +25,7 @@ use crate::delivery::record::{Derived, Record};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
+use crate::door::service::Services;
 use crate::door::worker::Worker;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
@@ -157,7 +158,9 @@ pub(crate) async fn open_with(
         silent: Arc::new(SilentCursors::new(folder.cursors()?)),
         runtime: tokio::runtime::Handle::current(),
     };
-    let control = Control::new(stage, folder.clone());
+    let services = Services::new(manifest.services.clone());
+    notices.extend(services.notices());
+    let control = Control::new(stage, folder.clone(), services);
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(

@@ -257,7 +257,7 @@ impl<'a> Reader<'a> {
             keys.map(|key| key.get_ref().to_string())
                 .collect::<Vec<_>>()
         };
-        let serving = names(agents);
+        let serving = [names(agents), names(services)].concat();
         for (span, agent, service) in std::mem::take(&mut self.introduced) {
             if service == agent {
                 self.fault(
@@ -268,7 +268,7 @@ impl<'a> Reader<'a> {
                 let text = unknown("service", &service, serving.iter().map(String::as_str));
                 self.fault(
                     span,
-                    format!("agent '{agent}': grant: {text} (a service is another agent)"),
+                    format!("agent '{agent}': grant: {text} (a service is another agent, or is declared under [services.NAME])"),
                 );
             }
         }

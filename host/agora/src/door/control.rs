@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::bridge::Landing;
 use super::gate::Gate;
+use super::service::Services;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::manifest::unknown;
@@ -108,6 +109,7 @@ pub struct Control {
     cut: RwLock<HashSet<GrantId>>,
     agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
     workers: RwLock<Vec<Arc<Worker>>>,
+    services: Services,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
@@ -139,7 +141,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 
 impl Control {
     /// Controls of a host whose record is open.
-    pub fn new(stage: Stage, folder: Arc<DataFolder>) -> Arc<Self> {
+    pub fn new(stage: Stage, folder: Arc<DataFolder>, services: Services) -> Arc<Self> {
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -151,6 +153,7 @@ impl Control {
             cut: RwLock::default(),
             agents: RwLock::default(),
             workers: RwLock::default(),
+            services,
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
@@ -229,6 +232,12 @@ impl Control {
         self.busy.load(Ordering::SeqCst) > 0
             || self.speakers.waiting() > 0
             || self.record.commits_waiting() > 0
+            || self.services.is_busy()
+    }
+
+    /// The services outside.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// A number that was not given before.

@@ -7,4 +7,5 @@ pub mod graft;
 pub mod introduction;
 pub mod operator;
 pub mod service;
+pub mod wall;
 pub mod worker;
