@@ -8,7 +8,7 @@
 //! cross threads; the [`Network`] made from it is not.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -379,8 +379,8 @@ struct Ledger {
     unanswered: Rc<Unanswered>,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
-    /// Calls of this end without an answer. A number is enough: an answer to no question ends the connection.
-    asked: usize,
+    /// Calls of this end without an answer, where they are bounded. By id, since a call may be answered twice.
+    asked: HashSet<u32>,
 }
 
 #[derive(Default)]
@@ -506,6 +506,12 @@ impl Ledger {
         }
     }
 
+    fn ask(&mut self, id: u32, limits: &Limits) {
+        if limits.asked_max != usize::MAX {
+            self.asked.insert(id);
+        }
+    }
+
     fn hand_over(&mut self, descriptor: rpc_capnp::cap_descriptor::Reader<'_>) -> Option<u32> {
         use rpc_capnp::cap_descriptor::Which;
         match descriptor.which() {
@@ -547,9 +553,11 @@ impl Ledger {
             Ok(Which::Call(Ok(call))) => {
                 let params = call.get_params().map_err(malformed)?;
                 self.hand_over_all(params.get_cap_table().map_err(malformed)?);
-                self.asked += 1;
+                self.ask(call.get_question_id(), limits);
             }
-            Ok(Which::Bootstrap(_)) => self.asked += 1,
+            Ok(Which::Bootstrap(Ok(bootstrap))) => {
+                self.ask(bootstrap.get_question_id(), limits);
+            }
             Ok(Which::Resolve(Ok(resolve))) => {
                 if let Ok(rpc_capnp::resolve::Which::Cap(Ok(cap))) = resolve.which() {
                     self.hand_over(cap);
@@ -563,7 +571,7 @@ impl Ledger {
                 limits.exports_max
             ));
         }
-        if self.asked > limits.asked_max {
+        if self.asked.len() > limits.asked_max {
             return Err(format!(
                 "over {} calls, wanted still or not, that are not answered",
                 limits.asked_max
@@ -804,7 +812,7 @@ impl Incoming {
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
-                books.asked = books.asked.saturating_sub(1);
+                books.asked.remove(&answer.get_answer_id());
                 if let Ok(return_::Which::Results(payload)) = answer.which() {
                     let table = payload.and_then(|payload| payload.get_cap_table());
                     caps(table.map_err(malformed)?.len())?;
@@ -1197,6 +1205,8 @@ mod tests {
         };
         for id in 0..100 {
             call(id);
+            answered(id).unwrap();
+            // An answer that comes twice makes no room for two.
             answered(id).unwrap();
         }
         (0..3).for_each(call);

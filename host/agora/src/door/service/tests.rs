@@ -23,7 +23,7 @@ fn play(test: impl Future<Output = ()>) {
         .enable_all()
         .build();
     let local = tokio::task::LocalSet::new();
-    let test = tokio::time::timeout(PATIENCE, test);
+    let test = async { tokio::time::timeout(PATIENCE, test).await };
     let ended = local.block_on(&runtime.expect("a thread can have a runtime"), test);
     ended.expect("it hangs");
 }
@@ -573,7 +573,7 @@ fn a_service_that_takes_nothing_is_given_no_more_and_then_hung_up_on() {
         );
         assert!(calls.len() < 12, "{}", calls.len());
         for call in calls {
-            assert_told(call.await, Kind::Failed, "within 300ms");
+            assert_told(call.await, Kind::Failed, "300ms");
         }
         until("it is hung up on", || place.connections() == 0).await;
     });
