@@ -18,7 +18,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const JOURNEYS_MAX: usize = 3;
 
 /// Every component that a journey uses.
-const COMPONENTS: [&str; 15] = [
+const COMPONENTS: [&str; 18] = [
+    "deputy",
+    "hoarder",
+    "launderer",
     "weaver",
     "courier",
     "acker",
