@@ -11,6 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -103,6 +104,8 @@ struct Pair {
     queues: [Mutex<Queue>; 2],
     limits: Limits,
     breach: Mutex<Option<String>>,
+    /// Capabilities handed over and not released, by the end that handed them: as `queues`.
+    handed_over: [AtomicUsize; 2],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -123,6 +126,7 @@ pub fn pair(limits: Limits) -> (End, End) {
         queues: Default::default(),
         limits,
         breach: Mutex::new(None),
+        handed_over: Default::default(),
     });
     let first = End {
         pair: pair.clone(),
@@ -301,6 +305,15 @@ impl End {
     /// How many bytes the other end has not taken.
     pub fn waiting(&self) -> usize {
         self.outgoing().bytes
+    }
+
+    /// How many capabilities of this end the other one holds.
+    pub fn handed_over(&self) -> usize {
+        self.pair.handed_over[1 - self.inward].load(Ordering::Relaxed)
+    }
+
+    fn set_handed_over(&self, count: usize) {
+        self.pair.handed_over[1 - self.inward].store(count, Ordering::Relaxed);
     }
 
     /// Waits until the other end has taken all but so many frames and bytes. Any number may wait.
@@ -651,7 +664,9 @@ impl capnp_rpc::Connection<Party> for Connection {
                     return Err(error);
                 }
             };
-            if let Err(reason) = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits) {
+            let weighed = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits);
+            end.set_handed_over(books.borrow().exports.len());
+            if let Err(reason) = weighed {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
@@ -686,7 +701,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
         let message = self.message.get_root_as_reader().map_err(malformed);
         let counted = message.and_then(|message| {
             let mut books = self.books.borrow_mut();
-            books.send(message, &self.end.pair.limits)
+            let counted = books.send(message, &self.end.pair.limits);
+            self.end.set_handed_over(books.exports.len());
+            counted
         });
         if let Err(reason) = counted {
             self.end.breach(reason);

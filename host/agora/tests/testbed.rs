@@ -1,8 +1,14 @@
 //! The test bed's agents meet the real host: what they say counts, and what stops a component stops them.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that fails should say so at once"
+)]
+
 use std::time::Duration;
 
 use agora::boot::host::Host;
+use agora::door::control::Grantable;
 use agora::persona::agent::Phase;
 use agora::persona::instance::End;
 use agora::testbed::{Gone, Native, Plan, Puppet, all_of, under};

@@ -64,6 +64,7 @@ impl Relay {
     ) -> Result<Response<any_pointer::Owned>, Error> {
         let results = response.get()?;
         let size = results.target_size()?;
+        self.flight.route().fits(|| Ok(size.word_count))?;
         if size.cap_count == 0 {
             return Ok(response);
         }

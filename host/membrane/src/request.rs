@@ -42,13 +42,14 @@ impl Request {
     fn plan(&mut self) -> Result<(Route, Rc<dyn ClientHook>), Error> {
         let (route, callee) = Route::through(&self.wrapped)?;
         let callee = route.admit(callee, self.interface_id, self.method_id)?;
+        route.fits(|| self.params.words())?;
         route.inward(&mut self.params.caps);
         Ok((route, callee))
     }
 
     fn try_send(mut self) -> Result<RemotePromise<any_pointer::Owned>, Error> {
         let (route, callee) = self.plan()?;
-        if is_local(&*callee) {
+        if is_local(&*callee) || route.exchanges() {
             return Ok(self.call(route, &*callee).remote_promise());
         }
         let request = relay::request(&*callee, self.interface_id, self.method_id, &self.params)?;

@@ -5,6 +5,7 @@
 //! results on the way out, in one pass, however many membranes are nested.
 //! Failure: the first wall that refuses, or has been revoked, answers for all.
 
+use crate::error;
 use crate::policy::{CallInfo, Expiry, Verdict};
 use crate::wall::{Wall, broken};
 use crate::wrapper::Wrapped;
@@ -115,6 +116,28 @@ impl Route {
     /// The call has ended.
     pub(crate) fn end(&self) {
         drop(self.expiry.take());
+    }
+
+    /// Whether what comes with the answer may have to be exchanged. A promise for it that a connection gives may never tell that it
+    /// has settled, so what is pipelined waits for the answer itself.
+    pub(crate) fn exchanges(&self) -> bool {
+        self.crossings().any(|wrapped| wrapped.wall().exchanges())
+    }
+
+    /// Refuses a message that is too large for one of the walls it crosses. Measures only if there is a bound.
+    pub(crate) fn fits(&self, words: impl FnOnce() -> Result<u64, Error>) -> Result<(), Error> {
+        let bounds = self.crossings().map(|wrapped| wrapped.wall().words_max());
+        let bound = bounds.min().unwrap_or(u64::MAX);
+        if bound == u64::MAX {
+            return Ok(());
+        }
+        let words = words()?;
+        match words <= bound {
+            true => Ok(()),
+            false => Err(error::denied(&format!(
+                "a message of {words} words is over the bound of {bound}"
+            ))),
+        }
     }
 
     /// Every wrapper on the way, crossed or not.

@@ -86,6 +86,17 @@ pub enum GrantSpec {
     Service(ServiceName),
 }
 
+impl GrantSpec {
+    /// What the agent finds it under.
+    fn name(&self) -> &str {
+        match self {
+            Self::Channel(name, _) => name.as_str(),
+            Self::Timer => "timer",
+            Self::Service(name) => name.as_str(),
+        }
+    }
+}
+
 /// Something wrong in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -457,7 +468,16 @@ impl<'a> Reader<'a> {
                 (GrantSpec::Service(a), GrantSpec::Service(b)) => a == b,
                 _ => false,
             };
-            if grants[..i].iter().any(twin) {
+            let before = &grants[..i];
+            if before
+                .iter()
+                .any(|other| !twin(other) && other.name() == grant.name())
+            {
+                let name = grant.name();
+                let text = format!("{place}: two of its grants would be called '{name}'");
+                self.fault(span.clone(), text);
+            }
+            if before.iter().any(twin) {
                 let what = match grant {
                     GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
                     GrantSpec::Timer => "the timer".into(),

@@ -173,11 +173,6 @@ impl Shared {
         starts
     }
 
-    /// Its wire, as long as it runs.
-    pub fn wire(&self) -> Option<wire::End> {
-        lock(&self.end).clone()
-    }
-
     /// Its subscriptions, by channel.
     pub fn subscriptions(&self) -> Subscriptions<'_> {
         Subscriptions {
@@ -350,6 +345,7 @@ async fn run_once(
         control.clone(),
         agent.shared.clone(),
         thread.clone(),
+        host.clone(),
         persona,
     );
     *slot.borrow_mut() = Some(door.clone());

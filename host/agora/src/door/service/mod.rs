@@ -48,6 +48,11 @@ impl Services {
         self.specs.contains_key(name)
     }
 
+    /// What the manifest declares.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.specs.keys().map(ServiceName::as_str)
+    }
+
     /// Whether a service has been asked for something that it has not answered.
     pub fn is_busy(&self) -> bool {
         self.calls.load(Ordering::SeqCst) > 0
@@ -137,6 +142,10 @@ impl Drop for Under {
 }
 
 impl Policy for Bounds {
+    fn words_max(&self) -> u64 {
+        limits::MESSAGE_WORDS_MAX
+    }
+
     fn check(&self, call: &CallInfo) -> Verdict {
         let name = &self.spec.name;
         let (count, what) = match call.callee {
