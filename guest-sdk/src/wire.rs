@@ -2,13 +2,14 @@
 //!
 //! In: messages of a vat's RPC system, and frames from the other end. Out: the same, the other way.
 //! Promise: frames keep their order; every queue is bounded; a closed end wakes whoever waits on it.
-//! Failure: whatever passes a bound closes the wire and leaves the reason in [`End::breach`].
+//! Failure: whatever passes a bound closes the wire and leaves the reason in [`End::breach`]. Whoever breaks the protocol is told so, and
+//! the RPC system that was told it ends.
 //!
 //! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
 //! cross threads; the [`Network`] made from it is not.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use capnp::Error;
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use capnp_rpc::rpc_capnp;
+use futures::channel::oneshot;
 
 /// The largest frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -35,7 +37,10 @@ pub struct Limits {
     pub queue_frames_max: usize,
     /// Calls the other end may have begun and not finished with.
     pub questions_max: usize,
-    /// Bytes of such calls that are not answered yet: what they brought is kept until they end.
+    /// Calls the other end may have finished with that were not answered and never will be: the RPC system keeps a little of each for as
+    /// long as the wire lasts, and so does the caller's.
+    pub cancelled_max: usize,
+    /// Bytes of calls that are begun and not answered yet: what they brought is kept until they end.
     pub unanswered_bytes_max: usize,
     /// Calls that may wait for each other in one chain, each made on what the one before is to answer: they are polled, and dropped,
     /// inside each other.
@@ -55,6 +60,7 @@ impl Limits {
         queue_bytes_max: 16 << 20,
         queue_frames_max: 16 * 1024,
         questions_max: 4096,
+        cancelled_max: 1 << 17,
         unanswered_bytes_max: 16 << 20,
         depth_max: 32,
         links_max: 32,
@@ -66,6 +72,7 @@ impl Limits {
         queue_bytes_max: 64 << 20,
         queue_frames_max: 64 * 1024,
         questions_max: usize::MAX,
+        cancelled_max: usize::MAX,
         unanswered_bytes_max: usize::MAX,
         depth_max: u32::MAX,
         links_max: usize::MAX,
@@ -315,6 +322,8 @@ struct Ledger {
     /// The calls that it has begun and not finished with, by id. By id, so that neither a finish that crosses its answer nor one that
     /// is sent twice makes room for more.
     questions: HashMap<u32, Question>,
+    /// Those that it finished with before they were answered.
+    cancelled: HashSet<u32>,
     unanswered: Rc<Unanswered>,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
@@ -408,12 +417,21 @@ impl Ledger {
         Ok(())
     }
 
-    fn finish(&mut self, id: u32, release: bool) {
-        let question = self.questions.remove(&id);
-        if let Some(question) = question.filter(|_| release) {
+    fn finish(&mut self, id: u32, release: bool, limits: &Limits) -> Result<(), String> {
+        let Some(question) = self.questions.remove(&id) else {
+            return Ok(());
+        };
+        if question.burden.is_some() {
+            self.cancelled.insert(id);
+        }
+        if release {
             for export in question.exports {
                 self.release(export, 1);
             }
+        }
+        match self.cancelled.len() > limits.cancelled_max {
+            true => Err(format!("over {} calls cancelled", limits.cancelled_max)),
+            false => Ok(()),
         }
     }
 
@@ -474,6 +492,7 @@ impl Ledger {
                     _ => Vec::new(),
                 };
                 let id = answer.get_answer_id();
+                self.cancelled.remove(&id);
                 if answer.get_no_finish_needed() {
                     self.questions.remove(&id);
                 } else if let Some(question) = self.questions.get_mut(&id) {
@@ -504,25 +523,104 @@ impl Ledger {
 
 type Books = Rc<RefCell<Ledger>>;
 
+/// What the other end makes this one hold, each below its bound in [`Limits`] for as long as the wire is open.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    pub questions: usize,
+    pub cancelled: usize,
+    pub unanswered_bytes: usize,
+    pub links: usize,
+    pub exports: usize,
+    pub queue_frames: usize,
+    pub queue_bytes: usize,
+}
+
+impl Held {
+    /// The first of them that is over its bound.
+    #[doc(hidden)]
+    pub fn excess(&self, limits: &Limits) -> Option<&'static str> {
+        let bounds = [
+            ("questions", self.questions, limits.questions_max),
+            ("cancelled", self.cancelled, limits.cancelled_max),
+            ("bytes", self.unanswered_bytes, limits.unanswered_bytes_max),
+            ("links", self.links, limits.links_max),
+            ("exports", self.exports, limits.exports_max),
+            ("frames", self.queue_frames, 2 * limits.queue_frames_max),
+            ("queued", self.queue_bytes, 2 * limits.queue_bytes_max),
+        ];
+        let over = bounds.into_iter().find(|(_, held, bound)| held > bound);
+        over.map(|(name, ..)| name)
+    }
+}
+
+/// Tells what a network holds, after the RPC system has taken it.
+#[doc(hidden)]
+pub struct Watch {
+    end: End,
+    books: Books,
+}
+
+impl Watch {
+    /// What it holds now.
+    #[doc(hidden)]
+    pub fn held(&self) -> Held {
+        let books = self.books.borrow();
+        let mut held = Held {
+            questions: books.questions.len(),
+            cancelled: books.cancelled.len(),
+            unanswered_bytes: books.unanswered.bytes.get(),
+            links: books.unanswered.links.get(),
+            exports: books.exports.len(),
+            ..Held::default()
+        };
+        for queue in &self.end.pair.queues {
+            let queue = lock(queue);
+            held.queue_frames += queue.frames.len();
+            held.queue_bytes += queue.bytes;
+        }
+        held
+    }
+}
+
 /// The RPC system's view of one end.
 pub struct Network {
     connection: Option<Connection>,
     end: End,
     books: Books,
+    over: Over,
+    shut: Option<oneshot::Receiver<()>>,
 }
+
+/// Told when the RPC system has given a connection up.
+type Over = Rc<Cell<Option<oneshot::Sender<()>>>>;
 
 impl Network {
     /// Frames of this end as a two-party network.
     pub fn new(end: End) -> Self {
         let books = Books::default();
+        let (over, shut) = oneshot::channel();
+        let over = Rc::new(Cell::new(Some(over)));
         let connection = Connection {
             end: end.clone(),
             books: books.clone(),
+            over: over.clone(),
         };
         Self {
             connection: Some(connection),
             end,
             books,
+            over,
+            shut: Some(shut),
+        }
+    }
+
+    /// Tells what it holds, for tests.
+    #[doc(hidden)]
+    pub fn watch(&self) -> Watch {
+        Watch {
+            end: self.end.clone(),
+            books: self.books.clone(),
         }
     }
 }
@@ -534,6 +632,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
             Box::new(Connection {
                 end: self.end.clone(),
                 books: self.books.clone(),
+                over: self.over.clone(),
             }) as Box<dyn capnp_rpc::Connection<Party>>
         })
     }
@@ -545,14 +644,22 @@ impl capnp_rpc::VatNetwork<Party> for Network {
         }
     }
 
+    /// The RPC system goes on without a connection, for ever, unless it is told here that there will be none.
     fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
-        Promise::from_future(futures::future::pending())
+        let shut = self.shut.take();
+        Promise::from_future(async move {
+            if let Some(shut) = shut {
+                let _ = shut.await;
+            }
+            Ok(())
+        })
     }
 }
 
 struct Connection {
     end: End,
     books: Books,
+    over: Over,
 }
 
 impl capnp_rpc::Connection<Party> for Connection {
@@ -595,8 +702,17 @@ impl capnp_rpc::Connection<Party> for Connection {
         })
     }
 
-    fn shutdown(&mut self, _result: capnp::Result<()>) -> Promise<(), Error> {
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), Error> {
         // What was sent stays to be taken: the other end may still be reading an abort.
+        if let Err(error) = result
+            && error.kind != capnp::ErrorKind::Disconnected
+        {
+            let reason = format!("its vat broke the protocol: {error}");
+            lock(&self.end.pair.breach).get_or_insert(reason);
+        }
+        if let Some(over) = self.over.take() {
+            let _ = over.send(());
+        }
         Promise::ok(())
     }
 }
@@ -725,7 +841,8 @@ impl Incoming {
             }
             Ok(Which::Finish(finish)) => {
                 let finish = finish.map_err(malformed)?;
-                books.finish(finish.get_question_id(), finish.get_release_result_caps());
+                let release = finish.get_release_result_caps();
+                books.finish(finish.get_question_id(), release, limits)?;
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
@@ -1047,6 +1164,35 @@ mod tests {
     }
 
     #[test]
+    fn calls_cancelled_before_their_answer_are_counted() {
+        let limits = Limits {
+            cancelled_max: 2,
+            ..Limits::HOST
+        };
+        let call = |id| frame(|m| m.init_call().set_question_id(id));
+        let (here, _there) = pair(limits);
+        let books = Books::default();
+        for id in 0..100 {
+            // Answered in time, or answered all the same since another call waits for it.
+            weigh(&books, &limits, call(id)).unwrap();
+            if id % 2 == 0 {
+                answer(&books, &here, id, &[]);
+            }
+            weigh(&books, &limits, finish(id, true)).unwrap();
+            answer(&books, &here, id, &[]);
+            here.outgoing().frames.clear();
+        }
+        assert!(books.borrow().cancelled.is_empty());
+        for id in 0..3 {
+            weigh(&books, &limits, call(id)).unwrap();
+            let finished = weigh(&books, &limits, finish(id, true));
+            assert_eq!(finished.is_ok(), id < 2, "{id}");
+            // A second finish is nothing new.
+            assert!(weigh(&books, &limits, finish(0, true)).is_ok());
+        }
+    }
+
+    #[test]
     fn an_answer_that_needs_no_finish_frees_its_question() {
         let (here, _there) = pair(Limits::HOST);
         let books = Books::default();
@@ -1069,6 +1215,29 @@ mod tests {
         }
         let books = books.borrow();
         assert_eq!(books.questions.keys().collect::<Vec<_>>(), [&8]);
+    }
+
+    #[test]
+    fn an_rpc_system_ends_with_its_connection() {
+        let garbled = frame(|m| m.init_return().set_answer_id(77));
+        for (frame, why) in [(Some(garbled), Some("protocol")), (None, None)] {
+            let (here, there) = pair(Limits::HOST);
+            let network = Box::new(Network::new(here.clone()));
+            let mut system = capnp_rpc::RpcSystem::new(network, None);
+            assert!((&mut system).now_or_never().is_none());
+            match frame {
+                Some(frame) => there.send(frame).unwrap(),
+                None => there.close(),
+            }
+            let ended = futures::executor::block_on(system);
+            assert!(ended.is_ok(), "{ended:?}");
+            match why {
+                Some(why) => assert!(here.breached().unwrap().contains(why)),
+                None => assert_eq!(here.breached(), None),
+            }
+            // The abort is there to be read.
+            assert_eq!(there.take_batch().len(), usize::from(why.is_some()));
+        }
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! nothing but the sandbox is missing. It ends as a component does: by a kill, by a bound, or by itself.
 //! Failure: what a puppet can't do any more, since its life is over, answers [`Gone`].
 
+pub mod ground;
+pub mod hostile;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
