@@ -49,7 +49,7 @@ pub struct Info {
 }
 
 impl Channel {
-    /// A facet received by any other way than a graft, as from a call of one's own.
+    /// A facet received by any other way than a graft, under a name of one's own; [`adopt`](Channel::adopt) asks for its name.
     pub fn from_client(name: &str, client: channel::Client) -> Self {
         Self {
             name: name.into(),
@@ -57,7 +57,18 @@ impl Channel {
         }
     }
 
-    /// The capability itself, for passing on in a call of one's own.
+    /// A facet that another agent passed in a call or an answer: lent, so what is said through it is said by this agent. Asks the host
+    /// which channel it is.
+    ///
+    /// # Errors
+    /// Denied when it could not be lent; stale once the lender's facet, graft or life is over.
+    pub async fn adopt(client: channel::Client) -> Result<Self, Error> {
+        let facet = Self::from_client("", client);
+        let name = facet.info().await?.name;
+        Ok(Self::from_client(&name, facet.client))
+    }
+
+    /// The capability itself, for passing on in a call of one's own: to another agent it arrives lent, as that agent's own.
     pub fn client(&self) -> channel::Client {
         self.client.clone()
     }
@@ -220,8 +231,23 @@ impl Channel {
     /// # Errors
     /// Stale; denied without the attenuate right; busy over the bound on live facets.
     pub async fn attenuate(&self, terms: &Terms) -> Result<(Channel, Revoker), Error> {
+        self.narrow(terms, false).await
+    }
+
+    /// A narrower facet to be lent for good: whoever it is passed to has it again in their next graft (see
+    /// [`Graft::lent`](crate::Graft::lent)), in later epochs too, for as long as this agent's own grant stands. The facet and its
+    /// revoker themselves go with this graft; later the operator can take the grant back.
+    ///
+    /// # Errors
+    /// As [`attenuate`](Channel::attenuate).
+    pub async fn attenuate_lasting(&self, terms: &Terms) -> Result<(Channel, Revoker), Error> {
+        self.narrow(terms, true).await
+    }
+
+    async fn narrow(&self, terms: &Terms, lasting: bool) -> Result<(Channel, Revoker), Error> {
         let mut request = self.client.attenuate_request();
         terms.write(request.get().init_terms());
+        request.get().set_lasting(lasting);
         let response = request.send().promise.await?;
         let results = response.get()?;
         let facet = Channel::from_client(&self.name, results.get_channel()?);

@@ -29,7 +29,19 @@ pub struct Graft {
     epoch: u64,
     persona: String,
     grants: BTreeMap<String, Granted>,
+    lent: Vec<Lent>,
     session: session::Client,
+}
+
+/// What another agent lent for good, as it is on arrival.
+#[derive(Clone)]
+pub struct Lent {
+    /// The facet; what is said through it is said by this agent.
+    pub channel: Channel,
+    /// Who lent it, as `planner@1a2b3c4d`.
+    pub lender: String,
+    /// Its terms.
+    pub terms: Terms,
 }
 
 #[derive(Clone)]
@@ -48,22 +60,30 @@ impl Graft {
         let response = door.graft_request().send().promise.await?;
         let results = response.get()?;
         let mut grants = BTreeMap::new();
+        let mut lent = Vec::new();
         for grant in results.get_grants()?.iter() {
             let capability: capnp::capability::Client =
                 grant.get_capability().get_as_capability()?;
-            grants.insert(
-                grant.get_name()?.to_str()?.to_owned(),
-                Granted {
-                    interface_id: grant.get_interface_id(),
-                    capability,
-                    terms: Terms::read(grant.get_terms()?)?,
-                },
-            );
+            let name = grant.get_name()?.to_str()?.to_owned();
+            let granted = Granted {
+                interface_id: grant.get_interface_id(),
+                capability,
+                terms: Terms::read(grant.get_terms()?)?,
+            };
+            match grant.get_lent()?.to_str()? {
+                "" => drop(grants.insert(name, granted)),
+                lender => lent.push(Lent {
+                    channel: Channel::from_client(&name, granted.cast()),
+                    lender: lender.to_owned(),
+                    terms: granted.terms,
+                }),
+            }
         }
         Ok(Self {
             epoch: results.get_epoch(),
             persona: results.get_persona()?.to_str()?.to_owned(),
             grants,
+            lent,
             session: results.get_session()?,
         })
     }
@@ -89,6 +109,24 @@ impl Graft {
             .iter()
             .filter(|(_, granted)| granted.interface_id == channel::Client::TYPE_ID)
             .map(|(name, granted)| Channel::from_client(name, granted.cast()))
+    }
+
+    /// What others lent for good. [`channel`](Graft::channel) finds only what the host granted.
+    pub fn lent(&self) -> &[Lent] {
+        &self.lent
+    }
+
+    /// Serves a capability, of any interface, to the agents that were granted this one as a service; in place of what it served before
+    /// in this graft. A channel that they pass in their calls arrives as this agent's own; see [`Channel::adopt`].
+    ///
+    /// # Errors
+    /// Stale.
+    pub async fn serve<C: FromClientHook>(&self, service: C) -> Result<(), Error> {
+        let mut request = self.session.serve_request();
+        let mut to = request.get().init_service();
+        to.set_as_capability(service.into_client_hook());
+        request.send().promise.await?;
+        Ok(())
     }
 
     /// The terms of a grant, as they were on arrival.

@@ -41,7 +41,7 @@ pub mod wire;
 pub use agora_guest_macros::main;
 pub use channel::{Channel, Heard, Revoker, Turn};
 pub use error::{Error, Kind};
-pub use graft::Graft;
+pub use graft::{Graft, Lent};
 pub use message::{Act, Draft, Message, MessageId, Outcome, Receipt, Refusal, Refused, Terms};
 pub use timer::Timer;
 

@@ -52,6 +52,8 @@ pub struct Limits {
     pub exports_max: usize,
     /// Capabilities one message may carry.
     pub caps_per_message_max: usize,
+    /// Calls of this end that the other has not answered, wanted still or not: a call that is given up is remembered until it is answered.
+    pub asked_max: usize,
 }
 
 impl Limits {
@@ -66,6 +68,9 @@ impl Limits {
         links_max: 32,
         exports_max: 8192,
         caps_per_message_max: 64,
+        // An agent asks to be told as often as it likes (a sink is told that a newer one took its place), so this is no more bounded
+        // than anything else that it asks for.
+        asked_max: 16 * 1024,
     };
     /// What an agent puts up with from its host, whom it trusts.
     pub const GUEST: Self = Self {
@@ -78,6 +83,7 @@ impl Limits {
         links_max: usize::MAX,
         exports_max: usize::MAX,
         caps_per_message_max: usize::MAX,
+        asked_max: usize::MAX,
     };
 }
 
@@ -88,11 +94,15 @@ struct Queue {
     closed: bool,
     reader: Option<Waker>,
     drained: Option<Waker>,
+    /// Who waits for it to become shorter.
+    relieved: Vec<Waker>,
 }
 
 impl Queue {
-    fn wake_all(&mut self) -> [Option<Waker>; 2] {
-        [self.reader.take(), self.drained.take()]
+    fn wake_all(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        let two = [self.reader.take(), self.drained.take()];
+        let relieved = std::mem::take(&mut self.relieved);
+        two.into_iter().flatten().chain(relieved)
     }
 }
 
@@ -207,7 +217,7 @@ impl End {
             queue.bytes = 0;
             let wakers = queue.wake_all();
             drop(queue);
-            wakers.into_iter().flatten().for_each(Waker::wake);
+            wakers.for_each(Waker::wake);
         }
     }
 
@@ -229,10 +239,12 @@ impl End {
                 Some(frame) => {
                     queue.bytes -= frame.len();
                     let drained = queue.frames.is_empty().then(|| queue.drained.take());
+                    let relieved = std::mem::take(&mut queue.relieved);
                     drop(queue);
                     if let Some(waker) = drained.flatten() {
                         waker.wake();
                     }
+                    relieved.into_iter().for_each(Waker::wake);
                     Poll::Ready(Some(frame))
                 }
                 None if queue.closed => Poll::Ready(None),
@@ -266,6 +278,10 @@ impl End {
             bytes += frame.len();
             batch.push(frame);
         }
+        // Whoever waits for the queue to be shorter looks only when this has let go of it.
+        let relieved = std::mem::take(&mut queue.relieved);
+        drop(queue);
+        relieved.into_iter().for_each(Waker::wake);
         Ok(batch)
     }
 
@@ -284,7 +300,40 @@ impl End {
             bytes += frame.len();
             batch.push(frame);
         }
+        let relieved = std::mem::take(&mut queue.relieved);
+        drop(queue);
+        relieved.into_iter().for_each(Waker::wake);
         batch
+    }
+
+    /// How many bytes the other end has not taken.
+    pub fn waiting(&self) -> usize {
+        self.outgoing().bytes
+    }
+
+    /// Waits until the other end has taken all but so many frames and bytes. Any number may wait.
+    ///
+    /// # Errors
+    /// The wire is closed.
+    pub async fn relieved(&self, frames: usize, bytes: usize) -> Result<(), Closed> {
+        poll_fn(|cx| {
+            let mut queue = self.outgoing();
+            if queue.closed {
+                return Poll::Ready(Err(Closed));
+            }
+            if queue.frames.len() <= frames && queue.bytes <= bytes {
+                return Poll::Ready(Ok(()));
+            }
+            if !queue
+                .relieved
+                .iter()
+                .any(|known| known.will_wake(cx.waker()))
+            {
+                queue.relieved.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Waits until the other end has taken every frame sent so far.
@@ -327,6 +376,8 @@ struct Ledger {
     unanswered: Rc<Unanswered>,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
+    /// Calls of this end without an answer. A number is enough: an answer to no question ends the connection.
+    asked: usize,
 }
 
 #[derive(Default)]
@@ -503,7 +554,9 @@ impl Ledger {
             Ok(Which::Call(Ok(call))) => {
                 let params = call.get_params().map_err(malformed)?;
                 self.hand_over_all(params.get_cap_table().map_err(malformed)?);
+                self.asked += 1;
             }
+            Ok(Which::Bootstrap(_)) => self.asked += 1,
             Ok(Which::Resolve(Ok(resolve))) => {
                 if let Ok(rpc_capnp::resolve::Which::Cap(Ok(cap))) = resolve.which() {
                     self.hand_over(cap);
@@ -515,6 +568,12 @@ impl Ledger {
             return Err(format!(
                 "over {} capabilities handed over and not released",
                 limits.exports_max
+            ));
+        }
+        if self.asked > limits.asked_max {
+            return Err(format!(
+                "over {} calls, wanted still or not, that are not answered",
+                limits.asked_max
             ));
         }
         Ok(())
@@ -531,6 +590,7 @@ pub struct Held {
     pub cancelled: usize,
     pub unanswered_bytes: usize,
     pub links: usize,
+    pub asked: usize,
     pub exports: usize,
     pub queue_frames: usize,
     pub queue_bytes: usize,
@@ -545,6 +605,7 @@ impl Held {
             ("cancelled", self.cancelled, limits.cancelled_max),
             ("bytes", self.unanswered_bytes, limits.unanswered_bytes_max),
             ("links", self.links, limits.links_max),
+            ("asked", self.asked, limits.asked_max),
             ("exports", self.exports, limits.exports_max),
             ("frames", self.queue_frames, 2 * limits.queue_frames_max),
             ("queued", self.queue_bytes, 2 * limits.queue_bytes_max),
@@ -571,6 +632,7 @@ impl Watch {
             cancelled: books.cancelled.len(),
             unanswered_bytes: books.unanswered.bytes.get(),
             links: books.unanswered.links.get(),
+            asked: books.asked,
             exports: books.exports.len(),
             ..Held::default()
         };
@@ -846,6 +908,7 @@ impl Incoming {
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
+                books.asked = books.asked.saturating_sub(1);
                 if let Ok(return_::Which::Results(payload)) = answer.which() {
                     let table = payload.and_then(|payload| payload.get_cap_table());
                     caps(table.map_err(malformed)?.len())?;
@@ -1190,6 +1253,89 @@ mod tests {
             // A second finish is nothing new.
             assert!(weigh(&books, &limits, finish(0, true)).is_ok());
         }
+    }
+
+    #[test]
+    fn whoever_waits_for_relief_is_woken_by_whatever_shortens_the_queue() {
+        let (here, there) = pair(Limits::HOST);
+        for _ in 0..4 {
+            here.send(vec![0; 100]).unwrap();
+        }
+        assert_eq!(here.waiting(), 400);
+        let waits = |bytes| here.relieved(usize::MAX, bytes);
+        let (mut few, mut none) = (Box::pin(waits(300)), Box::pin(waits(0)));
+        let mut closed = Box::pin(here.relieved(0, usize::MAX));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(
+            few.as_mut().poll(&mut cx).is_pending() && none.as_mut().poll(&mut cx).is_pending()
+        );
+        assert!(there.receive().now_or_never().is_some());
+        assert!(woken.take());
+        assert_eq!(few.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        assert!(
+            none.as_mut().poll(&mut cx).is_pending() && closed.as_mut().poll(&mut cx).is_pending()
+        );
+        assert_eq!(there.take_batch().len(), 3);
+        assert!(woken.take());
+        assert_eq!(none.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        here.close();
+        assert_eq!(closed.as_mut().poll(&mut cx), Poll::Ready(Err(Closed)));
+    }
+
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl Woken {
+        fn take(&self) -> bool {
+            self.0.swap(false, std::sync::atomic::Ordering::SeqCst)
+        }
+    }
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn calls_that_are_not_answered_are_counted_even_when_they_are_given_up() {
+        let limits = Limits {
+            asked_max: 3,
+            ..Limits::HOST
+        };
+        let (here, _there) = pair(limits);
+        let books = Books::default();
+        let send = |fill: &dyn Fn(rpc_capnp::message::Builder<'_>)| {
+            let mut message = Builder::new_default();
+            fill(message.init_root());
+            let outgoing = Outgoing {
+                message,
+                end: here.clone(),
+                books: books.clone(),
+            };
+            let _ = capnp_rpc::OutgoingMessage::send(Box::new(outgoing));
+        };
+        let call = |id: u32| {
+            send(&|m| m.init_call().set_question_id(id));
+            send(&|m| m.init_finish().set_question_id(id));
+        };
+        let answered = |id: u32| {
+            weigh(
+                &books,
+                &limits,
+                frame(|m| m.init_return().set_answer_id(id)),
+            )
+        };
+        for id in 0..100 {
+            call(id);
+            answered(id).unwrap();
+        }
+        (0..3).for_each(call);
+        assert_eq!(here.breached(), None);
+        call(3);
+        assert!(here.breached().unwrap().contains("not answered"));
     }
 
     #[test]

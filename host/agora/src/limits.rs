@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use agora_guest::wire::Limits;
+
 // -- Channels
 
 /// Hops of a channel that names none.
@@ -100,6 +102,63 @@ pub const HOSTCALL_BYTES_MAX: usize = 16 << 20;
 
 /// Lines for the host's own diary that may wait for standard error to take them; at most a few KiB each.
 pub const DIARY_LINES_WAITING_MAX: usize = 1024;
+
+// -- Services
+
+/// Calls in flight between an agent and one that it was introduced to, both directions together; what either got from the other
+/// included.
+pub const INTRODUCTION_CALLS_MAX: usize = 1024;
+/// How long a call waits for the agent it goes to to serve.
+pub const SERVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks meanwhile whether that agent still runs.
+pub const SERVE_AGAIN: Duration = Duration::from_millis(200);
+/// Services of one host.
+pub const SERVICES_MAX: usize = 64;
+/// Connections to services at once: one for each agent that is using one. Each takes a file descriptor of the host's, of which many
+/// systems give a process 1,024.
+pub const SERVICE_CONNECTIONS_MAX: usize = 512;
+/// What the kernel takes for the path of a socket, in bytes.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// How long a call to a service may take, where the manifest doesn't say.
+pub const SERVICE_DEADLINE_DEFAULT: Duration = Duration::from_secs(30);
+/// The longest that a manifest may allow.
+pub const SERVICE_DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// Calls in flight between a service and one agent, in each direction, where the manifest doesn't say.
+pub const SERVICE_CALLS_DEFAULT: usize = 64;
+/// The most that a manifest may allow.
+pub const SERVICE_CALLS_MAX: usize = 1024;
+/// Bytes that may wait for a service to take them before more calls of that agent are refused.
+pub const SERVICE_BYTES_WAITING_MAX: usize = 4 << 20;
+/// Segments of a message from a service.
+pub const SERVICE_SEGMENTS_MAX: usize = 512;
+/// Bytes of an error's text from a service that are handed on; the rest is cut.
+pub const SERVICE_ERROR_BYTES_MAX: usize = 4096;
+/// Frames, and bytes, that may wait for an agent before nothing more is read from its services: far below what ends the agent, so
+/// that a service's flood waits in the service's own socket.
+pub const AGENT_FRAMES_WAITING_MAX: usize = 256;
+/// See `AGENT_FRAMES_WAITING_MAX`.
+pub const AGENT_BYTES_WAITING_MAX: usize = 1 << 20;
+/// What a connection to a service bears; past it the connection ends.
+pub const SERVICE_WIRE: Limits = Limits {
+    queue_bytes_max: 16 << 20,
+    queue_frames_max: 16 * 1024,
+    questions_max: 2048,
+    unanswered_bytes_max: 4 << 20,
+    exports_max: 4096,
+    asked_max: 4096,
+    ..Limits::HOST
+};
+// An agent's flood is refused before it ends the connection, and what it has in flight fits.
+const _: () = assert!(
+    SERVICE_BYTES_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX < SERVICE_WIRE.queue_bytes_max
+        && SERVICE_CALLS_MAX < SERVICE_WIRE.asked_max
+        && SERVICE_CALLS_MAX < SERVICE_WIRE.questions_max
+        && AGENT_BYTES_WAITING_MAX + SERVICE_WIRE.unanswered_bytes_max
+            < Limits::HOST.queue_bytes_max
+        && AGENT_FRAMES_WAITING_MAX + SERVICE_WIRE.questions_max < Limits::HOST.queue_frames_max
+);
+/// How long the end of a connection to a service may take to tell those who wait.
+pub const SERVICE_ENDING_MAX: Duration = Duration::from_secs(1);
 
 // -- Timers
 

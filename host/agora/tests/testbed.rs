@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use agora::boot::host::Host;
+use agora::door::control::Grantable;
 use agora::persona::agent::Phase;
 use agora::persona::instance::End;
 use agora::testbed::{Gone, Native, Plan, Puppet, all_of, under};
@@ -148,7 +149,10 @@ async fn a_revoked_grant_is_missing_from_the_next_graft_until_it_is_granted_anew
     assert!(ended.await.unwrap().is_stale());
     assert!(bed.two.graft().await.unwrap().unwrap().channels.is_empty());
     let ended = bed.two.ended();
-    control.grant("two", "square", Granted::ALL).await.unwrap();
+    control
+        .grant("two", Grantable::Channel("square".into(), Granted::ALL))
+        .await
+        .unwrap();
     assert!(ended.await.unwrap().is_stale());
     assert_eq!(bed.two.graft().await.unwrap().unwrap().channels.len(), 1);
     bed.host.close().await;

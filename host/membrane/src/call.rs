@@ -85,9 +85,14 @@ impl Call {
         let delivered = self.progress.borrow_mut().delivered.take();
         let Some(mut results) = delivered else {
             // The callee has returned but not let go of the results.
-            self.flight.listen(cx.waker());
-            return Poll::Pending;
+            return match self.flight.listen(cx) {
+                Poll::Ready(error) => Poll::Ready(self.settle(Err(error))),
+                Poll::Pending => Poll::Pending,
+            };
         };
+        if let Err(error) = self.flight.route().fits(|| results.words()) {
+            return Poll::Ready(self.settle(Err(error)));
+        }
         self.flight.route().outward(&mut results.caps);
         Poll::Ready(self.settle(Ok(Rc::new(results))))
     }
@@ -151,6 +156,7 @@ impl Recipient for Call {
         }
         let source = so_far.reader()?;
         let words = source.target_size()?.word_count;
+        self.flight.route().fits(|| Ok(words))?;
         let mut early = Message::copy_of(source, words)?;
         self.flight.route().outward(&mut early.caps);
         let early = Rc::new(early);

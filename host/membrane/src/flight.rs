@@ -1,9 +1,9 @@
-//! Something that waits for the other side, and that revocation cuts.
+//! Something that waits for the other side, and that revocation or a policy cuts.
 //!
 //! In: a promise of the other side and the walls it was made across.
 //! Promise: polled by anyone it concerns, it makes progress for all of them; cut, it drops the promise on the spot and
 //! then wakes them; dropped, it leaves no trace at the walls.
-//! Failure: once cut, every poll answers with the stale error of the wall that cut it.
+//! Failure: once cut, every poll answers with the stale error of the wall that cut it, or with the error of the policy that did.
 
 use crate::route::Route;
 use crate::wall::Cut;
@@ -112,6 +112,7 @@ impl<T: 'static> Flight<T> {
                 wrapped.wall().call_ended();
             }
         }
+        self.route.end();
     }
 
     /// Nothing of the other side is left to cut.
@@ -126,7 +127,7 @@ impl<T: 'static> Flight<T> {
         }
     }
 
-    /// The stale error, if it has been cut.
+    /// The error it was cut with, if it was.
     pub(crate) fn stale(&self) -> Option<&Error> {
         self.stale.get()
     }
@@ -167,15 +168,36 @@ impl<T: 'static> Flight<T> {
                 // Somebody joined during the poll: poll once more, for both.
                 cx.waker().wake_by_ref();
             }
+            let expired = match &shared {
+                Some(waker) => self.expire(&mut Context::from_waker(waker)),
+                None => self.expire(cx),
+            };
+            if let Some(error) = expired {
+                return Poll::Ready(Err(error));
+            }
         } else {
             *self.work.borrow_mut() = Work::Over;
         }
         outcome
     }
 
-    /// Has `waker` woken by whatever happens next.
-    pub(crate) fn listen(&self, waker: &Waker) {
-        self.bell.borrow_mut().admit(waker);
+    /// Cuts it, if it is to wait no longer; then says with which error.
+    fn expire(&self, cx: &mut Context<'_>) -> Option<Error> {
+        let error = self.route.expired(cx)?;
+        self.cut(&error);
+        // Polling may have revoked a wall, and then that was first.
+        self.stale.get().cloned()
+    }
+
+    /// What it waited for has come, and more is to come: has whoever polls woken by that. Ready only with an error: it is to wait no
+    /// longer.
+    pub(crate) fn listen(&self, cx: &mut Context<'_>) -> Poll<Error> {
+        let shared = self.bell.borrow_mut().admit(cx.waker());
+        let expired = match &shared {
+            Some(waker) => self.expire(&mut Context::from_waker(waker)),
+            None => self.expire(cx),
+        };
+        expired.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Lets everyone who has polled poll again.

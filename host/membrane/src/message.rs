@@ -53,6 +53,11 @@ impl Message {
         Ok(root)
     }
 
+    /// How many words a copy of it takes.
+    pub(crate) fn words(&self) -> capnp::Result<u64> {
+        Ok(self.reader()?.target_size()?.word_count)
+    }
+
     /// The bytes, to tell whether somebody wrote between two looks.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.body.get_segments_for_output().concat()

@@ -5,6 +5,8 @@
 //! Failure: a denied call answers the policy's own error; a policy that panics takes the caller's task with it.
 
 use capnp::private::capability::ClientHook;
+use std::future::Future;
+use std::pin::Pin;
 
 /// Which side of the membrane the callee lives on.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -50,10 +52,22 @@ impl CallInfo {
     }
 }
 
+/// When, and with which error, a call that was let across is cut.
+pub type Expiry = Pin<Box<dyn Future<Output = capnp::Error>>>;
+
 /// What a policy says of a call.
 pub enum Verdict {
     /// Let it cross.
     Allow,
+    /// Let it cross, and cut it with the error that this completes with, if it completes before the call has its answer.
+    ///
+    /// Cutting does to the one call what revocation does to all: its promise is dropped at the callee, and the caller,
+    /// with whatever is pipelined on the answer, gets the error. Over a connection, what was pipelined on it earlier is cut by
+    /// its own verdict.
+    ///
+    /// It is polled with the call, on whatever executor polls that, and dropped when the call ends, however it ends: so
+    /// it may as well count the calls under way.
+    AllowUntil(Expiry),
     /// Answer it with this error; the callee never hears of it.
     Deny(capnp::Error),
     /// Let it cross, to this capability instead of the one it was made on.
@@ -74,6 +88,14 @@ pub enum Verdict {
 pub trait Policy: 'static {
     /// Says what becomes of `call`. It may revoke the membrane; the call then fails as stale whatever it returns.
     fn check(&self, call: &CallInfo) -> Verdict;
+
+    /// The most words that params or results may take, either way; a larger call fails as denied. Asked once, when the membrane is made.
+    ///
+    /// What matters is what a message takes when it is copied: a received one may be larger then than it was on its way,
+    /// since its pointers may overlap. So a stranger can't make the other side's connection carry more than it can.
+    fn words_max(&self) -> u64 {
+        u64::MAX
+    }
 
     /// Whether [`exchange`](Policy::exchange) is to be asked. Asked once, when the membrane is made.
     ///

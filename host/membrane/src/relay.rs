@@ -64,6 +64,7 @@ impl Relay {
     ) -> Result<Response<any_pointer::Owned>, Error> {
         let results = response.get()?;
         let size = results.target_size()?;
+        self.flight.route().fits(|| Ok(size.word_count))?;
         if size.cap_count == 0 {
             return Ok(response);
         }
@@ -98,6 +99,10 @@ impl Future for Responding {
         if outcome.is_ready() {
             // It stays registered for its pipeline's sake.
             self.0.flight.uncount();
+        }
+        if self.0.flight.stale().is_some() {
+            // Else the callee would be kept at it by what may still be pipelined.
+            drop(self.0.pipeline.take());
         }
         outcome.map(|response| self.0.receive(response?))
     }

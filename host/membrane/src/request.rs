@@ -42,6 +42,7 @@ impl Request {
     fn plan(&mut self) -> Result<(Route, Rc<dyn ClientHook>), Error> {
         let (route, callee) = Route::through(&self.wrapped)?;
         let callee = route.admit(callee, self.interface_id, self.method_id)?;
+        route.fits(|| self.params.words())?;
         route.inward(&mut self.params.caps);
         Ok((route, callee))
     }

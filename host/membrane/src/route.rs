@@ -5,14 +5,17 @@
 //! results on the way out, in one pass, however many membranes are nested.
 //! Failure: the first wall that refuses, or has been revoked, answers for all.
 
-use crate::policy::{CallInfo, Verdict};
+use crate::error;
+use crate::policy::{CallInfo, Expiry, Verdict};
 use crate::wall::{Wall, broken};
 use crate::wrapper::Wrapped;
 use capnp::Error;
 use capnp::private::capability::ClientHook;
 use capnp::private::layout::CapTable;
+use futures::future::{Either, select};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 /// The wrappers passed through, each at its wall, from the caller's to the callee's.
 pub(crate) struct Route {
@@ -21,6 +24,8 @@ pub(crate) struct Route {
     further: Vec<Rc<Wrapped>>,
     /// How many of them the call crosses: fewer than all, if a policy redirects it.
     crossed: Cell<usize>,
+    /// What cuts the call before its answer.
+    expiry: Cell<Option<Expiry>>,
 }
 
 impl Route {
@@ -30,6 +35,7 @@ impl Route {
             first: None,
             further: Vec::new(),
             crossed: Cell::new(0),
+            expiry: Cell::default(),
         }
     }
 
@@ -39,6 +45,7 @@ impl Route {
             first: Some(wrapped.clone()),
             further: Vec::new(),
             crossed: Cell::new(1),
+            expiry: Cell::default(),
         }
     }
 
@@ -66,6 +73,7 @@ impl Route {
             let call = CallInfo::new(wrapped.callee(), interface_id, method_id);
             match wrapped.wall().policy()?.check(&call) {
                 Verdict::Allow => {}
+                Verdict::AllowUntil(expiry) => self.expire_by(expiry),
                 Verdict::Deny(error) => return Err(self.stale().unwrap_or(error)),
                 Verdict::Redirect(hook) => {
                     callee = Rc::from(hook);
@@ -78,6 +86,51 @@ impl Route {
         match self.stale() {
             Some(error) => Err(error),
             None => Ok(callee),
+        }
+    }
+
+    fn expire_by(&self, expiry: Expiry) {
+        let sooner: Expiry = match self.expiry.take() {
+            None => expiry,
+            Some(other) => Box::pin(async move {
+                match select(other, expiry).await {
+                    Either::Left((error, _)) | Either::Right((error, _)) => error,
+                }
+            }),
+        };
+        self.expiry.set(Some(sooner));
+    }
+
+    /// Whether the call is to be cut before its answer, and with which error.
+    pub(crate) fn expired(&self, cx: &mut Context<'_>) -> Option<Error> {
+        let mut expiry = self.expiry.take()?;
+        match expiry.as_mut().poll(cx) {
+            Poll::Ready(error) => Some(error),
+            Poll::Pending => {
+                self.expiry.set(Some(expiry));
+                None
+            }
+        }
+    }
+
+    /// The call has ended.
+    pub(crate) fn end(&self) {
+        drop(self.expiry.take());
+    }
+
+    /// Refuses a message that is too large for one of the walls it crosses. Measures only if there is a bound.
+    pub(crate) fn fits(&self, words: impl FnOnce() -> Result<u64, Error>) -> Result<(), Error> {
+        let bounds = self.crossings().map(|wrapped| wrapped.wall().words_max());
+        let bound = bounds.min().unwrap_or(u64::MAX);
+        if bound == u64::MAX {
+            return Ok(());
+        }
+        let words = words()?;
+        match words <= bound {
+            true => Ok(()),
+            false => Err(error::denied(&format!(
+                "a message of {words} words is over the bound of {bound}"
+            ))),
         }
     }
 

@@ -92,6 +92,7 @@ impl Served {
         let callee = route.admit(callee, interface_id, method_id)?;
         let source = params.get()?;
         let size = source.target_size()?;
+        route.fits(|| Ok(size.word_count))?;
         let params = if size.cap_count == 0 {
             params
         } else {
@@ -126,10 +127,7 @@ impl Served {
         let delivered = self.progress.borrow_mut().delivered.take();
         match delivered {
             Some(results) => Poll::Ready(self.copy_out(results)),
-            None => {
-                self.flight.listen(cx.waker());
-                Poll::Pending
-            }
+            None => self.flight.listen(cx).map(Err),
         }
     }
 
@@ -148,7 +146,9 @@ impl Served {
                 "results that hold capabilities were changed after set_pipeline()".into(),
             )),
             _ => {
-                self.flight.route().outward(&mut results.caps);
+                let route = self.flight.route();
+                route.fits(|| results.words())?;
+                route.outward(&mut results.caps);
                 outer.get()?.set_as(results.reader()?)
             }
         }
@@ -183,6 +183,7 @@ impl Recipient for Served {
         };
         let source = so_far.reader()?;
         let size = source.target_size()?;
+        self.flight.route().fits(|| Ok(size.word_count))?;
         let mut copy = Message::copy_of(source, size.word_count)?;
         self.flight.route().outward(&mut copy.caps);
         outer.get()?.set_as(copy.reader()?)?;

@@ -40,6 +40,7 @@ pub(crate) trait Cut {
 pub(crate) struct Wall {
     policy: RefCell<Option<Rc<dyn Policy>>>,
     exchanges: bool,
+    words_max: u64,
     stale: OnceCell<Error>,
     known: RefCell<HashMap<Identity, usize, BuildHasherDefault<AddressHasher>>>,
     wrappers: RefCell<Berths<Weak<Wrapped>>>,
@@ -51,6 +52,7 @@ impl Wall {
     pub(crate) fn new(policy: Rc<dyn Policy>) -> Rc<Wall> {
         Rc::new(Wall {
             exchanges: policy.exchanges(),
+            words_max: policy.words_max(),
             policy: RefCell::new(Some(policy)),
             stale: OnceCell::new(),
             known: RefCell::default(),
@@ -64,6 +66,10 @@ impl Wall {
     /// client.
     pub(crate) fn brand(&self) -> usize {
         std::ptr::from_ref(self).addr()
+    }
+
+    pub(crate) fn words_max(&self) -> u64 {
+        self.words_max
     }
 
     pub(crate) fn stale(&self) -> Option<&Error> {

@@ -43,13 +43,14 @@ fn reading() -> Terms {
     }
 }
 
-/// A facet for reading reads, and does not speak, nor hand on what it may do.
+/// A facet for reading reads, and does not speak; what is made of it may do no more.
 async fn read_only(channel: &Channel) -> Result<bool, Error> {
     let (facet, revoker) = channel.attenuate(&reading()).await?;
     let reads = facet.history(1, 1).await.is_ok();
     let terms = facet.info().await?.terms;
     let speaks = has_spoken(facet.say(Draft::inform("lodger: must not count")).await);
-    let hands_on = facet.attenuate(&Terms::all()).await.is_ok();
+    let (below, _) = facet.attenuate(&Terms::all()).await?;
+    let hands_on = below.info().await?.terms != terms;
     revoker.revoke("tried").await?;
     Ok(reads && terms.read && !terms.write && !speaks && !hands_on)
 }

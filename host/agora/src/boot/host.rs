@@ -299,10 +299,14 @@ async fn propose_agent(
         let (object, terms) = match grant {
             GrantSpec::Channel(channel, terms) => (Object::Channel(channel.clone()), **terms),
             GrantSpec::Timer => (Object::Timer, agora_realm::Terms::ALL),
+            GrantSpec::Service(service) => {
+                (Object::Service(service.clone()), agora_realm::Terms::ALL)
+            }
         };
         let what = match &object {
             Object::Channel(channel) => format!("channel '{channel}'"),
-            _ => "the timer".to_owned(),
+            Object::Service(service) => format!("service '{service}'"),
+            Object::Timer => "the timer".to_owned(),
         };
         let decided = known
             .as_ref()
@@ -321,7 +325,7 @@ async fn propose_agent(
         let standing = control
             .grants_for(&id)
             .into_iter()
-            .find(|granted| granted.object == object);
+            .find(|granted| granted.object == object && granted.lent_by.is_none());
         match standing {
             Some(standing) if standing.terms != terms => notices.push(format!(
                 "agent '{name}': {what}: the log has other terms than the manifest proposes, and the log decides (agora revoke, then agora grant)"

@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use agora_realm::{Act, ActSet, ChannelName, PersonaName, Rate, Rights, Terms};
+use agora_realm::{Act, ActSet, ChannelName, PersonaName, Rate, Rights, ServiceName, Terms};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -19,6 +21,8 @@ use crate::limits;
 pub struct Manifest {
     /// The channels, by name.
     pub channels: BTreeMap<ChannelName, ChannelSpec>,
+    /// The services, by name.
+    pub services: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The agents, by name.
     pub agents: BTreeMap<PersonaName, AgentSpec>,
 }
@@ -32,6 +36,19 @@ pub struct ChannelSpec {
     pub reactions: u32,
     /// Whether messages outlive a fence.
     pub carry: bool,
+}
+
+/// An outside process that serves agents, and what they may ask of it at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its name.
+    pub name: ServiceName,
+    /// The unix socket it listens at, resolved.
+    pub socket: PathBuf,
+    /// How long one call may take.
+    pub deadline: Duration,
+    /// Calls in flight between it and one agent, in each direction.
+    pub calls: usize,
 }
 
 /// How one agent runs and what it is granted.
@@ -65,6 +82,8 @@ pub enum GrantSpec {
     Channel(ChannelName, Box<Terms>),
     /// The timer.
     Timer,
+    /// What another agent serves.
+    Service(ServiceName),
 }
 
 /// Something wrong in a manifest.
@@ -122,6 +141,7 @@ impl Manifest {
             text,
             folder,
             faults: Vec::new(),
+            introduced: Vec::new(),
         };
         let manifest = reader.manifest();
         let mut faults = reader.faults;
@@ -137,6 +157,8 @@ struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
     faults: Vec<Fault>,
+    /// The services that were granted: where, to whom, and which.
+    introduced: Vec<(Range<usize>, String, String)>,
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
@@ -162,7 +184,7 @@ impl<'a> Reader<'a> {
             return manifest;
         }
         let table = table.into_inner();
-        self.keys(&table, "", &["channels", "agents"]);
+        self.keys(&table, "", &["channels", "services", "agents"]);
         let channels = table.get("channels");
         if let Some(entries) = channels.and_then(|value| self.table(value, "channels")) {
             for (key, value) in entries.iter() {
@@ -174,6 +196,41 @@ impl<'a> Reader<'a> {
             }
         }
         let agents = table.get("agents");
+        let services = table.get("services");
+        if let Some(entries) = services.and_then(|value| self.table(value, "services")) {
+            let most = limits::SERVICES_MAX;
+            if let Some((key, _)) = entries.iter().nth(most) {
+                let text = format!("{} services; a host has at most {most}", entries.len());
+                self.fault(key.span(), text);
+            }
+            let agents = agents.and_then(|value| value.get_ref().as_table());
+            for (key, value) in entries.iter() {
+                // A grant names its object by name alone, and so does what an agent finds in its graft.
+                let name = key.get_ref().as_ref();
+                let taken = match name {
+                    "timer" => Some("the timer's"),
+                    _ if manifest.channels.keys().any(|known| known.as_str() == name) => {
+                        Some("a channel's")
+                    }
+                    _ if agents.is_some_and(|agents| agents.contains_key(name)) => {
+                        Some("an agent's")
+                    }
+                    _ => None,
+                };
+                if let Some(whose) = taken {
+                    let text = format!("services: '{name}' is {whose} name; choose another");
+                    self.fault(key.span(), text);
+                }
+                match ServiceName::new(name) {
+                    Ok(name) => {
+                        if let Some(spec) = self.service(name.clone(), key.span(), value) {
+                            manifest.services.insert(name, Arc::new(spec));
+                        }
+                    }
+                    Err(error) => self.fault(key.span(), format!("services: {error}")),
+                }
+            }
+        }
         if let Some(entries) = agents.and_then(|value| self.table(value, "agents")) {
             let most = limits::AGENTS_MAX as usize;
             if let Some((key, _)) = entries.iter().nth(most) {
@@ -192,6 +249,27 @@ impl<'a> Reader<'a> {
                     (Ok(_), None) => {}
                     (Err(error), _) => self.fault(key.span(), format!("agents: {error}")),
                 }
+            }
+        }
+        let names = |table: Option<&'_ Value<'a>>| {
+            let keys = table.and_then(|value| value.get_ref().as_table());
+            let keys = keys.into_iter().flat_map(DeTable::keys);
+            keys.map(|key| key.get_ref().to_string())
+                .collect::<Vec<_>>()
+        };
+        let serving = names(agents);
+        for (span, agent, service) in std::mem::take(&mut self.introduced) {
+            if service == agent {
+                self.fault(
+                    span,
+                    format!("agent '{agent}': grant: it can't be its own service"),
+                );
+            } else if !serving.contains(&service) {
+                let text = unknown("service", &service, serving.iter().map(String::as_str));
+                self.fault(
+                    span,
+                    format!("agent '{agent}': grant: {text} (a service is another agent)"),
+                );
             }
         }
         manifest
@@ -245,6 +323,75 @@ impl<'a> Reader<'a> {
         spec
     }
 
+    fn service(
+        &mut self,
+        name: ServiceName,
+        span: Range<usize>,
+        value: &Value<'a>,
+    ) -> Option<ServiceSpec> {
+        let place = format!("service '{name}'");
+        let table = self.table(value, &place)?;
+        self.keys(table, &place, &["socket", "deadline", "calls"]);
+        let deadline = match table.get("deadline") {
+            Some(value) => self.deadline(value, &format!("{place}: deadline")),
+            None => limits::SERVICE_DEADLINE_DEFAULT,
+        };
+        let calls = match table.get("calls") {
+            Some(value) => {
+                let place = format!("{place}: calls");
+                let calls = self.number(value, &place, limits::SERVICE_CALLS_MAX as u64);
+                if calls == 0
+                    && value
+                        .get_ref()
+                        .as_integer()
+                        .is_some_and(|n| n.as_str() == "0")
+                {
+                    self.fault(value.span(), format!("{place}: with 0 it serves nobody"));
+                }
+                calls as usize
+            }
+            None => limits::SERVICE_CALLS_DEFAULT,
+        };
+        let Some(value) = table.get("socket") else {
+            let text = format!("{place}: no socket (add socket = \"{name}.sock\")");
+            self.fault(span, text);
+            return None;
+        };
+        let socket = self
+            .folder
+            .join(self.string(value, &format!("{place}: socket"))?);
+        let bytes = socket.as_os_str().len();
+        if bytes > limits::SOCKET_PATH_BYTES_MAX {
+            let most = limits::SOCKET_PATH_BYTES_MAX;
+            let text = format!(
+                "{place}: socket: {} has {bytes} bytes; a socket's path has at most {most}",
+                socket.display()
+            );
+            self.fault(value.span(), text);
+        }
+        Some(ServiceSpec {
+            name,
+            socket,
+            deadline,
+            calls,
+        })
+    }
+
+    fn deadline(&mut self, value: &Value<'a>, place: &str) -> Duration {
+        let most = limits::SERVICE_DEADLINE_MAX;
+        let Some(text) = self.string(value, place) else {
+            return most;
+        };
+        let wrong = match parse_duration_ms(text) {
+            Ok(0) => "0 leaves no time for an answer".to_owned(),
+            Ok(ms) if Duration::from_millis(ms) <= most => return Duration::from_millis(ms),
+            Ok(_) => format!("at most {} min", most.as_secs() / 60),
+            Err(error) => error,
+        };
+        self.fault(value.span(), format!("{place}: {wrong}"));
+        most
+    }
+
     fn agent(
         &mut self,
         name: &str,
@@ -294,7 +441,7 @@ impl<'a> Reader<'a> {
             match list.get_ref().as_array() {
                 Some(items) => {
                     for item in items.iter() {
-                        grants.extend(self.grant(&place, item, channels));
+                        grants.extend(self.grant(name, item, channels));
                     }
                 }
                 None => self.fault(
@@ -307,12 +454,14 @@ impl<'a> Reader<'a> {
             let twin = |other: &GrantSpec| match (grant, other) {
                 (GrantSpec::Channel(a, _), GrantSpec::Channel(b, _)) => a == b,
                 (GrantSpec::Timer, GrantSpec::Timer) => true,
+                (GrantSpec::Service(a), GrantSpec::Service(b)) => a == b,
                 _ => false,
             };
             if grants[..i].iter().any(twin) {
                 let what = match grant {
                     GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
                     GrantSpec::Timer => "the timer".into(),
+                    GrantSpec::Service(service) => format!("service '{service}'"),
                 };
                 self.fault(span.clone(), format!("{place}: {what} is granted twice"));
             }
@@ -332,7 +481,7 @@ impl<'a> Reader<'a> {
         value: &Value<'a>,
         channels: &BTreeMap<ChannelName, ChannelSpec>,
     ) -> Option<GrantSpec> {
-        let place = format!("{agent}: grant");
+        let place = format!("agent '{agent}': grant");
         let table = self.table(value, &place)?;
         if let Some(timer) = table.get("timer") {
             self.keys(table, &place, &["timer"]);
@@ -340,12 +489,25 @@ impl<'a> Reader<'a> {
                 .boolean(timer, &format!("{place}: timer"))
                 .then_some(GrantSpec::Timer);
         }
+        if let Some(service) = table.get("service") {
+            self.keys(table, &place, &["service"]);
+            let name = self.string(service, &format!("{place}: service"))?;
+            self.introduced
+                .push((service.span(), agent.to_owned(), name.to_owned()));
+            return match ServiceName::new(name) {
+                Ok(name) => Some(GrantSpec::Service(name)),
+                Err(error) => {
+                    self.fault(service.span(), format!("{place}: service: {error}"));
+                    None
+                }
+            };
+        }
         self.keys(
             table,
             &place,
             &[
-                "channel", "timer", "rights", "acts", "hops", "bytes", "count", "rate", "until",
-                "history",
+                "channel", "timer", "service", "rights", "acts", "hops", "bytes", "count", "rate",
+                "until", "history",
             ],
         );
         let mut terms = Terms {
@@ -400,7 +562,7 @@ impl<'a> Reader<'a> {
         let Some(channel) = table.get("channel") else {
             self.fault(
                 value.span(),
-                format!("{place} names nothing (add channel = \"...\" or timer = true)"),
+                format!("{place} names nothing (add channel = \"...\", service = \"...\" or timer = true)"),
             );
             return None;
         };
@@ -712,6 +874,79 @@ mod tests {
         assert!(Manifest::parse(&agents(limits::AGENTS_MAX), folder).is_ok());
         let found = faults(&agents(limits::AGENTS_MAX + 1));
         assert!(found[0].text.contains("at most"), "{found:?}");
+    }
+
+    #[test]
+    fn a_service_has_a_socket_beside_the_manifest_a_deadline_and_a_bound() {
+        let text = "[services.folder]\nsocket = 'run/folder.sock'\ndeadline = '500ms'\ncalls = 2\n\
+                    [services.model]\nsocket = '/run/model'\n";
+        let manifest = Manifest::parse(text, Path::new("/image")).expect("it is right");
+        let [folder, model] = &manifest.services.values().collect::<Vec<_>>()[..] else {
+            panic!("{:?}", manifest.services);
+        };
+        assert_eq!(folder.socket, Path::new("/image/run/folder.sock"));
+        assert_eq!(folder.deadline, Duration::from_millis(500));
+        assert_eq!(folder.calls, 2);
+        assert_eq!(model.socket, Path::new("/run/model"));
+        assert_eq!(model.deadline, limits::SERVICE_DEADLINE_DEFAULT);
+        assert_eq!(model.calls, limits::SERVICE_CALLS_DEFAULT);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_service_is_told_with_its_line() {
+        for (text, line, told) in [
+            (
+                "[services.a]\nsocket = 's'\ndeadlin = '1s'\n",
+                3,
+                "'deadline'",
+            ),
+            ("[services.a]\ncalls = 1\n", 1, "socket"),
+            (
+                "[services.a]\nsocket = 's'\ndeadline = '0s'\n",
+                3,
+                "no time",
+            ),
+            (
+                "[services.a]\nsocket = 's'\ndeadline = '2d'\n",
+                3,
+                "at most",
+            ),
+            (
+                "[services.a]\nsocket = 's'\ndeadline = '3 sec'\n",
+                3,
+                "unit",
+            ),
+            ("[services.a]\nsocket = 's'\ncalls = 0\n", 3, "nobody"),
+            (
+                "[services.a]\nsocket = 's'\ncalls = 100000\n",
+                3,
+                "whole number",
+            ),
+            ("[services.'A b']\nsocket = 's'\n", 1, "not a name"),
+            ("[services.timer]\nsocket = 's'\n", 1, "the timer's"),
+            (
+                "[services.a]\nsocket = 's'\n[channels.a]\n",
+                1,
+                "a channel's",
+            ),
+            (
+                "[services.a]\nsocket = 's'\n[agents.a]\ncomponent = 'a.wasm'\n",
+                1,
+                "an agent's",
+            ),
+            ("[service.a]\nsocket = 's'\n", 1, "'services'"),
+        ] {
+            let found = faults(text);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert_eq!(found[0].line, line, "{found:?}");
+            assert!(found[0].text.contains(told), "{found:?}");
+        }
+        let long = format!("[services.a]\nsocket = '{}'\n", "s".repeat(200));
+        assert!(faults(&long)[0].text.contains("at most 107"));
+        let many: String = (0..=limits::SERVICES_MAX)
+            .map(|i| format!("[services.a{i}]\nsocket = 's{i}'\n"))
+            .collect();
+        assert!(faults(&many)[0].text.contains("at most"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! One facet of a channel: what a permitted call does.
 //!
-//! In: calls that crossed the holder's wall. Out: answers, deliveries, narrower facets.
-//! Promise: what the facet's grant does not allow is refused, with the reason. A facet that is cut fails from that moment.
+//! In: calls that crossed the holder's wall. Out: answers, deliveries, narrower facets, and facets for those it is lent to.
+//! Promise: what the facet's grant does not allow is refused, with the reason. A facet that is cut fails from that moment, its calls in
+//! flight with it, and its listener is told; so do all that were made from it, whoever holds them. Nobody but its holder speaks through it.
 //! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
 
 use std::cell::{Cell, RefCell};
@@ -10,14 +11,16 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
-use agora_membrane::{CallInfo, Membrane, Policy, Verdict, error};
+use agora_membrane::error;
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
     Terms,
 };
 use bytes::Bytes;
 use capnp::Error;
+use capnp::private::capability::ClientHook;
 
+use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
 use crate::delivery::subscription::{Progress, Subscription};
@@ -33,8 +36,10 @@ pub struct Holder {
     pub persona: PersonaId,
     /// The epoch they are of.
     pub epoch: Epoch,
-    /// By the brand and address of the capability handed out: which facet it is.
-    facets: RefCell<HashMap<(usize, usize), Weak<Facet>>>,
+    /// Those of the whole thread.
+    facets: Rc<Facets>,
+    /// Cut with the graft; every facet of it hangs below.
+    leash: Leash,
     /// What `ps` and the watch for quiet are shown.
     shared: Arc<Shared>,
     /// By channel: what ends the deliveries when it is dropped.
@@ -45,6 +50,46 @@ pub struct Holder {
     subscriptions_live: Rc<Cell<usize>>,
     /// Tells this graft from others.
     token: u64,
+}
+
+/// The facets alive on one vat thread, by the brand and address of the capability: which facet it is.
+#[derive(Default)]
+pub struct Facets(RefCell<HashMap<(usize, usize), Weak<Facet>>>);
+
+impl Facets {
+    fn know(&self, facet: &Rc<Facet>) -> channel::Client {
+        let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
+        let mut facets = self.0.borrow_mut();
+        if facets.len() == facets.capacity() {
+            facets.retain(|_, facet| facet.strong_count() > 0);
+        }
+        facets.insert(identity(&*client.client.hook), Rc::downgrade(facet));
+        client
+    }
+
+    /// Which facet this capability is, if it is one. A promise is none yet.
+    pub fn find(&self, capability: &dyn ClientHook) -> Option<Rc<Facet>> {
+        let facets = self.0.borrow();
+        facets.get(&identity(capability)).and_then(Weak::upgrade)
+    }
+
+    /// Cuts those whose grants have been cut meanwhile.
+    pub fn cut_revoked(&self, reason: &str) {
+        let facets: Vec<_> = {
+            let facets = self.0.borrow();
+            facets.values().filter_map(Weak::upgrade).collect()
+        };
+        for facet in facets {
+            if facet.holder.control.is_cut(&facet.grant) {
+                facet.leash.cut(reason);
+            }
+        }
+    }
+}
+
+/// What tells one capability from another.
+fn identity(capability: &dyn ClientHook) -> (usize, usize) {
+    (capability.get_brand(), capability.get_ptr())
 }
 
 struct Listening {
@@ -83,6 +128,7 @@ impl Holder {
     pub fn new(
         control: Arc<Control>,
         shared: Arc<Shared>,
+        facets: Rc<Facets>,
         persona: PersonaId,
         epoch: Epoch,
     ) -> Rc<Self> {
@@ -91,7 +137,8 @@ impl Holder {
             control,
             persona,
             epoch,
-            facets: RefCell::default(),
+            facets,
+            leash: Leash::default(),
             listening: RefCell::default(),
             facets_live: Rc::default(),
             subscriptions_live: Rc::default(),
@@ -102,25 +149,13 @@ impl Holder {
 
     /// A facet for a grant, as a capability of the inside.
     pub fn facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> channel::Client {
-        let facet = Rc::new(Facet {
-            holder: self.clone(),
-            channel,
-            grant,
-            _place: None,
-        });
-        let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
-        self.know(&client, &facet);
-        client
+        let facet = Facet::new(self, channel, grant, self.leash.below());
+        self.facets.know(&Rc::new(facet))
     }
 
-    fn know(&self, client: &channel::Client, facet: &Rc<Facet>) {
-        let mut facets = self.facets.borrow_mut();
-        facets.retain(|_, facet| facet.strong_count() > 0);
-        facets.insert(identity(client), Rc::downgrade(facet));
-    }
-
-    /// Ends all deliveries.
-    pub fn end(&self) {
+    /// Ends all deliveries, and cuts what was lent.
+    pub fn end(&self, reason: &str) {
+        self.leash.cut(reason);
         let listening = std::mem::take(&mut *self.listening.borrow_mut());
         drop(listening);
         self.shared.subscriptions().clear();
@@ -132,7 +167,27 @@ pub struct Facet {
     holder: Rc<Holder>,
     channel: ChannelName,
     grant: GrantId,
-    _place: Option<Place>,
+    leash: Leash,
+    /// What is lent of it is lent for good.
+    lasting: bool,
+    /// By the graft that borrowed it: what it was lent as.
+    loans: RefCell<HashMap<u64, Weak<Facet>>>,
+    /// Held while one is being lent, so that the same is not lent twice.
+    lending: tokio::sync::Mutex<()>,
+    /// What it was made from; that goes on as long as this does.
+    _above: Option<Rc<Facet>>,
+    /// Of a facet made by attenuating.
+    place: Option<Place>,
+}
+
+impl Drop for Facet {
+    fn drop(&mut self) {
+        if self.place.is_some() && !self.lasting {
+            // Nobody can reach it any more, nor what was lent of it.
+            let (control, epoch) = (&self.holder.control, self.holder.epoch);
+            control.let_go(self.grant, epoch);
+        }
+    }
 }
 
 /// One of the things that a graft may hold so many of.
@@ -167,6 +222,99 @@ fn refused(refusal: Refusal) -> Error {
 }
 
 impl Facet {
+    fn new(holder: &Rc<Holder>, channel: ChannelName, grant: GrantId, leash: Leash) -> Self {
+        Self {
+            holder: holder.clone(),
+            channel,
+            grant,
+            leash,
+            lasting: false,
+            loans: RefCell::default(),
+            lending: tokio::sync::Mutex::default(),
+            _above: None,
+            place: None,
+        }
+    }
+
+    /// Who holds it.
+    pub fn holder(&self) -> &Rc<Holder> {
+        &self.holder
+    }
+
+    /// What arrives when its holder passes it to another: the other's own facet, once the grant stands.
+    pub fn lent_to(self: Rc<Self>, to: Rc<Holder>) -> channel::Client {
+        capnp_rpc::new_future_client(async move {
+            let leash = self.leash.clone();
+            leash.hold(self.lend(&to)).await
+        })
+    }
+
+    async fn lend(self: Rc<Self>, to: &Rc<Holder>) -> Result<channel::Client, Error> {
+        let _one = self.lending.lock().await;
+        let standing = self.loans.borrow().get(&to.token).and_then(Weak::upgrade);
+        if let Some(standing) = standing {
+            return Ok(capnp_rpc::new_client_from_rc(standing));
+        }
+        let control = &self.holder.control;
+        // Lent before, to an earlier graft of the same agent.
+        let known = control
+            .record()
+            .state()
+            .lent(&self.grant, &to.persona, self.lasting);
+        let grant = match known {
+            Some(grant) if !control.is_cut(&grant) => grant,
+            _ => {
+                let lent = self.granted(&to.persona, Terms::ALL, self.lasting);
+                lent.await.map_err(|error| {
+                    error::denied(&format!(
+                        "'{}' could not be lent by {}: {}",
+                        self.channel,
+                        self.holder.persona,
+                        error::reason(&error)
+                    ))
+                })?
+            }
+        };
+        let mut facet = Self::new(to, self.channel.clone(), grant, self.leash.below());
+        facet._above = Some(self.clone());
+        let facet = Rc::new(facet);
+        let mut loans = self.loans.borrow_mut();
+        loans.retain(|_, loan| loan.strong_count() > 0);
+        loans.insert(to.token, Rc::downgrade(&facet));
+        Ok(to.facets.know(&facet))
+    }
+
+    /// A grant under this one, on the record.
+    async fn granted(&self, to: &PersonaId, terms: Terms, lasting: bool) -> Result<GrantId, Error> {
+        let control = &self.holder.control;
+        let body = GrantBody {
+            persona: to.clone(),
+            object: Object::Channel(self.channel.clone()),
+            terms,
+            parent: Some(self.grant),
+            lasting,
+        };
+        self.terms()?;
+        let admitted = control
+            .record()
+            .state()
+            .admit_grant(&control.host_id(), &body);
+        match admitted {
+            Ok(_) => {}
+            Err(Refusal::NoRight) => {
+                return Err(error::denied(&format!(
+                    "'{}': the grant lacks the right to attenuate and to lend",
+                    self.channel
+                )));
+            }
+            Err(refusal) => return Err(refused(refusal)),
+        }
+        control
+            .issue(body, self.holder.epoch)
+            .await
+            .map_err(|error| error::busy(&error))
+    }
+
     /// The terms in force, while the grant stands.
     fn terms(&self) -> Result<(Terms, Ordinal), Error> {
         if self.holder.control.is_cut(&self.grant) {
@@ -176,6 +324,7 @@ impl Facet {
         let state = record.state();
         let grant = state
             .grant(&self.grant)
+            .filter(|grant| !state.is_suspended(grant))
             .ok_or_else(|| refused(Refusal::Revoked))?;
         if crate::now_ms() > grant.effective.until_ms {
             return Err(refused(Refusal::Expired));
@@ -250,6 +399,54 @@ fn speak_error(error: &SpeakError) -> Error {
 impl channel::Server for Facet {
     async fn info(
         self: Rc<Self>,
+        params: channel::InfoParams,
+        results: channel::InfoResults,
+    ) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.info_held(params, results)).await
+    }
+
+    async fn speak(
+        self: Rc<Self>,
+        params: channel::SpeakParams,
+        results: channel::SpeakResults,
+    ) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.speak_held(params, results)).await
+    }
+
+    async fn subscribe(
+        self: Rc<Self>,
+        params: channel::SubscribeParams,
+        results: channel::SubscribeResults,
+    ) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.subscribe_held(params, results)).await
+    }
+
+    async fn history(
+        self: Rc<Self>,
+        params: channel::HistoryParams,
+        results: channel::HistoryResults,
+    ) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.history_held(params, results)).await
+    }
+
+    async fn attenuate(
+        self: Rc<Self>,
+        params: channel::AttenuateParams,
+        results: channel::AttenuateResults,
+    ) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.attenuate_held(params, results)).await
+    }
+}
+
+/// The calls, while the leash holds.
+impl Facet {
+    async fn info_held(
+        self: Rc<Self>,
         _params: channel::InfoParams,
         mut results: channel::InfoResults,
     ) -> Result<(), Error> {
@@ -274,7 +471,7 @@ impl channel::Server for Facet {
         Ok(())
     }
 
-    async fn speak(
+    async fn speak_held(
         self: Rc<Self>,
         params: channel::SpeakParams,
         mut results: channel::SpeakResults,
@@ -363,7 +560,7 @@ impl channel::Server for Facet {
         Ok(())
     }
 
-    async fn subscribe(
+    async fn subscribe_held(
         self: Rc<Self>,
         params: channel::SubscribeParams,
         mut results: channel::SubscribeResults,
@@ -404,9 +601,9 @@ impl channel::Server for Facet {
             progress: progress.clone(),
         };
         let name = format!("{} on {}", self.holder.persona, self.channel);
-        let (own, over) = (sink.clone(), progress.clone());
+        let (own, over, leash) = (sink.clone(), progress.clone(), self.leash.clone());
         let task = tokio::task::spawn_local(async move {
-            let ended = running.run(cursor).await;
+            let ended = leash.hold(running.run(cursor)).await;
             // Nothing more is due from a subscription that has ended.
             over.over();
             if let Err(error) = ended {
@@ -439,7 +636,7 @@ impl channel::Server for Facet {
         Ok(())
     }
 
-    async fn history(
+    async fn history_held(
         self: Rc<Self>,
         params: channel::HistoryParams,
         mut results: channel::HistoryResults,
@@ -471,44 +668,30 @@ impl channel::Server for Facet {
         Ok(())
     }
 
-    async fn attenuate(
+    async fn attenuate_held(
         self: Rc<Self>,
         params: channel::AttenuateParams,
         mut results: channel::AttenuateResults,
     ) -> Result<(), Error> {
         let _busy = self.holder.control.busy();
-        self.needs(Rights::ATTENUATE, "attenuate")?;
         let holder = &self.holder;
         let place = Place::take(&holder.facets_live, limits::FACETS_PER_GRAFT_MAX, "facets")?;
-        let body = GrantBody {
-            persona: holder.persona.clone(),
-            object: Object::Channel(self.channel.clone()),
-            terms: Terms::read(params.get()?.get_terms()?)?,
-            parent: Some(self.grant),
-            lasting: false,
-        };
-        let grant = holder
-            .control
-            .issue(body, holder.epoch)
-            .await
-            .map_err(|error| error::busy(&error))?;
-        let facet = Rc::new(Facet {
-            holder: holder.clone(),
-            channel: self.channel.clone(),
-            grant,
-            _place: Some(place),
-        });
-        // A membrane of its own, so that cutting it rejects its calls in flight and leaves the rest of the graft alone.
-        let (membrane, cut) = Membrane::new(AllowAll);
-        let inside: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
-        let client = membrane.export(inside);
-        holder.know(&client, &facet);
-        results.get().set_channel(client);
+        let params = params.get()?;
+        let (terms, lasting) = (Terms::read(params.get_terms()?)?, params.get_lasting());
+        let grant = self.granted(&holder.persona, terms, lasting).await?;
+        let leash = self.leash.below();
+        let mut facet = Facet::new(holder, self.channel.clone(), grant, leash.clone());
+        facet.lasting = lasting;
+        facet._above = Some(self.clone());
+        facet.place = Some(place);
+        results
+            .get()
+            .set_channel(holder.facets.know(&Rc::new(facet)));
         results.get().set_revoker(capnp_rpc::new_client(Scissors {
             control: holder.control.clone(),
             epoch: holder.epoch,
             grant,
-            cut,
+            leash,
         }));
         Ok(())
     }
@@ -518,24 +701,10 @@ impl Holder {
     /// Which of this graft's facets a capability is, once it is known.
     async fn find(&self, client: channel::Client) -> Result<Rc<Facet>, Error> {
         let resolved: channel::Client = capnp::capability::get_resolved_cap(client).await;
-        let facets = self.facets.borrow();
-        facets
-            .get(&identity(&resolved))
-            .and_then(Weak::upgrade)
+        self.facets
+            .find(&*resolved.client.hook)
+            .filter(|facet| std::ptr::eq(&*facet.holder, self))
             .ok_or_else(|| error::denied("`to` is not a facet of this graft"))
-    }
-}
-
-/// What tells one capability from another.
-fn identity(client: &channel::Client) -> (usize, usize) {
-    (client.client.hook.get_brand(), client.client.hook.get_ptr())
-}
-
-struct AllowAll;
-
-impl Policy for AllowAll {
-    fn check(&self, _call: &CallInfo) -> Verdict {
-        Verdict::Allow
     }
 }
 
@@ -568,7 +737,7 @@ struct Scissors {
     control: Arc<Control>,
     epoch: Epoch,
     grant: GrantId,
-    cut: agora_membrane::Revoker,
+    leash: Leash,
 }
 
 impl revoker::Server for Scissors {
@@ -579,7 +748,7 @@ impl revoker::Server for Scissors {
     ) -> Result<(), Error> {
         let reason = params.get()?.get_reason()?.to_string()?;
         let reason = crate::cut_text(&reason, limits::REASON_BYTES_MAX);
-        self.cut.revoke(&reason);
+        self.leash.cut(&reason);
         self.control
             .revoke_facet(self.grant, self.epoch, reason)
             .await

@@ -1,6 +1,7 @@
 //! What a permitted call does.
 
 pub mod facet;
+pub mod leash;
 pub mod rates;
 pub mod speak;
 pub mod timer;

@@ -212,6 +212,11 @@ fn parse_id(text: &str) -> Result<[u8; 32], String> {
     Ok(id.0)
 }
 
+/// The flags of [`TermsArgs`], which only channels have.
+const TERMS: [&str; 8] = [
+    "rights", "acts", "hops", "bytes", "count", "rate", "until", "history",
+];
+
 #[derive(Args)]
 pub(super) struct TermsArgs {
     /// What the agent may do: read, write, initiate, attenuate.
@@ -277,11 +282,18 @@ impl TermsArgs {
 }
 
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer"])))]
 pub(super) struct GrantArgs {
     /// The agent.
     pub(super) agent: String,
-    /// The channel.
-    pub(super) channel: String,
+    /// A channel.
+    pub(super) channel: Option<String>,
+    /// Not a channel, but what another agent serves.
+    #[arg(long, value_name = "NAME", conflicts_with_all = TERMS)]
+    pub(super) service: Option<String>,
+    /// Not a channel, but the timer.
+    #[arg(long, conflicts_with_all = TERMS)]
+    pub(super) timer: bool,
     #[command(flatten)]
     pub(super) terms: TermsArgs,
     #[command(flatten)]

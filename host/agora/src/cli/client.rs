@@ -130,15 +130,21 @@ pub(super) fn grant(args: &GrantArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let mut request = host.grant_request();
         request.get().set_agent(args.agent.as_str());
-        request.get().set_channel(args.channel.as_str());
-        terms.write(request.get().init_terms());
+        let mut what = "the timer".to_owned();
+        if let Some(channel) = &args.channel {
+            request.get().set_channel(channel.as_str());
+            terms.write(request.get().init_terms());
+            what = format!("'{channel}'");
+        }
+        if let Some(service) = &args.service {
+            request.get().set_service(service.as_str());
+            what = format!("the service of '{service}'");
+        }
+        request.get().set_timer(args.timer);
         let response = request.send().promise.await.map_err(said)?;
         let decided = response.get()?.get_outcome()?;
         let number = decided.get_number();
-        report(
-            decided,
-            &format!("g{number}: {} has '{}'", args.agent, args.channel),
-        )
+        report(decided, &format!("g{number}: {} has {what}", args.agent))
     })
 }
 
@@ -239,9 +245,18 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
                 let object = grant.get_object()?.to_str()?;
                 held.push(object.to_owned());
                 let terms = show::terms(&Terms::read(grant.get_terms()?)?);
+                let lent = match grant.get_lent()?.to_str()? {
+                    "" => String::new(),
+                    lender => format!(", lent by {}", show::escape(lender)),
+                };
+                let lasting = if grant.get_lasting() { ", lasting" } else { "" };
+                let suspended = match grant.get_suspended() {
+                    true => ", suspended: a lender is killed",
+                    false => "",
+                };
                 let under = match grant.get_parent() {
                     0 => String::new(),
-                    parent => format!(" (under g{parent})"),
+                    parent => format!(" (under g{parent}{lent}{lasting}{suspended})"),
                 };
                 let place = match grant.get_latest() {
                     0 => String::new(),

@@ -14,7 +14,7 @@ use agora_log::{Class, LogError};
 use agora_realm::{
     Body, ChannelName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody, KeySubject,
     LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, Refusal, RevokeBody, Revoked,
-    Sealed, SigningKey, Terms,
+    Sealed, ServiceName, SigningKey, Terms,
 };
 use tokio::sync::watch;
 
@@ -40,6 +40,19 @@ pub struct Granted {
     pub object: Object,
     /// Effective.
     pub terms: Terms,
+    /// Who lent it; none: the host granted it.
+    pub lent_by: Option<PersonaId>,
+}
+
+/// What an operator may grant.
+#[derive(Debug, Clone)]
+pub enum Grantable {
+    /// A channel, by its name, under terms.
+    Channel(String, Terms),
+    /// What an agent serves, by its name.
+    Service(String),
+    /// The timer.
+    Timer,
 }
 
 /// The answer to a verb that changes what counts.
@@ -238,24 +251,35 @@ impl Control {
         false
     }
 
-    /// What a persona's next graft holds: for each object its newest grant.
+    /// What a persona's next graft holds: for each object its newest grant, and the newest of what others lent it for good, each.
     pub fn grants_for(&self, persona: &PersonaId) -> Vec<Granted> {
-        let mut newest: BTreeMap<Object, Granted> = BTreeMap::new();
         let live: Vec<_> = {
             let state = self.record.state();
             let of = state.grants_of(persona);
-            of.filter(|(_, grant)| grant.parent.is_none() || grant.lasting)
-                .map(|(id, grant)| Granted {
+            of.filter_map(|(id, grant)| {
+                let lent_by = match grant.parent {
+                    None => None,
+                    Some(parent) if grant.lasting && !state.is_suspended(grant) => {
+                        let lender = &state.grant(&parent)?.persona;
+                        // What it narrowed itself it can narrow again.
+                        (lender != persona).then(|| Some(lender.clone()))?
+                    }
+                    Some(_) => return None,
+                };
+                Some(Granted {
                     id: *id,
                     object: grant.object.clone(),
                     terms: grant.effective,
+                    lent_by,
                 })
-                .collect()
+            })
+            .collect()
         };
+        let mut newest = BTreeMap::new();
         for granted in live {
             if !self.is_cut(&granted.id) {
-                // Oldest first, so that the newest stays.
-                newest.insert(granted.object.clone(), granted);
+                // Oldest first, so that the newest stays; its own before what was lent.
+                newest.insert((granted.object.clone(), granted.lent_by.clone()), granted);
             }
         }
         newest.into_values().collect()
@@ -292,6 +316,26 @@ impl Control {
         let id = GrantId::from(sealed.id());
         self.commit(sealed).await?;
         Ok(id)
+    }
+
+    /// Takes a grant off the books that an agent made and that nobody can reach any more. At the end of an epoch, or of the host, the
+    /// fence does that.
+    pub fn let_go(self: &Arc<Self>, grant: GrantId, epoch: Epoch) {
+        let moot = !self.gate.is_open(epoch)
+            || *self.ending.borrow()
+            || self.record.state().grant(&grant).is_none();
+        if moot {
+            return;
+        }
+        let control = self.clone();
+        let busy = self.busy();
+        self.runtime.spawn(async move {
+            let _busy = busy;
+            let gone = control.revoke_facet(grant, epoch, "nobody holds it".into());
+            if let Err(error) = gone.await {
+                tracing::debug!("a grant that nobody holds stays on the books: {error}");
+            }
+        });
     }
 
     /// Revokes a facet that an agent made. It is cut already; this puts it on the record.
@@ -712,14 +756,20 @@ impl Control {
         });
         agent.shared.stop(phase.clone());
         let worker = self.worker(agent.worker);
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let lent = self.lent_by(&persona);
+        write(&self.cut).extend(&lent);
         let felled = cut_soon(async {
             if let Some(worker) = worker {
                 let name = Some(agent.name.clone());
                 worker.stop(name, true, "this agent was killed").await;
             }
+            if !lent.is_empty() {
+                self.cut_facets("the agent that lent this was killed").await;
+            }
         });
         let body = Body::Revoke(RevokeBody {
-            what: Revoked::Persona(PersonaId::new(self.host_id(), agent.name.clone())),
+            what: Revoked::Persona(persona),
             reason,
             by: by.to_owned(),
         });
@@ -728,6 +778,10 @@ impl Control {
         let (felled, mut decided) = tokio::join!(felled, durable);
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
+        if decided.pending.is_none() {
+            // The state knows now: they are cut, or suspended until the agent is started.
+            write(&self.cut).retain(|id| !lent.contains(id));
+        }
         if decided.void == Some(Refusal::Repeated) {
             decided.void = None;
             decided.note =
@@ -768,21 +822,25 @@ impl Control {
         })
     }
 
-    /// Grants an agent a channel.
+    /// Grants an agent a channel under terms, or what has none.
     ///
     /// # Errors
-    /// There is no such agent or channel, or the log can't take it now.
-    pub async fn grant(
-        self: &Arc<Self>,
-        name: &str,
-        channel: &str,
-        terms: Terms,
-    ) -> Result<Decided, String> {
+    /// There is no such agent, channel or service, or the log can't take it now.
+    pub async fn grant(self: &Arc<Self>, name: &str, what: Grantable) -> Result<Decided, String> {
         let agent = self.agent(name)?;
-        let channel = self.channel_named(channel)?;
+        let (object, terms) = match what {
+            Grantable::Channel(channel, terms) => {
+                (Object::Channel(self.channel_named(&channel)?), terms)
+            }
+            Grantable::Service(service) => (
+                Object::Service(self.service_named(name, &service)?),
+                Terms::ALL,
+            ),
+            Grantable::Timer => (Object::Timer, Terms::ALL),
+        };
         let body = GrantBody {
             persona: PersonaId::new(self.host_id(), agent.name.clone()),
-            object: Object::Channel(channel),
+            object,
             terms,
             parent: None,
             lasting: false,
@@ -803,6 +861,23 @@ impl Control {
             number: number.unwrap_or_default(),
             ..Decided::default()
         })
+    }
+
+    /// The grants that others hold under this persona's.
+    fn lent_by(&self, persona: &PersonaId) -> Vec<GrantId> {
+        let state = self.record.state();
+        let lent = state.grants().filter(|(_, grant)| {
+            let parent = grant.parent.and_then(|parent| state.grant(&parent));
+            parent.is_some_and(|parent| parent.persona == *persona && grant.persona != *persona)
+        });
+        lent.map(|(id, _)| *id).collect()
+    }
+
+    /// Cuts, on every vat thread, the facets whose grants are cut here.
+    async fn cut_facets(&self, reason: &str) {
+        let workers = read(&self.workers).clone();
+        let cuts = workers.iter().map(|worker| worker.cut_facets(reason));
+        futures::future::join_all(cuts).await;
     }
 
     async fn fell_wall(&self, agent: &Agent, reason: &str) {
@@ -844,6 +919,8 @@ impl Control {
                 let told = "a grant was revoked; graft again";
                 self.fell_wall(&agent, told).await;
             }
+            self.cut_facets("the grant that this was lent under was revoked")
+                .await;
         });
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(id),
@@ -857,6 +934,17 @@ impl Control {
         }
         decided.number = number;
         Ok(decided)
+    }
+
+    /// What `agent` may be granted as a service: another agent.
+    fn service_named(&self, agent: &str, service: &str) -> Result<ServiceName, String> {
+        let agents = self.agents();
+        let names = agents.iter().map(|a| a.name.as_str());
+        let others = names.filter(|name| *name != agent);
+        match others.clone().find(|name| *name == service) {
+            Some(name) => ServiceName::new(name).map_err(|error| error.to_string()),
+            None => Err(unknown("service", service, others)),
+        }
     }
 
     /// A channel of the realm.

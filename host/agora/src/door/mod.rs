@@ -3,5 +3,7 @@
 pub mod control;
 pub mod gate;
 pub mod graft;
+pub mod introduction;
 pub mod operator;
+pub mod service;
 pub mod worker;

@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use super::control::{Control, Decided, Said};
+use super::control::{Control, Decided, Grantable, Said};
 use crate::delivery::feed::{Told, tell};
 use crate::delivery::message::write_outcome;
 use crate::limits;
@@ -271,6 +271,13 @@ impl operator::Server for Desk {
                 to.set_used(grant.used);
                 let parent = grant.parent.and_then(|parent| state.grant(&parent));
                 to.set_parent(parent.map_or(0, |parent| parent.number));
+                if let Some(lender) = parent.map(|parent| &parent.persona)
+                    && *lender != persona
+                {
+                    to.set_lent(lender.to_string().as_str());
+                }
+                to.set_lasting(grant.lasting);
+                to.set_suspended(state.is_suspended(grant));
                 match &grant.object {
                     Object::Channel(name) => {
                         to.set_object(name.as_str());
@@ -371,14 +378,24 @@ impl operator::Server for Desk {
         mut results: operator::GrantResults,
     ) -> Result<(), Error> {
         let params = params.get()?;
-        let (agent, channel) = (
-            params.get_agent()?.to_string()?,
+        let agent = params.get_agent()?.to_string()?;
+        let (channel, service) = (
             params.get_channel()?.to_string()?,
+            params.get_service()?.to_string()?,
         );
-        let terms = Terms::read(params.get_terms()?)?;
+        let what = match (channel.as_str(), service.as_str(), params.get_timer()) {
+            ("", "", true) => Grantable::Timer,
+            ("", _, false) if !service.is_empty() => Grantable::Service(service),
+            (_, "", false) => Grantable::Channel(channel, Terms::read(params.get_terms()?)?),
+            _ => {
+                return Err(refuse(
+                    "a grant is of one thing: a channel, a service or the timer".into(),
+                ));
+            }
+        };
         let control = self.control.clone();
         let decided = self
-            .run(async move { control.grant(&agent, &channel, terms).await })
+            .run(async move { control.grant(&agent, what).await })
             .await?
             .map_err(refuse)?;
         write_decided(&decided, results.get().init_outcome());

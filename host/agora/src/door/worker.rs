@@ -14,19 +14,29 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::control::Control;
 use super::graft::Door;
+use super::introduction::Thread;
 use crate::limits;
 use crate::persona::agent::{self, Agent};
 
 /// A stop, for whom it is meant.
 pub struct Stop {
-    /// The agent; none: all of them.
-    pub agent: Option<PersonaName>,
-    /// End it, and don't only fell its wall.
-    pub end: bool,
+    /// What is to be done.
+    what: What,
     /// For the agent and the record.
-    pub reason: String,
+    reason: String,
     /// Told when it is done.
-    pub done: oneshot::Sender<()>,
+    done: oneshot::Sender<()>,
+}
+
+/// What a stop does.
+enum What {
+    /// Fells the wall of this agent, or of all, and ends it besides.
+    Agents {
+        only: Option<PersonaName>,
+        end: bool,
+    },
+    /// Cuts the facets whose grants are cut, whoever holds them.
+    Facets,
 }
 
 /// A start.
@@ -44,7 +54,10 @@ pub struct Worker {
 
 /// What lives on a thread, by agent.
 #[derive(Clone, Default)]
-pub struct Residents(Rc<RefCell<HashMap<PersonaName, Resident>>>);
+struct Residents {
+    agents: Rc<RefCell<HashMap<PersonaName, Resident>>>,
+    thread: Rc<Thread>,
+}
 
 struct Resident {
     life: tokio::task::JoinHandle<()>,
@@ -102,10 +115,18 @@ impl Worker {
 
     /// Stops, and answers when that is done.
     pub async fn stop(&self, agent: Option<PersonaName>, end: bool, reason: &str) {
+        self.act(What::Agents { only: agent, end }, reason).await;
+    }
+
+    /// Cuts the facets whose grants are cut, and answers when that is done.
+    pub async fn cut_facets(&self, reason: &str) {
+        self.act(What::Facets, reason).await;
+    }
+
+    async fn act(&self, what: What, reason: &str) {
         let (done, finished) = oneshot::channel();
         let stop = Stop {
-            agent,
-            end,
+            what,
             reason: reason.to_owned(),
             done,
         };
@@ -122,26 +143,37 @@ impl Residents {
         }
         let door = Rc::new(RefCell::new(None));
         let name = agent.name.clone();
-        let life = tokio::task::spawn_local(agent::live(agent, control.clone(), door.clone()));
+        let life = agent::live(agent, control.clone(), self.thread.clone(), door.clone());
+        let life = tokio::task::spawn_local(life);
         // An earlier life of the same agent is aborted here.
-        self.0.borrow_mut().insert(name, Resident { life, door });
+        self.agents
+            .borrow_mut()
+            .insert(name, Resident { life, door });
     }
 
     async fn stop(&self, stop: Stop) {
+        match stop.what {
+            What::Agents { only, end } => self.stop_agents(only, end, &stop.reason).await,
+            What::Facets => self.thread.facets.cut_revoked(&stop.reason),
+        }
+        let _ = stop.done.send(());
+    }
+
+    async fn stop_agents(&self, only: Option<PersonaName>, end: bool, reason: &str) {
         let meant: Vec<_> = {
-            let residents = self.0.borrow();
+            let residents = self.agents.borrow();
             residents
                 .iter()
-                .filter(|(name, _)| stop.agent.as_ref().is_none_or(|agent| agent == *name))
+                .filter(|(name, _)| only.as_ref().is_none_or(|agent| agent == *name))
                 .map(|(name, resident)| (name.clone(), resident.door.borrow().clone()))
                 .collect()
         };
         for (name, door) in meant {
             if let Some(door) = door {
-                door.fall(&stop.reason);
+                door.fall(reason);
             }
-            if stop.end {
-                let resident = self.0.borrow_mut().remove(&name);
+            if end {
+                let resident = self.agents.borrow_mut().remove(&name);
                 if let Some(mut resident) = resident {
                     resident.life.abort();
                     // Gone, memory and all, before anybody is told so.
@@ -149,6 +181,5 @@ impl Residents {
                 }
             }
         }
-        let _ = stop.done.send(());
     }
 }

@@ -26,6 +26,7 @@ use crate::boot::manifest::{AgentSpec, Restart};
 use crate::delivery::subscription::Progress;
 use crate::door::control::Control;
 use crate::door::graft::Door;
+use crate::door::introduction::Thread;
 use crate::limits;
 
 /// One agent of this host.
@@ -244,14 +245,19 @@ impl Subscriptions<'_> {
 }
 
 /// Lives an agent's life on a vat thread. Dropping the future ends it wherever it is.
-pub async fn live(agent: Arc<Agent>, control: Arc<Control>, door: Rc<RefCell<Option<Rc<Door>>>>) {
+pub async fn live(
+    agent: Arc<Agent>,
+    control: Arc<Control>,
+    thread: Rc<Thread>,
+    door: Rc<RefCell<Option<Rc<Door>>>>,
+) {
     let mut backoff = limits::BACKOFF_MIN;
     let mut incidents = Incidents::default();
     loop {
         agent.shared.set_phase(Phase::Running);
         let began = Instant::now();
         // The host's side of an agent, its RPC system among it, must not take the agent from the books by panicking.
-        let running = AssertUnwindSafe(run_once(&agent, &control, &door));
+        let running = AssertUnwindSafe(run_once(&agent, &control, &thread, &door));
         let end = running.catch_unwind().await.unwrap_or_else(|_| {
             End::Failed("the host's side of it panicked; this is a defect of the host".into())
         });
@@ -328,13 +334,19 @@ impl Drop for Leaving<'_> {
 async fn run_once(
     agent: &Arc<Agent>,
     control: &Arc<Control>,
+    thread: &Rc<Thread>,
     slot: &RefCell<Option<Rc<Door>>>,
 ) -> End {
     let (host, guest) = wire::pair(wire::Limits::HOST);
     let _closer = wire::Closer(host.clone());
     *lock(&agent.shared.end) = Some(host.clone());
     let persona = PersonaId::new(control.host_id(), agent.name.clone());
-    let door = Door::new(control.clone(), agent.shared.clone(), persona);
+    let door = Door::new(
+        control.clone(),
+        agent.shared.clone(),
+        thread.clone(),
+        persona,
+    );
     *slot.borrow_mut() = Some(door.clone());
     let _leaving = Leaving {
         door: slot,

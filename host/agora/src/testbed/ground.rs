@@ -173,10 +173,41 @@ impl Ground {
         report
     }
 
+    /// Lets a guest in that is a function of the guest's end, with a look at what it makes the wire hold. Answers what the function
+    /// answers, once it has.
+    pub fn let_in<R>(&self, guest: impl AsyncFnOnce(&wire::End, &wire::Watch) -> R) -> R {
+        let living = async {
+            let (host, end) = wire::pair(wire::Limits::HOST);
+            let _closer = wire::Closer(host.clone());
+            let door = Door::new(
+                self.control.clone(),
+                Arc::default(),
+                Rc::default(),
+                self.persona.clone(),
+            );
+            let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
+            let network = Box::new(wire::Network::new(host));
+            let watch = network.watch();
+            let system = capnp_rpc::RpcSystem::new(network, Some(bootstrap.client));
+            let vat = tokio::task::spawn_local(system);
+            let answer = guest(&end, &watch).await;
+            door.fall("the agent ended");
+            vat.abort();
+            answer
+        };
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&self.vat, living)
+    }
+
     async fn attack(&self, bytes: &[u8]) -> (Report, isize) {
         let (host, guest) = wire::pair(wire::Limits::HOST);
         let _closer = wire::Closer(host.clone());
-        let door = Door::new(self.control.clone(), Arc::default(), self.persona.clone());
+        let door = Door::new(
+            self.control.clone(),
+            Arc::default(),
+            Rc::default(),
+            self.persona.clone(),
+        );
         let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
         let network = Box::new(wire::Network::new(host.clone()));
         let watch = network.watch();

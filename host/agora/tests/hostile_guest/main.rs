@@ -5,6 +5,7 @@
     reason = "a test that fails should say so at once"
 )]
 
+mod forgetful;
 mod meter;
 
 use agora::testbed::ground::{Ground, Report};

@@ -855,3 +855,60 @@ fn a_wrapper_never_passes_for_what_it_wraps() {
     assert_ne!(outer.get_brand(), inner.get_brand());
     assert!(outer.get_resolved().is_none());
 }
+
+#[test]
+fn what_is_too_large_for_one_of_the_walls_fails_in_either_direction() {
+    struct Narrow(u64);
+    impl Policy for Narrow {
+        fn check(&self, _call: &CallInfo) -> Verdict {
+            Verdict::Allow
+        }
+        fn words_max(&self) -> u64 {
+            self.0
+        }
+    }
+    async fn sent(to: &node::Client, bytes: usize) -> Result<usize, capnp::Error> {
+        let mut request = to.echo_request();
+        request.get().init_payload().set_data(&vec![7; bytes]);
+        let answer = within(request.send().promise).await?;
+        Ok(answer.get()?.get_payload()?.get_data()?.len())
+    }
+    async fn answered(
+        by: &Rc<Node>,
+        to: &node::Client,
+        nodes: usize,
+    ) -> Result<usize, capnp::Error> {
+        let kept = (0..nodes).map(|_| fresh(&Rc::default())).collect();
+        by.kept.replace(kept);
+        by.place.set(Some(Place::List));
+        within(take(to)).await.map(|nodes| nodes.len())
+    }
+    play(async {
+        for topology in TOPOLOGIES {
+            let (inside, naked) = node();
+            let mut connections = Vec::new();
+            let (narrow, _narrow) = Membrane::new(Narrow(64));
+            let (wide, _wide) = Membrane::new(allow);
+            let to_inside = match topology {
+                Topology::Local | Topology::BehindPromise => narrow.export(naked),
+                Topology::Nested => wide.export(narrow.export(naked)),
+                Topology::ServerSide => connect(narrow.export(naked), &mut connections),
+                Topology::ClientSide => narrow.export(connect(naked, &mut connections)),
+                Topology::Proxy => {
+                    let proxied = narrow.export(connect(naked, &mut connections));
+                    connect(proxied, &mut connections)
+                }
+            };
+            assert_eq!(sent(&to_inside, 100).await.unwrap(), 100, "{topology:?}");
+            let refused = sent(&to_inside, 1000).await.unwrap_err();
+            assert_eq!(classify(&refused), Kind::Denied, "{topology:?}");
+            assert!(refused.extra.contains("over the bound of 64"), "{refused}");
+            assert_eq!(answered(&inside, &to_inside, 8).await.unwrap(), 8);
+            let refused = answered(&inside, &to_inside, 200).await.unwrap_err();
+            assert_eq!(classify(&refused), Kind::Denied, "{topology:?}");
+            assert_eq!(ping(&to_inside, 1).await.unwrap(), 2, "{topology:?}");
+            assert_eq!(narrow.calls_in_flight(), 0);
+            connections.iter().for_each(tokio::task::JoinHandle::abort);
+        }
+    });
+}

@@ -8,6 +8,7 @@ mod node_capnp;
 
 mod crossings;
 mod exchange;
+mod expiry;
 mod facts;
 mod node;
 mod walk;
