@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use agora_capnp::membrane_capnp::membrane;
 use agora_guest::wire;
-use agora_realm::{Act, Body, MessageVerdict, Object, PersonaId, PersonaName, Rights, Terms};
+use agora_realm::{
+    Act, Body, MessageVerdict, Object, PersonaId, PersonaName, Rights, ServiceName, Terms,
+};
 use futures::FutureExt;
 use tokio::sync::broadcast;
 
@@ -116,6 +118,8 @@ impl Ground {
                     under("square", square_terms()),
                     under("notices", reads),
                     GrantSpec::Timer,
+                    // What it serves it meets again as a stranger would.
+                    GrantSpec::Service(ServiceName::new("hostile").expect("it is a name")),
                 ],
             );
         let host = pool

@@ -303,7 +303,8 @@ impl<'a> Guest<'a> {
         let mut built = Builder::new(HeapAllocator::new());
         let mut call: call::Builder<'_> = built.init_root::<message::Builder<'_>>().init_call();
         let mut interface = self.target(call.reborrow().init_target());
-        if self.dice.one_in(16) {
+        // What it serves itself may be called by any interface.
+        if interface == 0 || self.dice.one_in(16) {
             interface = match self.dice.one_in(4) {
                 true => self.dice.number(),
                 false => INTERFACES[self.dice.of(INTERFACES.len())],
@@ -409,9 +410,8 @@ impl<'a> Guest<'a> {
                 params.set_ms(self.dice.number());
             }
             (session::Client::TYPE_ID, 1) => {
-                // Whatever it takes, one capability at the first pointer.
-                let mut params = content.init_as::<channel::subscribe_params::Builder<'_>>();
-                params.set_sink(FromClientHook::new(deaf));
+                let params = content.init_as::<session::serve_params::Builder<'_>>();
+                params.init_service().set_as_capability(deaf);
             }
             (revoker::Client::TYPE_ID, 0) => {
                 let mut params = content.init_as::<revoker::revoke_params::Builder<'_>>();
