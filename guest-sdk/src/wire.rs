@@ -10,15 +10,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use capnp::Error;
-use capnp::capability::Promise;
+use capnp::capability::{FromClientHook, Promise};
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use capnp_rpc::rpc_capnp;
+use futures::FutureExt;
 use futures::channel::oneshot;
 
 /// The largest frame, in bytes.
@@ -374,6 +376,8 @@ struct Ledger {
     /// Those that it finished with before they were answered.
     cancelled: HashSet<u32>,
     unanswered: Rc<Unanswered>,
+    /// Nothing more is sent.
+    parting: bool,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
     /// Calls of this end without an answer. A number is enough: an answer to no question ends the connection.
@@ -718,6 +722,49 @@ impl capnp_rpc::VatNetwork<Party> for Network {
     }
 }
 
+/// An RPC system over one wire. Dropping it lets go of everything that either side held of the other; capnp-rpc's own would keep what
+/// refers to its connection and is held by it, in a circle, for ever.
+#[must_use = "a future does nothing unless polled"]
+pub struct Rpc {
+    system: capnp_rpc::RpcSystem<Party>,
+    parting: capnp_rpc::Disconnector<Party>,
+    books: Books,
+}
+
+impl Rpc {
+    /// A vat's side of a wire, and what it offers on it.
+    pub fn new(network: Network, bootstrap: Option<capnp::capability::Client>) -> Self {
+        let books = network.books.clone();
+        let system = capnp_rpc::RpcSystem::new(Box::new(network), bootstrap);
+        Self {
+            parting: system.get_disconnector(),
+            system,
+            books,
+        }
+    }
+
+    /// What the other end offers.
+    pub fn bootstrap<C: FromClientHook>(&mut self) -> C {
+        self.system.bootstrap(Party::There)
+    }
+}
+
+impl Future for Rpc {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.system).poll(cx)
+    }
+}
+
+impl Drop for Rpc {
+    fn drop(&mut self) {
+        // Not even an abort: whoever drops this has said what there was to say, or is gone with all of it.
+        self.books.borrow_mut().parting = true;
+        let _ = (&mut self.parting).now_or_never();
+    }
+}
+
 struct Connection {
     end: End,
     books: Books,
@@ -795,6 +842,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
+        if self.books.borrow().parting {
+            return (Promise::ok(()), Rc::new(self.message));
+        }
         let message = self.message.get_root_as_reader().map_err(malformed);
         let counted = message.and_then(|message| {
             let mut books = self.books.borrow_mut();
@@ -963,7 +1013,6 @@ impl capnp_rpc::IncomingMessage for Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt;
 
     const SMALL: Limits = Limits {
         queue_bytes_max: 64,

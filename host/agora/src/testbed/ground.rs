@@ -37,10 +37,11 @@ const GUESTS_PER_EPOCH: u64 = 256;
 const POLLS_PER_MOVE_MAX: u64 = 256;
 /// Turns after which a host whose guest says nothing more must have come to rest.
 const TURNS_TO_REST: u32 = 256;
-/// Memory that may stay behind a guest, in bytes, beside what it sent: what was said is on its way to the log, and tables keep their size.
-const LEFT_MAX: isize = 128 << 10;
-/// Guests over which what stays behind is added up, and the most that may, in bytes, for each.
-const LEFT_OVER: u64 = 512;
+/// Memory that may stay behind a guest, in bytes, since tables keep their size; and for each entry of its that stands on the record.
+const LEFT_MAX: isize = 1 << 20;
+const LEFT_PER_ENTRY_MAX: isize = 16 << 10;
+/// Guests that put nothing on the record, over whom what stays behind is added up; and the most that may, in bytes, for each.
+const LEFT_OVER: u64 = 64;
 const LEFT_EACH_MAX: isize = 2 << 10;
 /// How long anything may take that another thread has a part in.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,10 +73,11 @@ pub struct Ground {
     control: Arc<Control>,
     news: RefCell<broadcast::Receiver<Arc<Settled>>>,
     persona: PersonaId,
-    /// Live bytes that this thread allocated.
+    /// Live bytes of this process.
     live: fn() -> isize,
     met: Cell<u64>,
-    left: Cell<isize>,
+    /// The guests that put nothing on the record, and what stayed behind them.
+    silent: Cell<(u64, isize)>,
 }
 
 /// What the guest may say on the square.
@@ -90,7 +92,8 @@ fn square_terms() -> Terms {
 }
 
 impl Ground {
-    /// A host on a data folder. `live` tells the bytes that this thread allocated and that are not freed.
+    /// A host on a data folder. `live` tells the bytes that this process allocated and has not freed; nothing else
+    /// may run in it meanwhile.
     pub fn open(data: &Path, live: fn() -> isize) -> Self {
         let pool = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -138,7 +141,7 @@ impl Ground {
             persona,
             live,
             met: Cell::new(0),
-            left: Cell::new(0),
+            silent: Cell::default(),
         }
     }
 
@@ -155,20 +158,24 @@ impl Ground {
             assert_eq!(decided.pending, None, "the log takes a fence");
         }
         let before = (self.live)();
-        let (mut report, bytes_sent) = {
+        let mut report = {
             let local = tokio::task::LocalSet::new();
             local.block_on(&self.vat, self.attack(bytes))
         };
         self.settle();
+        let entries = self.check_record(&mut report);
         let left = (self.live)() - before;
+        let most = LEFT_MAX + LEFT_PER_ENTRY_MAX * entries;
         assert!(
-            left < LEFT_MAX + 4 * bytes_sent,
-            "{left} bytes stay behind a guest that sent {bytes_sent}"
+            left < most,
+            "{left} bytes stay behind a guest with {entries} entries"
         );
-        report.said = self.check_record();
-        self.left.set(self.left.get() + left - bytes_sent);
-        if met.is_multiple_of(LEFT_OVER) {
-            let left = self.left.replace(0);
+        if entries == 0 {
+            let (guests, sum) = self.silent.get();
+            self.silent.set((guests + 1, sum + left));
+        }
+        if let (LEFT_OVER, left) = self.silent.get() {
+            self.silent.take();
             assert!(
                 left < LEFT_EACH_MAX * LEFT_OVER as isize,
                 "{left} bytes stay behind {LEFT_OVER} guests"
@@ -190,9 +197,9 @@ impl Ground {
                 self.persona.clone(),
             );
             let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
-            let network = Box::new(wire::Network::new(host));
+            let network = wire::Network::new(host);
             let watch = network.watch();
-            let system = capnp_rpc::RpcSystem::new(network, Some(bootstrap.client));
+            let system = wire::Rpc::new(network, Some(bootstrap.client));
             let vat = tokio::task::spawn_local(system);
             let answer = guest(&end, &watch).await;
             door.fall("the agent ended");
@@ -203,7 +210,7 @@ impl Ground {
         local.block_on(&self.vat, living)
     }
 
-    async fn attack(&self, bytes: &[u8]) -> (Report, isize) {
+    async fn attack(&self, bytes: &[u8]) -> Report {
         let (host, guest) = wire::pair(wire::Limits::HOST);
         let _closer = wire::Closer(host.clone());
         let door = Door::new(
@@ -213,12 +220,12 @@ impl Ground {
             self.persona.clone(),
         );
         let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
-        let network = Box::new(wire::Network::new(host.clone()));
+        let network = wire::Network::new(host.clone());
         let watch = network.watch();
-        let system = capnp_rpc::RpcSystem::new(network, Some(bootstrap.client));
+        let system = wire::Rpc::new(network, Some(bootstrap.client));
         let polls = Rc::new(Cell::new(0u64));
         let vat = {
-            let (polls, mut system) = (polls.clone(), Box::pin(system));
+            let (polls, mut system) = (polls.clone(), system);
             tokio::task::spawn_local(poll_fn(move |cx| {
                 polls.set(polls.get() + 1);
                 system.poll_unpin(cx).map(drop)
@@ -226,13 +233,11 @@ impl Ground {
         };
         let mut villain = Guest::new(bytes);
         let mut report = Report::default();
-        let mut bytes_sent = 0;
         let mut moves = 0u64;
         while let Some(next) = villain.next_move() {
             moves += 1;
             match next {
                 Move::Send(frame) => {
-                    bytes_sent += frame.len() as isize;
                     if guest.send(frame).is_err() {
                         break;
                     }
@@ -276,7 +281,7 @@ impl Ground {
         if let Err(error) = vat.await {
             assert!(!error.is_panic(), "the host's side panicked");
         }
-        (report, bytes_sent)
+        report
     }
 
     fn check_wire(&self, watch: &wire::Watch, host: &wire::End) {
@@ -336,15 +341,16 @@ impl Ground {
         self.vat.block_on(waiting);
     }
 
-    /// What came onto the record is what the guest's grants allow. Answers how many messages that is.
-    fn check_record(&self) -> usize {
-        let mut said = 0;
+    /// What came onto the record is what the guest's grants allow. Answers how many entries that is.
+    fn check_record(&self, report: &mut Report) -> isize {
+        let mut entries = 0;
         loop {
             let settled = match self.news.borrow_mut().try_recv() {
                 Ok(settled) => settled,
                 Err(broadcast::error::TryRecvError::Lagged(_)) => continue,
-                Err(_) => return said,
+                Err(_) => return entries,
             };
+            entries += 1;
             let sealed = settled.sealed.as_ref().expect("a host appends entries");
             let entry = sealed.entry();
             let is_square = |object: &Object| match object {
@@ -361,7 +367,7 @@ impl Ground {
                         if !matches!(verdict, MessageVerdict::Counts(_)) {
                             continue;
                         }
-                        said += 1;
+                        report.said += 1;
                         let within = terms.acts.has(message.act)
                             && message.hops <= terms.hops
                             && message.payload.len() <= terms.bytes_max as usize;

@@ -115,6 +115,7 @@ async fn repeat(end: &End, most: u32, step: impl AsyncFn(u32)) -> (u32, f64) {
 
 #[test]
 fn calls_cancelled_without_end_end_the_one_who_cancels() {
+    let _alone = super::alone();
     let (ground, _data) = ground();
     let most = Limits::HOST.cancelled_max as u32 + 64;
     let (times, left, cancelled) = ground.let_in(async |end: &End, watch: &Watch| {
@@ -152,6 +153,7 @@ impl sink::Server for Deaf {}
 
 #[test]
 fn calls_never_answered_end_the_one_who_does_not_answer() {
+    let _alone = super::alone();
     let (ground, _data) = ground();
     let most = 50_000;
     let (times, left, why) = ground.let_in(async |end: &End, _: &Watch| {
@@ -173,4 +175,29 @@ fn calls_never_answered_end_the_one_who_does_not_answer() {
     println!("{times} subscriptions, {left:.0} bytes each, {why:?}");
     assert!(times < most, "nobody ends it");
     assert!(left < 8192.0, "{left} bytes each");
+}
+
+/// What a vat holds of its peer, and the peer of it, goes round in circles; an agent that has ended must not leave them behind.
+#[test]
+fn an_agent_that_ends_with_calls_in_flight_leaves_nothing() {
+    let _alone = super::alone();
+    let (ground, _data) = ground();
+    let live = || {
+        ground.let_in(async |end: &End, _: &Watch| {
+            let (square, session) = graft(end).await;
+            for n in 0..100 {
+                let _ = end.send(subscribe(2 + 2 * n, square, n));
+                let _ = end.send(call(3 + 2 * n, session, session::Client::TYPE_ID, 0));
+                turns(4).await;
+            }
+            assert_eq!(end.breached(), None);
+        });
+    };
+    // The first ones make room in tables.
+    (0..8).for_each(|_| live());
+    let before = meter::live();
+    (0..32).for_each(|_| live());
+    let left = (meter::live() - before) / 32;
+    println!("{left} bytes stay behind each");
+    assert!(left < 4096, "{left} bytes stay behind each");
 }

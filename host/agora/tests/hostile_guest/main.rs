@@ -8,10 +8,19 @@
 mod forgetful;
 mod meter;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use agora::testbed::ground::{Ground, Report};
 
 #[global_allocator]
 static ALLOCATOR: meter::Counted = meter::Counted;
+
+/// What is counted is of the whole process, so one test runs at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The most bytes that a guest goes by.
 const BYTES_MAX: u64 = 4096;
@@ -35,6 +44,7 @@ fn from_env(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_a_guest_sends_its_host_goes_on() {
+    let _alone = alone();
     let seed = from_env("AGORA_SEED").unwrap_or_else(|| {
         let now = std::time::UNIX_EPOCH.elapsed().unwrap();
         now.as_nanos() as u64
