@@ -18,8 +18,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const JOURNEYS_MAX: usize = 3;
 
 /// Every component that a journey uses.
-const COMPONENTS: [&str; 16] = [
+const COMPONENTS: [&str; 19] = [
     "librarian",
+    "deputy",
+    "hoarder",
+    "launderer",
     "weaver",
     "courier",
     "acker",

@@ -3,6 +3,7 @@
 mod bump;
 mod crash;
 mod decisions;
+mod delegation;
 mod ending;
 mod fakes;
 mod grants;
