@@ -4,7 +4,7 @@
 //! Promise: an answer fits a message; what is more is said to be so.
 //! Failure: the service's own error.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::rc::Rc;
 
@@ -15,6 +15,8 @@ use folder_service::folder_capnp::{folder, found};
 const READ_BYTES: u32 = 64 << 10;
 /// Lines of a search in one answer.
 const LINES: u32 = 50;
+/// Bytes of one of them, its path included.
+const LINE_BYTES_MAX: usize = 4096;
 
 /// What may be asked.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,9 +44,12 @@ impl<'a> Question<'a> {
 /// The folder service.
 pub(crate) struct Folder(folder::Client);
 
-/// Takes the lines that a search finds.
+/// Takes the lines that a search finds, and no more than it asked for: a service is not to fill its memory.
 #[derive(Default)]
-struct Lines(RefCell<String>);
+struct Lines {
+    text: RefCell<String>,
+    taken: Cell<u32>,
+}
 
 impl found::Server for Lines {
     async fn line(
@@ -54,7 +59,14 @@ impl found::Server for Lines {
     ) -> Result<(), capnp::Error> {
         let line = params.get()?;
         let (path, text) = (line.get_path()?.to_str()?, line.get_text()?.to_str()?);
-        let _ = writeln!(self.0.borrow_mut(), "{path}:{}: {text}", line.get_number());
+        if self.taken.get() == LINES || path.len() + text.len() > LINE_BYTES_MAX {
+            return Err(capnp::Error::failed(
+                "that is more than was asked for".into(),
+            ));
+        }
+        self.taken.set(self.taken.get() + 1);
+        let number = line.get_number();
+        let _ = writeln!(self.text.borrow_mut(), "{path}:{number}: {text}");
         Ok(())
     }
 }
@@ -114,7 +126,7 @@ impl Folder {
         let found: found::Client = capnp_rpc::new_client_from_rc(lines.clone());
         request.get().set_found(found);
         let answer = request.send().promise.await?;
-        let mut told = lines.0.take();
+        let mut told = lines.text.take();
         match (answer.get()?.get_more(), told.is_empty()) {
             (true, _) => told.push_str("... and maybe more\n"),
             (false, true) => told.push_str("nothing\n"),

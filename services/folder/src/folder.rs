@@ -63,7 +63,7 @@ impl Folder {
         }
         let mut at: Option<OwnedFd> = None;
         for (i, part) in parts.iter().enumerate() {
-            if part.is_empty() || *part == ".." || (*part == "." && path != "") {
+            if part.is_empty() || *part == ".." || (*part == "." && !path.is_empty()) {
                 return Err(wrong("a path here has no empty parts, no '.' and no '..'"));
             }
             let mut flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

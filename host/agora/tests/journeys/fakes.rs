@@ -245,7 +245,7 @@ impl folder::Server for Calls {
                     line.get().set_text(&text);
                     let answer = line.send().promise;
                     let called = calls.seen.called.fetch_add(1, Ordering::SeqCst);
-                    if called % 2 == 0 {
+                    if called.is_multiple_of(2) {
                         tokio::task::spawn_local(async move { drop(answer.await) });
                     }
                 }

@@ -143,6 +143,14 @@ fn serve(stream: UnixStream, tale: &Rc<Tale>) -> tokio::task::JoinHandle<()> {
     })
 }
 
+/// A connection that is served.
+struct Served(tokio::task::JoinHandle<()>);
+
+async fn serve_next(listener: &UnixListener, tale: &Rc<Tale>) -> Served {
+    let (stream, _) = listener.accept().await.expect("it connects");
+    Served(serve(stream, tale))
+}
+
 /// Serves whoever connects.
 fn serve_all(listener: UnixListener) -> Rc<Tale> {
     let tale = Rc::new(Tale::default());
@@ -215,10 +223,7 @@ fn a_connection_that_is_lost_fails_what_was_in_flight_and_what_it_gave_and_the_n
         let listener = place.listen();
         let (folder, _lease) = place.lease();
         let tale = Rc::new(Tale::default());
-        let (first, accepted) = tokio::join!(list(&folder), async {
-            let (stream, _) = listener.accept().await.expect("it connects");
-            serve(stream, &tale)
-        });
+        let (first, accepted) = tokio::join!(list(&folder), serve_next(&listener, &tale));
         assert!(first.expect("it answers"));
         let sub = folder
             .sub_request()
@@ -235,14 +240,11 @@ fn a_connection_that_is_lost_fails_what_was_in_flight_and_what_it_gave_and_the_n
         let call = reading(&folder);
         until("the call has arrived", || tale.reads.get() == 1).await;
         assert!(place.services.is_busy());
-        accepted.abort();
+        accepted.0.abort();
         assert_told(call.await.expect("it ends"), Kind::Failed, "unknown");
         assert_told(list(&sub).await, Kind::Failed, "closed the connection");
         assert!(!place.services.is_busy());
-        let (again, _served) = tokio::join!(list(&folder), async {
-            let (stream, _) = listener.accept().await.expect("it connects again");
-            serve(stream, &tale)
-        });
+        let (again, _served) = tokio::join!(list(&folder), serve_next(&listener, &tale));
         assert!(again.expect("it answers"));
     });
 }
@@ -301,10 +303,7 @@ fn a_fallen_lease_hangs_up_at_once_and_takes_everything_with_it() {
         let listener = place.listen();
         let (folder, lease) = place.lease();
         let tale = Rc::new(Tale::default());
-        let (_, mut served) = tokio::join!(list(&folder), async {
-            let (stream, _) = listener.accept().await.expect("it connects");
-            serve(stream, &tale)
-        });
+        let (_, mut served) = tokio::join!(list(&folder), serve_next(&listener, &tale));
         let sub = folder
             .sub_request()
             .send()
@@ -342,7 +341,7 @@ fn a_fallen_lease_hangs_up_at_once_and_takes_everything_with_it() {
             assert_eq!(classify(&error), Kind::Stale);
             assert_eq!(reason(&error), "this agent was killed");
         }
-        (&mut served).await.expect("the service sees the end");
+        (&mut served.0).await.expect("the service sees the end");
         assert!(found.line_request().send().promise.await.is_err());
         assert_eq!(heard.lines.get(), 1);
         until("nothing is left", || place.connections() == 0).await;
