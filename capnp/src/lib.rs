@@ -10,6 +10,7 @@
 //! | `timer.capnp` | an agent, its host: time, where granted |
 //! | `operator.capnp` | the operator's commands, the host |
 //! | `entry.capnp` | nobody: what stands in the log |
+//! | `loan.capnp` | two vat threads of a host: facets that cross between agents of theirs |
 //! | `act.capnp`, `terms.capnp` | nobody: the vocabulary the others share |
 
 macro_rules! schemas {
@@ -28,4 +29,4 @@ macro_rules! schemas {
     )*};
 }
 
-schemas! { act_capnp channel_capnp entry_capnp membrane_capnp operator_capnp terms_capnp timer_capnp }
+schemas! { act_capnp channel_capnp entry_capnp loan_capnp membrane_capnp operator_capnp terms_capnp timer_capnp }

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -113,6 +114,8 @@ struct Pair {
     queues: [Mutex<Queue>; 2],
     limits: Limits,
     breach: Mutex<Option<String>>,
+    /// Capabilities handed over and not released, by the end that handed them: as `queues`.
+    handed_over: [AtomicUsize; 2],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,6 +136,7 @@ pub fn pair(limits: Limits) -> (End, End) {
         queues: Default::default(),
         limits,
         breach: Mutex::new(None),
+        handed_over: Default::default(),
     });
     let first = End {
         pair: pair.clone(),
@@ -313,6 +317,15 @@ impl End {
         self.outgoing().bytes
     }
 
+    /// How many capabilities of this end the other one holds.
+    pub fn handed_over(&self) -> usize {
+        self.pair.handed_over[1 - self.inward].load(Ordering::Relaxed)
+    }
+
+    fn set_handed_over(&self, count: usize) {
+        self.pair.handed_over[1 - self.inward].store(count, Ordering::Relaxed);
+    }
+
     /// Waits until the other end has taken all but so many frames and bytes. Any number may wait.
     ///
     /// # Errors
@@ -380,8 +393,8 @@ struct Ledger {
     parting: bool,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
-    /// Calls of this end without an answer. A number is enough: an answer to no question ends the connection.
-    asked: usize,
+    /// Calls of this end without an answer, where they are bounded. By id, since a call may be answered twice.
+    asked: HashSet<u32>,
 }
 
 #[derive(Default)]
@@ -516,6 +529,12 @@ impl Ledger {
         }
     }
 
+    fn ask(&mut self, id: u32, limits: &Limits) {
+        if limits.asked_max != usize::MAX {
+            self.asked.insert(id);
+        }
+    }
+
     fn hand_over(&mut self, descriptor: rpc_capnp::cap_descriptor::Reader<'_>) -> Option<u32> {
         use rpc_capnp::cap_descriptor::Which;
         match descriptor.which() {
@@ -558,9 +577,11 @@ impl Ledger {
             Ok(Which::Call(Ok(call))) => {
                 let params = call.get_params().map_err(malformed)?;
                 self.hand_over_all(params.get_cap_table().map_err(malformed)?);
-                self.asked += 1;
+                self.ask(call.get_question_id(), limits);
             }
-            Ok(Which::Bootstrap(_)) => self.asked += 1,
+            Ok(Which::Bootstrap(Ok(bootstrap))) => {
+                self.ask(bootstrap.get_question_id(), limits);
+            }
             Ok(Which::Resolve(Ok(resolve))) => {
                 if let Ok(rpc_capnp::resolve::Which::Cap(Ok(cap))) = resolve.which() {
                     self.hand_over(cap);
@@ -574,7 +595,7 @@ impl Ledger {
                 limits.exports_max
             ));
         }
-        if self.asked > limits.asked_max {
+        if self.asked.len() > limits.asked_max {
             return Err(format!(
                 "over {} calls, wanted still or not, that are not answered",
                 limits.asked_max
@@ -636,7 +657,7 @@ impl Watch {
             cancelled: books.cancelled.len(),
             unanswered_bytes: books.unanswered.bytes.get(),
             links: books.unanswered.links.get(),
-            asked: books.asked,
+            asked: books.asked.len(),
             exports: books.exports.len(),
             ..Held::default()
         };
@@ -801,7 +822,9 @@ impl capnp_rpc::Connection<Party> for Connection {
                     return Err(error);
                 }
             };
-            if let Err(reason) = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits) {
+            let weighed = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits);
+            end.set_handed_over(books.borrow().exports.len());
+            if let Err(reason) = weighed {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
             }
@@ -848,7 +871,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
         let message = self.message.get_root_as_reader().map_err(malformed);
         let counted = message.and_then(|message| {
             let mut books = self.books.borrow_mut();
-            books.send(message, &self.end.pair.limits)
+            let counted = books.send(message, &self.end.pair.limits);
+            self.end.set_handed_over(books.exports.len());
+            counted
         });
         if let Err(reason) = counted {
             self.end.breach(reason);
@@ -958,7 +983,7 @@ impl Incoming {
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
-                books.asked = books.asked.saturating_sub(1);
+                books.asked.remove(&answer.get_answer_id());
                 if let Ok(return_::Which::Results(payload)) = answer.which() {
                     let table = payload.and_then(|payload| payload.get_cap_table());
                     caps(table.map_err(malformed)?.len())?;
@@ -1379,6 +1404,8 @@ mod tests {
         };
         for id in 0..100 {
             call(id);
+            answered(id).unwrap();
+            // An answer that comes twice makes no room for two.
             answered(id).unwrap();
         }
         (0..3).for_each(call);

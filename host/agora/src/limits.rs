@@ -76,6 +76,9 @@ pub const AGENTS_MAX: u32 = 1000;
 pub const TABLE_ELEMENTS_MAX: usize = 100_000;
 /// Wasm stack, in bytes.
 pub const STACK_BYTES: usize = 512 << 10;
+/// Agents that share a vat thread because they were introduced to each other, before the rest of them goes to other threads; more where
+/// the threads have more anyway.
+pub const INTRODUCED_TOGETHER_MIN: usize = 32;
 /// A component's size, in bytes.
 pub const COMPONENT_BYTES_MAX: u64 = 64 << 20;
 /// How often a running agent is made to yield its thread.
@@ -105,13 +108,38 @@ pub const DIARY_LINES_WAITING_MAX: usize = 1024;
 
 // -- Services
 
+// Agents that serve agents.
+
 /// Calls in flight between an agent and one that it was introduced to, both directions together; what either got from the other
 /// included.
 pub const INTRODUCTION_CALLS_MAX: usize = 1024;
+/// Bytes that may wait for an agent before other agents' calls to it are refused: far below what ends it.
+pub const PEER_BYTES_WAITING_MAX: usize = 4 << 20;
+/// Capabilities that an agent may hold before other agents' calls to it are refused: far below what ends it.
+pub const PEER_CAPABILITIES_MAX: usize = 4096;
+const _: () = assert!(
+    PEER_BYTES_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX < Limits::HOST.queue_bytes_max
+        && PEER_CAPABILITIES_MAX + Limits::HOST.caps_per_message_max < Limits::HOST.exports_max
+);
+/// Words of one message between agents, or from a service: it must fit a frame of its receiver's wire, with what stands around it,
+/// also when its sender made it overlap itself.
+pub const MESSAGE_WORDS_MAX: u64 = (agora_guest::wire::FRAME_BYTES_MAX as u64 - (64 << 10)) / 8;
+/// What a bridge between two vat threads bears. What crosses it has been counted on the agents' own wires; past this the bridge ends.
+pub const BRIDGE_WIRE: Limits = Limits {
+    queue_bytes_max: 64 << 20,
+    queue_frames_max: 64 * 1024,
+    questions_max: 64 * 1024,
+    exports_max: 64 * 1024,
+    asked_max: 64 * 1024,
+    ..Limits::GUEST
+};
 /// How long a call waits for the agent it goes to to serve.
 pub const SERVE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks meanwhile whether that agent still runs.
 pub const SERVE_AGAIN: Duration = Duration::from_millis(200);
+
+// Outside processes.
+
 /// Services of one host.
 pub const SERVICES_MAX: usize = 64;
 /// Connections to services at once: one for each agent that is using one. Each takes a file descriptor of the host's, of which many

@@ -11,6 +11,9 @@ use agora_desk::desk_capnp::desk;
 use agora_guest::{Draft, Error, Kind, Terms};
 use agora_realm::{Ordinal, Rights, ServiceName, Terms as Granted};
 
+/// All on one vat thread; each on its own, with bridges between them.
+const THREADS: [usize; 2] = [4, 1];
+
 fn service(name: &str) -> GrantSpec {
     GrantSpec::Service(ServiceName::new(name).unwrap())
 }
@@ -25,7 +28,7 @@ fn clerk() -> Native {
     })
 }
 
-/// `ann` holds `square` and knows `bob`; `bob` holds `own` and knows `cy`; `cy` holds nothing.
+/// `ann` holds `square` and knows `bob`; `bob` holds `own` and knows `cy`; `cy` holds nothing; `eve` knows `bob`.
 struct Bed {
     host: Host,
     ann: Puppet,
@@ -33,31 +36,11 @@ struct Bed {
 }
 
 async fn bed_under(terms: Granted, workers: usize) -> Bed {
-    let data = tempfile::tempdir().unwrap();
-    let ann = Puppet::new();
-    let plan = Plan::new()
-        .workers(workers)
-        .channel("square")
-        .channel("own")
-        .agent(
-            "ann",
-            ann.native(),
-            vec![under("square", terms), service("bob")],
-        )
-        .agent("bob", clerk(), vec![all_of("own"), service("cy")])
-        .agent("cy", clerk(), vec![]);
-    let host = plan.open(data.path()).await.unwrap();
-    ann.until_life(1).await;
-    ann.graft().await.unwrap().unwrap();
-    Bed {
-        host,
-        ann,
-        _data: data,
-    }
+    bed_with_eve(terms, workers).await.0
 }
 
-async fn bed() -> Bed {
-    bed_under(Granted::ALL, 1).await
+async fn bed(workers: usize) -> Bed {
+    bed_under(Granted::ALL, workers).await
 }
 
 impl Bed {
@@ -134,77 +117,81 @@ fn draft(text: &str) -> Draft {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lent_speaks_as_its_borrower_under_the_lenders_terms() {
-    let bed = bed().await;
-    let narrow = Terms {
-        bytes_max: 5,
-        ..Terms::all()
-    };
-    let made = bed.ann.attenuate("square", narrow, "narrow").await;
-    made.unwrap().unwrap();
-    bed.hand("narrow", "kept").await.unwrap();
-    assert_eq!(bed.ask("kept", "hi").await.unwrap(), "");
-    assert!(
-        bed.ask("kept", "far too long")
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let narrow = Terms {
+            bytes_max: 5,
+            ..Terms::all()
+        };
+        let made = bed.ann.attenuate("square", narrow, "narrow").await;
+        made.unwrap().unwrap();
+        bed.hand("narrow", "kept").await.unwrap();
+        assert_eq!(bed.ask("kept", "hi").await.unwrap(), "");
+        assert!(
+            bed.ask("kept", "far too long")
+                .await
+                .unwrap()
+                .starts_with("TooLarge")
+        );
+        bed.ann
+            .speak("square", vec![draft("and me")])
             .await
             .unwrap()
-            .starts_with("TooLarge")
-    );
-    bed.ann
-        .speak("square", vec![draft("and me")])
-        .await
-        .unwrap()
-        .unwrap();
-    let said = words(&[("bob", "hi"), ("ann", "and me")]);
-    assert_eq!(bed.said("square").await, said);
-    let lent: Vec<_> = bed
-        .grants("bob")
-        .into_iter()
-        .filter(|g| g.parent.is_some())
-        .collect();
-    assert_eq!(lent.len(), 1, "a grant under ann's is on the record");
-    assert_eq!(
-        (lent[0].effective.bytes_max, lent[0].depth, lent[0].used),
-        (5, 3, 1)
-    );
-    // Lent again, it is the same grant.
-    bed.hand("narrow", "twice").await.unwrap();
-    assert_eq!(bed.ask("twice", "ho").await.unwrap(), "");
-    assert_eq!(bed.grants("bob").len(), 3, "own, the service, the loan");
-    bed.host.close().await;
+            .unwrap();
+        let said = words(&[("bob", "hi"), ("ann", "and me")]);
+        assert_eq!(bed.said("square").await, said);
+        let lent: Vec<_> = bed
+            .grants("bob")
+            .into_iter()
+            .filter(|g| g.parent.is_some())
+            .collect();
+        assert_eq!(lent.len(), 1, "a grant under ann's is on the record");
+        assert_eq!(
+            (lent[0].effective.bytes_max, lent[0].depth, lent[0].used),
+            (5, 3, 1)
+        );
+        // Lent again, it is the same grant.
+        bed.hand("narrow", "twice").await.unwrap();
+        assert_eq!(bed.ask("twice", "ho").await.unwrap(), "");
+        assert_eq!(bed.grants("bob").len(), 3, "own, the service, the loan");
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_the_lender_cuts_what_it_lent_and_killing_the_borrower_leaves_the_lender_alone() {
-    let bed = bed().await;
-    bed.hand("square", "kept").await.unwrap();
-    assert_eq!(bed.ask("kept", "before").await.unwrap(), "");
-    let control = &bed.host.control;
-    control.kill("bob", "a test", "test").await.unwrap();
-    let refused = bed.ask("kept", "nobody").await.unwrap_err();
-    assert_eq!(refused.kind(), Kind::Busy, "{refused}");
-    bed.ann.info("square").await.unwrap().unwrap();
-    control.start("bob").await.unwrap();
-    // A new life keeps nothing, and was lent nothing.
-    let refused = bed.ask("kept", "gone").await.unwrap_err();
-    assert!(
-        refused.to_string().contains("no grant for 'kept'"),
-        "{refused}"
-    );
-    assert_eq!(bed.grants("bob").len(), 2);
-    bed.hand("square", "kept").await.unwrap();
-    assert_eq!(bed.ask("kept", "again").await.unwrap(), "");
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(bed.ask("kept", "before").await.unwrap(), "");
+        let control = &bed.host.control;
+        control.kill("bob", "a test", "test").await.unwrap();
+        let refused = bed.ask("kept", "nobody").await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Busy, "{refused}");
+        bed.ann.info("square").await.unwrap().unwrap();
+        control.start("bob").await.unwrap();
+        // A new life keeps nothing, and was lent nothing.
+        let refused = bed.ask("kept", "gone").await.unwrap_err();
+        assert!(
+            refused.to_string().contains("no grant for 'kept'"),
+            "{refused}"
+        );
+        assert_eq!(bed.grants("bob").len(), 2);
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(bed.ask("kept", "again").await.unwrap(), "");
 
-    // What bob passed on to cy died with bob's first life, and dies with ann's.
-    let relayed = relay(&bed, "kept", "by cy").await.unwrap();
-    assert_eq!(relayed, "");
-    control.kill("ann", "a test", "test").await.unwrap();
-    for agent in ["bob", "cy"] {
-        let lent = bed.grants(agent);
-        assert!(lent.iter().all(|g| g.parent.is_none()), "{agent}: {lent:?}");
+        // What bob passed on to cy died with bob's first life, and dies with ann's.
+        let relayed = relay(&bed, "kept", "by cy").await.unwrap();
+        assert_eq!(relayed, "");
+        control.kill("ann", "a test", "test").await.unwrap();
+        for agent in ["bob", "cy"] {
+            let lent = bed.grants(agent);
+            assert!(lent.iter().all(|g| g.parent.is_none()), "{agent}: {lent:?}");
+        }
+        let said = words(&[("bob", "before"), ("bob", "again"), ("cy", "by cy")]);
+        assert_eq!(bed.said("square").await, said);
+        bed.host.close().await;
     }
-    let said = words(&[("bob", "before"), ("bob", "again"), ("cy", "by cy")]);
-    assert_eq!(bed.said("square").await, said);
-    bed.host.close().await;
 }
 
 /// Bob passes what he keeps to cy, who speaks through it.
@@ -235,19 +222,27 @@ async fn speaks_still(bed: &Bed, eve: &Puppet, name: &str) -> String {
     asked.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
 }
 
-/// As [`bed`], and `eve` knows `bob` too.
-async fn bed_with_eve(workers: usize) -> (Bed, Puppet) {
+/// As [`bed`], and `eve` knows `bob` too. With several vat threads, each lives on one of its own.
+async fn bed_with_eve(terms: Granted, workers: usize) -> (Bed, Puppet) {
     let data = tempfile::tempdir().unwrap();
     let (ann, eve) = (Puppet::new(), Puppet::new());
     let plan = Plan::new()
         .workers(workers)
         .channel("square")
         .channel("own")
-        .agent("ann", ann.native(), vec![all_of("square"), service("bob")])
-        .agent("bob", clerk(), vec![all_of("own"), service("cy")])
+        .agent("ann", ann.native(), vec![under("square", terms)])
+        .agent("bob", clerk(), vec![all_of("own")])
         .agent("cy", clerk(), vec![])
-        .agent("eve", eve.native(), vec![service("bob")]);
+        .agent("eve", eve.native(), vec![]);
     let host = plan.open(data.path()).await.unwrap();
+    // Introduced by the operator, so that they stay on the threads they were dealt to.
+    for (caller, server) in [("ann", "bob"), ("bob", "cy"), ("eve", "bob")] {
+        let service = Grantable::Service(server.into());
+        host.control.grant(caller, service).await.unwrap();
+    }
+    let threads: std::collections::BTreeSet<_> =
+        host.control.agents().iter().map(|a| a.worker).collect();
+    assert_eq!(threads.len(), workers);
     for puppet in [&ann, &eve] {
         puppet.until_life(1).await;
         puppet.graft().await.unwrap().unwrap();
@@ -263,8 +258,9 @@ async fn bed_with_eve(workers: usize) -> (Bed, Puppet) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lent_dies_with_the_lenders_kill_grant_graft_and_facet_while_the_borrower_lives_on()
 {
-    for how in ["kill", "revoke", "graft", "cut", "end"] {
-        let (bed, eve) = bed_with_eve(1).await;
+    let ways = ["kill", "revoke", "graft", "cut", "end"];
+    for (how, workers) in ways.iter().flat_map(|how| THREADS.map(|n| (*how, n))) {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
         let control = &bed.host.control;
         let made = bed.ann.attenuate("square", Terms::all(), "made").await;
         made.unwrap().unwrap();
@@ -300,215 +296,229 @@ async fn what_is_lent_dies_with_the_lenders_kill_grant_graft_and_facet_while_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bump_takes_everything_that_was_lent_and_what_lasts_comes_back_by_name() {
-    let (bed, eve) = bed_with_eve(1).await;
-    let control = &bed.host.control;
-    let few = Terms {
-        count: 3,
-        ..Terms::all()
-    };
-    let lasting = bed.ann.run(|stage| async move {
-        let square = stage.facet("square")?;
-        let (passing, _) = square.attenuate(&Terms::all()).await?;
-        let (lasting, _) = square.attenuate_lasting(&few).await?;
-        agora_desk::hand(&bob(&stage)?, "passing", passing.client()).await?;
-        agora_desk::hand(&bob(&stage)?, "lasting", lasting.client()).await
-    });
-    within(lasting).await.unwrap().unwrap();
-    assert_eq!(speaks_still(&bed, &eve, "passing").await, "");
-    assert_eq!(speaks_still(&bed, &eve, "lasting").await, "");
-    control.bump("a test", false, "test").await;
-    for puppet in [&bed.ann, &eve] {
-        puppet.graft().await.unwrap().unwrap();
-    }
-    // The names that bob gave are forgotten, and what lasts has its channel's.
-    for name in ["passing", "lasting"] {
-        let refused = speaks_still(&bed, &eve, name).await;
-        assert!(refused.contains("no grant"), "{refused}");
-    }
-    assert_eq!(speaks_still(&bed, &eve, "square").await, "");
-    // It is suspended while ann is killed, and back when she is started; her count goes on.
-    let ann = bed.ann.ended();
-    control.kill("ann", "a test", "test").await.unwrap();
-    drop(ann.await);
-    eventually("the suspension", async || {
-        let refused = speaks_still(&bed, &eve, "square").await;
-        assert!(!refused.is_empty());
-        refused.starts_with("Stale") || refused.contains("no grant")
-    })
-    .await;
-    control.start("ann").await.unwrap();
-    control.kill("bob", "a test", "test").await.unwrap();
-    control.start("bob").await.unwrap();
-    assert_eq!(speaks_still(&bed, &eve, "square").await, "");
-    let spent = speaks_still(&bed, &eve, "square").await;
-    assert!(spent.starts_with("CountSpent"), "{spent}");
-    // Taken back by the operator, it is gone for good.
-    let lent = bed.grants("bob").into_iter().find(|g| g.lasting).unwrap();
-    let taken = control
-        .revoke(&format!("g{}", lent.number), "a test", "test")
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        let few = Terms {
+            count: 3,
+            ..Terms::all()
+        };
+        let lasting = bed.ann.run(|stage| async move {
+            let square = stage.facet("square")?;
+            let (passing, _) = square.attenuate(&Terms::all()).await?;
+            let (lasting, _) = square.attenuate_lasting(&few).await?;
+            agora_desk::hand(&bob(&stage)?, "passing", passing.client()).await?;
+            agora_desk::hand(&bob(&stage)?, "lasting", lasting.client()).await
+        });
+        within(lasting).await.unwrap().unwrap();
+        assert_eq!(speaks_still(&bed, &eve, "passing").await, "");
+        assert_eq!(speaks_still(&bed, &eve, "lasting").await, "");
+        control.bump("a test", false, "test").await;
+        for puppet in [&bed.ann, &eve] {
+            puppet.graft().await.unwrap().unwrap();
+        }
+        // The names that bob gave are forgotten, and what lasts has its channel's.
+        for name in ["passing", "lasting"] {
+            let refused = speaks_still(&bed, &eve, name).await;
+            assert!(refused.contains("no grant"), "{refused}");
+        }
+        assert_eq!(speaks_still(&bed, &eve, "square").await, "");
+        // It is suspended while ann is killed, and back when she is started; her count goes on.
+        let ann = bed.ann.ended();
+        control.kill("ann", "a test", "test").await.unwrap();
+        drop(ann.await);
+        eventually("the suspension", async || {
+            let refused = speaks_still(&bed, &eve, "square").await;
+            assert!(!refused.is_empty());
+            refused.starts_with("Stale") || refused.contains("no grant")
+        })
         .await;
-    taken.unwrap();
-    eventually("the end of it", async || {
-        speaks_still(&bed, &eve, "square")
-            .await
-            .contains("no grant")
-    })
-    .await;
-    bed.host.close().await;
+        control.start("ann").await.unwrap();
+        control.kill("bob", "a test", "test").await.unwrap();
+        control.start("bob").await.unwrap();
+        assert_eq!(speaks_still(&bed, &eve, "square").await, "");
+        let spent = speaks_still(&bed, &eve, "square").await;
+        assert!(spent.starts_with("CountSpent"), "{spent}");
+        // Taken back by the operator, it is gone for good.
+        let lent = bed.grants("bob").into_iter().find(|g| g.lasting).unwrap();
+        let taken = control
+            .revoke(&format!("g{}", lent.number), "a test", "test")
+            .await;
+        taken.unwrap();
+        eventually("the end of it", async || {
+            speaks_still(&bed, &eve, "square")
+                .await
+                .contains("no grant")
+        })
+        .await;
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_in_flight_and_deliveries_through_what_was_lent_end_with_it() {
-    let (bed, eve) = bed_with_eve(1).await;
-    // Ann hears through a facet that she cuts: she is told, and her own facet goes on.
-    let made = bed.ann.attenuate("square", Terms::all(), "made").await;
-    made.unwrap().unwrap();
-    bed.ann.subscribe("made").await.unwrap().unwrap();
-    let hearing = {
-        let ann = bed.ann.clone();
-        tokio::spawn(async move { ann.heard("made").await })
-    };
-    bed.ann.cut("made", "enough").await.unwrap().unwrap();
-    assert!(within(hearing).await.unwrap().unwrap().unwrap().is_none());
-    bed.ann.info("square").await.unwrap().unwrap();
-    // A call between two agents is cut with the caller's graft, and what it holds with it.
-    let holding = eve.run(|stage| async move {
-        let request = bob(&stage)?.hold_request();
-        request.send().promise.await.map(drop).map_err(Error::from)
-    });
-    let ended = eve.ended();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    bed.host.control.bump("a test", false, "test").await;
-    let refused = within(holding).await.unwrap().unwrap_err();
-    assert!(refused.is_stale(), "{refused}");
-    assert!(within(ended).await.unwrap().is_stale());
-    // And with the server's life; then it is not the caller's graft that is stale.
-    eve.graft().await.unwrap().unwrap();
-    let holding = eve.run(|stage| async move {
-        let request = bob(&stage)?.hold_request();
-        request.send().promise.await.map(drop).map_err(Error::from)
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    bed.host
-        .control
-        .kill("bob", "a test", "test")
-        .await
-        .unwrap();
-    let refused = within(holding).await.unwrap().unwrap_err();
-    assert_eq!(refused.kind(), Kind::Busy, "{refused}");
-    assert!(refused.to_string().contains("unknown"), "{refused}");
-    bed.host.close().await;
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        // Ann hears through a facet that she cuts: she is told, and her own facet goes on.
+        let made = bed.ann.attenuate("square", Terms::all(), "made").await;
+        made.unwrap().unwrap();
+        bed.ann.subscribe("made").await.unwrap().unwrap();
+        let hearing = {
+            let ann = bed.ann.clone();
+            tokio::spawn(async move { ann.heard("made").await })
+        };
+        bed.ann.cut("made", "enough").await.unwrap().unwrap();
+        assert!(within(hearing).await.unwrap().unwrap().unwrap().is_none());
+        bed.ann.info("square").await.unwrap().unwrap();
+        // A call between two agents is cut with the caller's graft, and what it holds with it.
+        let holding = eve.run(|stage| async move {
+            let request = bob(&stage)?.hold_request();
+            request.send().promise.await.map(drop).map_err(Error::from)
+        });
+        let ended = eve.ended();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bed.host.control.bump("a test", false, "test").await;
+        let refused = within(holding).await.unwrap().unwrap_err();
+        assert!(refused.is_stale(), "{refused}");
+        assert!(within(ended).await.unwrap().is_stale());
+        // And with the server's life; then it is not the caller's graft that is stale.
+        eve.graft().await.unwrap().unwrap();
+        let holding = eve.run(|stage| async move {
+            let request = bob(&stage)?.hold_request();
+            request.send().promise.await.map(drop).map_err(Error::from)
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bed.host
+            .control
+            .kill("bob", "a test", "test")
+            .await
+            .unwrap();
+        let refused = within(holding).await.unwrap().unwrap_err();
+        assert_eq!(refused.kind(), Kind::Busy, "{refused}");
+        assert!(refused.to_string().contains("unknown"), "{refused}");
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_facet_passed_before_it_exists_is_lent_all_the_same() {
-    let bed = bed().await;
-    let early = bed.ann.run(|stage| async move {
-        // Everything is sent at once: the facet is still being made when bob is asked to speak through it.
-        let mut making = stage.facet("square")?.client().attenuate_request();
-        making.get().init_terms();
-        let made = making.send();
-        let bob = bob(&stage)?;
-        let handing = agora_desk::hand(&bob, "early", made.pipeline.get_channel());
-        let asking = agora_desk::ask(&bob, "early", "who am I?");
-        let (handed, asked) = futures::join!(handing, asking);
-        handed?;
-        asked
-    });
-    assert_eq!(within(early).await.unwrap().unwrap(), "");
-    assert_eq!(bed.said("square").await, words(&[("bob", "who am I?")]));
-    bed.host.close().await;
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let early = bed.ann.run(|stage| async move {
+            // Everything is sent at once: the facet is still being made when bob is asked to speak through it.
+            let mut making = stage.facet("square")?.client().attenuate_request();
+            making.get().init_terms();
+            let made = making.send();
+            let bob = bob(&stage)?;
+            let handing = agora_desk::hand(&bob, "early", made.pipeline.get_channel());
+            let asking = agora_desk::ask(&bob, "early", "who am I?");
+            let (handed, asked) = futures::join!(handing, asking);
+            handed?;
+            asked
+        });
+        assert_eq!(within(early).await.unwrap().unwrap(), "");
+        assert_eq!(bed.said("square").await, words(&[("bob", "who am I?")]));
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_answer_holds_is_lent_too_and_what_comes_back_is_lent_back() {
-    let bed = bed().await;
-    let fetching = bed.ann.run(|stage| async move {
-        let bob = bob(&stage)?;
-        agora_desk::hand(&bob, "square", stage.facet("square")?.client()).await?;
-        let mut said = Vec::new();
-        for name in ["own", "square"] {
-            let mut request = bob.fetch_request();
-            request.get().set_name(name);
-            let fetched = request.send().promise.await?;
-            let facet = fetched.get()?.get_channel()?;
-            said.push(agora_desk::say(facet, name).await);
-        }
-        Ok::<_, Error>(said)
-    });
-    assert_eq!(within(fetching).await.unwrap().unwrap(), ["", ""]);
-    // She speaks as herself, through bob's channel too.
-    assert_eq!(bed.said("own").await, words(&[("ann", "own")]));
-    assert_eq!(bed.said("square").await, words(&[("ann", "square")]));
-    let depths: Vec<_> = bed.grants("ann").iter().map(|g| g.depth).collect();
-    assert_eq!(depths, [1, 1, 2, 3]);
-    bed.host.close().await;
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let fetching = bed.ann.run(|stage| async move {
+            let bob = bob(&stage)?;
+            agora_desk::hand(&bob, "square", stage.facet("square")?.client()).await?;
+            let mut said = Vec::new();
+            for name in ["own", "square"] {
+                let mut request = bob.fetch_request();
+                request.get().set_name(name);
+                let fetched = request.send().promise.await?;
+                let facet = fetched.get()?.get_channel()?;
+                said.push(agora_desk::say(facet, name).await);
+            }
+            Ok::<_, Error>(said)
+        });
+        assert_eq!(within(fetching).await.unwrap().unwrap(), ["", ""]);
+        // She speaks as herself, through bob's channel too.
+        assert_eq!(bed.said("own").await, words(&[("ann", "own")]));
+        assert_eq!(bed.said("square").await, words(&[("ann", "square")]));
+        let depths: Vec<_> = bed.grants("ann").iter().map(|g| g.depth).collect();
+        assert_eq!(depths, [1, 1, 2, 3]);
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_of_delegates_spends_no_more_than_its_root() {
-    let few = Granted {
-        count: 7,
-        ..Granted::ALL
-    };
-    let bed = bed_under(few, 1).await;
-    bed.hand("square", "kept").await.unwrap();
-    assert_eq!(relay(&bed, "kept", "first of cy").await.unwrap(), "");
-    let speaking = (0..10).map(|n| {
-        let (ann, text) = (bed.ann.clone(), format!("ann {n}"));
-        let bed = &bed;
-        async move {
-            let own = ann.speak("square", vec![draft(&text)]);
-            let lent = bed.ask("kept", "bob");
-            let passed = relay(bed, "kept", "cy");
-            let (own, lent, passed) = tokio::join!(own, lent, passed);
-            usize::from(own.unwrap().unwrap()[0].is_ok())
-                + usize::from(lent.unwrap().is_empty())
-                + usize::from(passed.unwrap().is_empty())
-        }
-    });
-    let counted: usize = futures::future::join_all(speaking).await.iter().sum();
-    assert_eq!(counted, 6);
-    assert_eq!(bed.said("square").await.len(), 7);
-    bed.host.close().await;
+    for workers in THREADS {
+        let few = Granted {
+            count: 7,
+            ..Granted::ALL
+        };
+        let bed = bed_under(few, workers).await;
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(relay(&bed, "kept", "first of cy").await.unwrap(), "");
+        let speaking = (0..10).map(|n| {
+            let (ann, text) = (bed.ann.clone(), format!("ann {n}"));
+            let bed = &bed;
+            async move {
+                let own = ann.speak("square", vec![draft(&text)]);
+                let lent = bed.ask("kept", "bob");
+                let passed = relay(bed, "kept", "cy");
+                let (own, lent, passed) = tokio::join!(own, lent, passed);
+                usize::from(own.unwrap().unwrap()[0].is_ok())
+                    + usize::from(lent.unwrap().is_empty())
+                    + usize::from(passed.unwrap().is_empty())
+            }
+        });
+        let counted: usize = futures::future::join_all(speaking).await.iter().sum();
+        assert_eq!(counted, 6);
+        assert_eq!(bed.said("square").await.len(), 7);
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_right_to_attenuate_nothing_is_lent() {
-    let kept = Granted {
-        rights: Rights::READ | Rights::WRITE | Rights::INITIATE,
-        ..Granted::ALL
-    };
-    let bed = bed_under(kept, 1).await;
-    bed.hand("square", "kept").await.unwrap();
-    let refused = bed.ask("kept", "not mine").await.unwrap();
-    assert!(refused.starts_with("Denied"), "{refused}");
-    assert!(refused.contains("lent by ann@"), "{refused}");
-    assert!(bed.said("square").await.is_empty());
-    bed.host.close().await;
+    for workers in THREADS {
+        let kept = Granted {
+            rights: Rights::READ | Rights::WRITE | Rights::INITIATE,
+            ..Granted::ALL
+        };
+        let bed = bed_under(kept, workers).await;
+        bed.hand("square", "kept").await.unwrap();
+        let refused = bed.ask("kept", "not mine").await.unwrap();
+        assert!(refused.starts_with("Denied"), "{refused}");
+        assert!(refused.contains("lent by ann@"), "{refused}");
+        assert!(bed.said("square").await.is_empty());
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_through_a_narrow_facet_may_name_another_and_never_somebody_elses() {
-    let bed = bed().await;
-    let control = &bed.host.control;
-    let what = Grantable::Channel("own".into(), Granted::ALL);
-    control.grant("ann", what).await.unwrap();
-    bed.ann.graft().await.unwrap().unwrap();
-    bed.hand("square", "kept").await.unwrap();
-    assert_eq!(bed.ask("own", "question").await.unwrap(), "");
-    let made = bed.ann.attenuate("own", Terms::all(), "narrow").await;
-    made.unwrap().unwrap();
-    let answering = bed.ann.run(|stage| async move {
-        let (narrow, square) = (stage.facet("narrow")?, stage.facet("square")?);
-        let (heard, _) = narrow.history(1, 10).await?;
-        let turn = narrow.turn(&heard[0]).reply(draft("answer"));
-        let outcomes = turn.say_on(&square, draft("elsewhere")).take().await?;
-        Ok::<_, Error>(outcomes.iter().all(Result::is_ok))
-    });
-    assert!(within(answering).await.unwrap().unwrap());
-    assert_eq!(bed.said("square").await, words(&[("ann", "elsewhere")]));
-    bed.host.close().await;
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let control = &bed.host.control;
+        let what = Grantable::Channel("own".into(), Granted::ALL);
+        control.grant("ann", what).await.unwrap();
+        bed.ann.graft().await.unwrap().unwrap();
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(bed.ask("own", "question").await.unwrap(), "");
+        let made = bed.ann.attenuate("own", Terms::all(), "narrow").await;
+        made.unwrap().unwrap();
+        let answering = bed.ann.run(|stage| async move {
+            let (narrow, square) = (stage.facet("narrow")?, stage.facet("square")?);
+            let (heard, _) = narrow.history(1, 10).await?;
+            let turn = narrow.turn(&heard[0]).reply(draft("answer"));
+            let outcomes = turn.say_on(&square, draft("elsewhere")).take().await?;
+            Ok::<_, Error>(outcomes.iter().all(Result::is_ok))
+        });
+        assert!(within(answering).await.unwrap().unwrap());
+        assert_eq!(bed.said("square").await, words(&[("ann", "elsewhere")]));
+        bed.host.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,4 +69,4 @@ mod wall;
 mod wrapper;
 
 pub use membrane::{Membrane, Revoker};
-pub use policy::{CallInfo, Expiry, Policy, Side, Verdict};
+pub use policy::{CallInfo, Exchange, Expiry, Policy, Side, Verdict};

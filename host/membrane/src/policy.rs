@@ -78,6 +78,17 @@ pub enum Verdict {
     Redirect(Box<dyn ClientHook>),
 }
 
+/// What the other side gets of a capability that crosses.
+pub enum Exchange {
+    /// A wrapper, as with any other policy.
+    Wrap,
+    /// This instead. It is handed over as it is: it belongs to the other side from then on, is not wrapped, and revoking
+    /// the membrane does not cut it.
+    Give(Box<dyn ClientHook>),
+    /// What this says once it completes; calls made meanwhile wait for it. An error breaks the capability.
+    Later(Pin<Box<dyn Future<Output = Result<Exchange, capnp::Error>>>>),
+}
+
 /// Decides which calls may cross.
 ///
 /// [`check`](Policy::check) runs on the thread of the capabilities, once per crossing call in either direction, so it
@@ -105,15 +116,13 @@ pub trait Policy: 'static {
         false
     }
 
-    /// Says what the other side gets instead of `capability`, which lives on side `lives` and has settled. `None`: a
-    /// wrapper, as everywhere.
+    /// Says what the other side gets of `capability`, which lives on side `lives` and has settled.
     ///
-    /// What is given instead is handed over as it is: it belongs to the other side from then on, is not wrapped, and
-    /// revoking this membrane does not cut it. Asked at every crossing, not once per capability; whoever wants to give
-    /// the same for the same must remember it. Not asked about what comes home.
-    fn exchange(&self, capability: &dyn ClientHook, lives: Side) -> Option<Box<dyn ClientHook>> {
+    /// Asked at every crossing, not once per capability; whoever wants to give the same for the same must remember it.
+    /// Not asked about what comes home.
+    fn exchange(&self, capability: &dyn ClientHook, lives: Side) -> Exchange {
         let _ = (capability, lives);
-        None
+        Exchange::Wrap
     }
 }
 

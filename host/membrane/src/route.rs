@@ -118,6 +118,12 @@ impl Route {
         drop(self.expiry.take());
     }
 
+    /// Whether what comes with the answer may have to be exchanged. A promise for it that a connection gives may never tell that it
+    /// has settled, so what is pipelined waits for the answer itself.
+    pub(crate) fn exchanges(&self) -> bool {
+        self.crossings().any(|wrapped| wrapped.wall().exchanges())
+    }
+
     /// Refuses a message that is too large for one of the walls it crosses. Measures only if there is a bound.
     pub(crate) fn fits(&self, words: impl FnOnce() -> Result<u64, Error>) -> Result<(), Error> {
         let bounds = self.crossings().map(|wrapped| wrapped.wall().words_max());

@@ -10,9 +10,12 @@
 
 use crate::chain::Search;
 use crate::error;
-use crate::policy::{Policy, Side};
+use crate::flight::{Flight, Waiting};
+use crate::policy::{Exchange, Policy, Side};
+use crate::route::Route;
 use crate::wrapper::{Wrapped, Wrapper, reveal};
 use capnp::Error;
+use capnp::capability::Promise;
 use capnp::private::capability::ClientHook;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -66,6 +69,10 @@ impl Wall {
     /// client.
     pub(crate) fn brand(&self) -> usize {
         std::ptr::from_ref(self).addr()
+    }
+
+    pub(crate) fn exchanges(&self) -> bool {
+        self.exchanges
     }
 
     pub(crate) fn words_max(&self) -> u64 {
@@ -140,13 +147,33 @@ impl Wall {
             });
             return settled.hook;
         }
-        let instead = self.policy().and_then(|policy| {
+        let exchanged = self.policy().and_then(|policy| {
             let settled = wrapper.0.home()?;
             Ok(policy.exchange(&*settled, identity.lives))
         });
-        match instead {
-            Ok(None) => Box::new(wrapper),
-            Ok(Some(instead)) => instead,
+        match exchanged {
+            Ok(Exchange::Wrap) => Box::new(wrapper),
+            Ok(Exchange::Give(instead)) => instead,
+            Ok(Exchange::Later(later)) => {
+                let told: capnp::capability::Client = capnp_rpc::new_future_client(async move {
+                    let mut later = later;
+                    loop {
+                        let waiting = Promise::from_future(later);
+                        let waiting = Flight::wait(Route::across(&wrapper.0), waiting);
+                        match Waiting(waiting).await? {
+                            Exchange::Wrap => {
+                                let wrapper = Box::new(wrapper);
+                                return Ok(capnp::capability::Client::new(wrapper));
+                            }
+                            Exchange::Give(instead) => {
+                                return Ok(capnp::capability::Client::new(instead));
+                            }
+                            Exchange::Later(further) => later = further,
+                        }
+                    }
+                });
+                told.hook
+            }
             Err(error) => broken(&error),
         }
     }

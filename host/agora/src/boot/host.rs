@@ -25,6 +25,7 @@ use crate::delivery::record::{Derived, Record};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
+use crate::door::service::Services;
 use crate::door::worker::Worker;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
@@ -157,7 +158,9 @@ pub(crate) async fn open_with(
         silent: Arc::new(SilentCursors::new(folder.cursors()?)),
         runtime: tokio::runtime::Handle::current(),
     };
-    let control = Control::new(stage, folder.clone());
+    let services = Services::new(manifest.services.clone());
+    notices.extend(services.notices());
+    let control = Control::new(stage, folder.clone(), services);
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -358,20 +361,26 @@ impl Opened {
         } = self;
         let control = host.control.clone();
         let threads: Result<Vec<_>, _> = (0..workers)
-            .map(|i| Worker::start(format!("agora-vat-{i}"), control.clone()))
+            .map(|place| Worker::start(place, control.clone()))
             .collect();
         control.set_workers(threads?);
+        let mut phases = Vec::new();
+        for (name, spec) in &manifest.agents {
+            let program = &programs[name];
+            phases.push(propose_agent(&control, name, spec, program, &mut host.notices).await?);
+        }
+        let names: Vec<_> = manifest.agents.keys().cloned().collect();
+        let places = places(&names, &introduced(&control, &names), workers);
         let mut agents = Vec::new();
-        for (i, (name, spec)) in manifest.agents.iter().enumerate() {
+        for (((name, spec), phase), worker) in manifest.agents.iter().zip(phases).zip(places) {
             let program = programs[name].clone();
-            let phase = propose_agent(&control, name, spec, &program, &mut host.notices).await?;
             let shared = Arc::new(Shared::default());
             shared.set_phase(phase);
             let agent = Arc::new(Agent {
                 name: name.clone(),
                 spec: spec.clone(),
                 program,
-                worker: i % workers,
+                worker,
                 shared,
                 verbs: tokio::sync::Mutex::default(),
             });
@@ -388,6 +397,52 @@ impl Opened {
         }
         Ok(host)
     }
+}
+
+/// Which agents were introduced to which, as places in `names`.
+fn introduced(control: &Control, names: &[PersonaName]) -> Vec<(usize, usize)> {
+    let mut pairs = Vec::new();
+    for (caller, name) in names.iter().enumerate() {
+        let persona = PersonaId::new(control.host_id(), name.clone());
+        for granted in control.grants_for(&persona) {
+            if let Object::Service(service) = granted.object {
+                let server = names.iter().position(|n| n.as_str() == service.as_str());
+                pairs.extend(server.map(|server| (caller, server)));
+            }
+        }
+    }
+    pairs
+}
+
+/// On which vat thread each agent lives: in the order of their names, where there are fewest, and with those that they were introduced
+/// to, unless that would crowd a thread.
+fn places(names: &[PersonaName], introduced: &[(usize, usize)], workers: usize) -> Vec<usize> {
+    let mut group: Vec<usize> = (0..names.len()).collect();
+    for (one, other) in introduced {
+        let (from, to) = (group[*one], group[*other]);
+        group
+            .iter_mut()
+            .filter(|g| **g == from)
+            .for_each(|g| *g = to);
+    }
+    let crowd = names
+        .len()
+        .div_ceil(workers)
+        .max(crate::limits::INTRODUCED_TOGETHER_MIN);
+    let mut load = vec![0; workers];
+    let mut home: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut places = Vec::new();
+    for group in group {
+        let known = home.get(&group).filter(|place| load[**place] < crowd);
+        let place = match known {
+            Some(place) => *place,
+            None => (0..workers).min_by_key(|place| load[*place]).unwrap_or(0),
+        };
+        home.insert(group, place);
+        load[place] += 1;
+        places.push(place);
+    }
+    places
 }
 
 /// Compiles every component of an image.
@@ -458,5 +513,30 @@ impl Host {
             tracing::error!("the log did not close: {error}");
         }
         let _ = self.following.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(count: usize) -> Vec<PersonaName> {
+        let name = |n: usize| PersonaName::new(&format!("agent-{n:03}")).expect("a good name");
+        (0..count).map(name).collect()
+    }
+
+    #[test]
+    fn strangers_are_dealt_out_and_those_who_were_introduced_stay_together() {
+        assert_eq!(places(&names(5), &[], 2), [0, 1, 0, 1, 0]);
+        assert_eq!(places(&names(4), &[(0, 2), (3, 2)], 2), [0, 1, 0, 0]);
+        assert_eq!(places(&names(3), &[(0, 1), (1, 2)], 1), [0, 0, 0]);
+    }
+
+    #[test]
+    fn a_server_of_all_does_not_draw_all_onto_one_thread() {
+        let hub: Vec<_> = (1..100).map(|n| (n, 0)).collect();
+        let places = places(&names(100), &hub, 2);
+        let first = places.iter().filter(|place| **place == 0).count();
+        assert_eq!(first, 50);
     }
 }

@@ -11,6 +11,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
+use agora_capnp::loan_capnp::loan;
+use agora_guest::wire;
 use agora_membrane::error;
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
@@ -36,6 +38,8 @@ pub struct Holder {
     pub persona: PersonaId,
     /// The epoch they are of.
     pub epoch: Epoch,
+    /// The holder's wire, to see how much waits on it.
+    pub wire: wire::End,
     /// Those of the whole thread.
     facets: Rc<Facets>,
     /// Cut with the graft; every facet of it hangs below.
@@ -129,6 +133,7 @@ impl Holder {
         control: Arc<Control>,
         shared: Arc<Shared>,
         facets: Rc<Facets>,
+        wire: wire::End,
         persona: PersonaId,
         epoch: Epoch,
     ) -> Rc<Self> {
@@ -137,6 +142,7 @@ impl Holder {
             control,
             persona,
             epoch,
+            wire,
             facets,
             leash: Leash::default(),
             listening: RefCell::default(),
@@ -151,6 +157,43 @@ impl Holder {
     pub fn facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> channel::Client {
         let facet = Facet::new(self, channel, grant, self.leash.below());
         self.facets.know(&Rc::new(facet))
+    }
+
+    /// The facet that was lent from another vat thread under this grant. It hangs below `leash`, and goes with the loan.
+    ///
+    /// # Errors
+    /// Denied when there is no such grant of this holder's.
+    pub fn borrowed(
+        self: &Rc<Self>,
+        grant: GrantId,
+        leash: &Leash,
+        loan: loan::Client,
+    ) -> Result<Rc<Facet>, Error> {
+        let channel = {
+            let state = self.control.record().state();
+            let found = state.grant(&grant).filter(|g| g.persona == self.persona);
+            match found.map(|grant| &grant.object) {
+                Some(Object::Channel(channel)) => channel.clone(),
+                _ => return Err(refused(Refusal::Revoked)),
+            }
+        };
+        let leash = leash.below();
+        let mut facet = Facet::new(self, channel, grant, leash.clone());
+        let ended = loan.ended_request().send().promise;
+        facet._watch = Some(AbortOnDrop(tokio::task::spawn_local(async move {
+            let reason = match ended.await {
+                Err(error) => error::reason(&error).to_owned(),
+                Ok(_) => "the loan is over".to_owned(),
+            };
+            leash.cut(&reason);
+            drop(loan);
+        })));
+        Ok(Rc::new(facet))
+    }
+
+    /// Hands out a facet of this holder's.
+    pub fn hand_out(&self, facet: &Rc<Facet>) -> channel::Client {
+        self.facets.know(facet)
     }
 
     /// Ends all deliveries, and cuts what was lent.
@@ -176,6 +219,8 @@ pub struct Facet {
     lending: tokio::sync::Mutex<()>,
     /// What it was made from; that goes on as long as this does.
     _above: Option<Rc<Facet>>,
+    /// Cuts it when what it was lent from on another thread is over.
+    _watch: Option<AbortOnDrop>,
     /// Of a facet made by attenuating.
     place: Option<Place>,
 }
@@ -232,6 +277,7 @@ impl Facet {
             loans: RefCell::default(),
             lending: tokio::sync::Mutex::default(),
             _above: None,
+            _watch: None,
             place: None,
         }
     }
@@ -255,26 +301,7 @@ impl Facet {
         if let Some(standing) = standing {
             return Ok(capnp_rpc::new_client_from_rc(standing));
         }
-        let control = &self.holder.control;
-        // Lent before, to an earlier graft of the same agent.
-        let known = control
-            .record()
-            .state()
-            .lent(&self.grant, &to.persona, self.lasting);
-        let grant = match known {
-            Some(grant) if !control.is_cut(&grant) => grant,
-            _ => {
-                let lent = self.granted(&to.persona, Terms::ALL, self.lasting);
-                lent.await.map_err(|error| {
-                    error::denied(&format!(
-                        "'{}' could not be lent by {}: {}",
-                        self.channel,
-                        self.holder.persona,
-                        error::reason(&error)
-                    ))
-                })?
-            }
-        };
+        let grant = self.loan_grant(&to.persona).await?;
         let mut facet = Self::new(to, self.channel.clone(), grant, self.leash.below());
         facet._above = Some(self.clone());
         let facet = Rc::new(facet);
@@ -282,6 +309,37 @@ impl Facet {
         loans.retain(|_, loan| loan.strong_count() > 0);
         loans.insert(to.token, Rc::downgrade(&facet));
         Ok(to.facets.know(&facet))
+    }
+
+    async fn loan_grant(&self, to: &PersonaId) -> Result<GrantId, Error> {
+        let control = &self.holder.control;
+        // Lent before, to an earlier graft of the same agent.
+        let known = control.record().state().lent(&self.grant, to, self.lasting);
+        if let Some(known) = known.filter(|grant| !control.is_cut(grant)) {
+            return Ok(known);
+        }
+        let lent = self.granted(to, Terms::ALL, self.lasting);
+        lent.await.map_err(|error| {
+            let text = format!(
+                "'{}' could not be lent by {}: {}",
+                self.channel,
+                self.holder.persona,
+                error::reason(&error)
+            );
+            match error::classify(&error) {
+                error::Kind::Stale => error::stale(&text),
+                error::Kind::Busy => error::busy(&text),
+                _ => error::denied(&text),
+            }
+        })
+    }
+
+    /// What stands for it on the way to an agent of another vat thread.
+    pub fn loan(self: &Rc<Self>, to: &PersonaId) -> loan::Client {
+        capnp_rpc::new_client(Loan {
+            facet: self.clone(),
+            to: to.clone(),
+        })
     }
 
     /// A grant under this one, on the record.
@@ -705,6 +763,37 @@ impl Holder {
             .find(&*resolved.client.hook)
             .filter(|facet| std::ptr::eq(&*facet.holder, self))
             .ok_or_else(|| error::denied("`to` is not a facet of this graft"))
+    }
+}
+
+/// A facet that its holder passes to an agent of another vat thread.
+struct Loan {
+    facet: Rc<Facet>,
+    to: PersonaId,
+}
+
+impl loan::Server for Loan {
+    async fn claim(
+        self: Rc<Self>,
+        _params: loan::ClaimParams,
+        mut results: loan::ClaimResults,
+    ) -> Result<(), Error> {
+        let facet = &self.facet;
+        let claiming = async {
+            let _one = facet.lending.lock().await;
+            facet.loan_grant(&self.to).await
+        };
+        let grant = facet.leash.hold(claiming).await?;
+        results.get().set_grant(&grant.0);
+        Ok(())
+    }
+
+    async fn ended(
+        self: Rc<Self>,
+        _params: loan::EndedParams,
+        _results: loan::EndedResults,
+    ) -> Result<(), Error> {
+        Err(self.facet.leash.ended().await)
     }
 }
 

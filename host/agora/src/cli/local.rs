@@ -12,6 +12,7 @@ use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
 use crate::door::operator::replay_one;
+use crate::door::service::Services;
 use crate::persona::engine::Workshop;
 use crate::persona::keys::Keys;
 use crate::persona::secret::Secret;
@@ -35,6 +36,9 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
     });
     progress.done();
     prepared?;
+    for notice in Services::new(image.manifest.services.clone()).notices() {
+        eprintln!("note: {}", show::escape(&notice));
+    }
     show::print(&format!(
         "{}: {} agents, {} channels: all well{}\n",
         args.image.display(),

@@ -18,7 +18,9 @@ use agora_realm::{
 };
 use tokio::sync::watch;
 
+use super::bridge::Landing;
 use super::gate::Gate;
+use super::service::Services;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::manifest::unknown;
@@ -107,6 +109,7 @@ pub struct Control {
     cut: RwLock<HashSet<GrantId>>,
     agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
     workers: RwLock<Vec<Arc<Worker>>>,
+    services: Services,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
@@ -138,7 +141,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 
 impl Control {
     /// Controls of a host whose record is open.
-    pub fn new(stage: Stage, folder: Arc<DataFolder>) -> Arc<Self> {
+    pub fn new(stage: Stage, folder: Arc<DataFolder>, services: Services) -> Arc<Self> {
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -150,6 +153,7 @@ impl Control {
             cut: RwLock::default(),
             agents: RwLock::default(),
             workers: RwLock::default(),
+            services,
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
@@ -166,6 +170,14 @@ impl Control {
 
     fn worker(&self, at: usize) -> Option<Arc<Worker>> {
         read(&self.workers).get(at).cloned()
+    }
+
+    /// Lands a bridge on a vat thread. Says whether that is there to keep it.
+    pub async fn land(&self, worker: usize, landing: Landing) -> bool {
+        match self.worker(worker) {
+            Some(worker) => worker.land(landing).await,
+            None => false,
+        }
     }
 
     // -- For facets
@@ -220,6 +232,12 @@ impl Control {
         self.busy.load(Ordering::SeqCst) > 0
             || self.speakers.waiting() > 0
             || self.record.commits_waiting() > 0
+            || self.services.is_busy()
+    }
+
+    /// The services outside.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// A number that was not given before.
@@ -838,8 +856,19 @@ impl Control {
             ),
             Grantable::Timer => (Object::Timer, Terms::ALL),
         };
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let granted = self.grants_for(&persona);
+        if let Some(twin) = granted
+            .iter()
+            .find(|g| g.object != object && g.object.name() == object.name())
+        {
+            return Err(format!(
+                "{name} has something else called '{}' already, and an agent finds its grants by name",
+                twin.object.name()
+            ));
+        }
         let body = GrantBody {
-            persona: PersonaId::new(self.host_id(), agent.name.clone()),
+            persona,
             object,
             terms,
             parent: None,
@@ -936,11 +965,13 @@ impl Control {
         Ok(decided)
     }
 
-    /// What `agent` may be granted as a service: another agent.
+    /// What `agent` may be granted as a service: another agent, or a process that the manifest declares.
     fn service_named(&self, agent: &str, service: &str) -> Result<ServiceName, String> {
         let agents = self.agents();
         let names = agents.iter().map(|a| a.name.as_str());
-        let others = names.filter(|name| *name != agent);
+        let others = names
+            .filter(|name| *name != agent)
+            .chain(self.services.names());
         match others.clone().find(|name| *name == service) {
             Some(name) => ServiceName::new(name).map_err(|error| error.to_string()),
             None => Err(unknown("service", service, others)),

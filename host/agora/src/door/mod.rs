@@ -1,9 +1,11 @@
 //! Doors: where calls come in, and what they may reach.
 
+pub mod bridge;
 pub mod control;
 pub mod gate;
 pub mod graft;
 pub mod introduction;
 pub mod operator;
 pub mod service;
+pub mod wall;
 pub mod worker;

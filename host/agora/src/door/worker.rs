@@ -12,6 +12,7 @@ use std::sync::Arc;
 use agora_realm::PersonaName;
 use tokio::sync::{mpsc, oneshot};
 
+use super::bridge::Landing;
 use super::control::Control;
 use super::graft::Door;
 use super::introduction::Thread;
@@ -46,14 +47,21 @@ struct Start {
     stops: u64,
 }
 
+/// What a thread is asked for that can wait.
+enum Command {
+    Start(Start),
+    /// Keep the server's end of a bridge.
+    Land(Landing),
+}
+
 /// A vat thread.
 pub struct Worker {
-    starts: mpsc::Sender<Start>,
+    commands: mpsc::Sender<Command>,
     stops: mpsc::Sender<Stop>,
 }
 
 /// What lives on a thread, by agent.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Residents {
     agents: Rc<RefCell<HashMap<PersonaName, Resident>>>,
     thread: Rc<Thread>,
@@ -75,8 +83,9 @@ impl Worker {
     ///
     /// # Errors
     /// The operating system gives none.
-    pub fn start(name: String, control: Arc<Control>) -> std::io::Result<Self> {
-        let (starts, mut starting) = mpsc::channel::<Start>(limits::COMMANDS_WAITING_MAX);
+    pub fn start(place: usize, control: Arc<Control>) -> std::io::Result<Self> {
+        let name = format!("agora-vat-{place}");
+        let (commands, mut commanded) = mpsc::channel::<Command>(limits::COMMANDS_WAITING_MAX);
         let (stops, mut stopping) = mpsc::channel::<Stop>(limits::COMMANDS_WAITING_MAX);
         let thread = std::thread::Builder::new()
             .name(name)
@@ -87,7 +96,10 @@ impl Worker {
                 .build()
                 .expect("a thread can have a runtime");
             let local = tokio::task::LocalSet::new();
-            let residents = Residents::default();
+            let residents = Residents {
+                agents: Rc::default(),
+                thread: Thread::new(place),
+            };
             local.block_on(&runtime, async {
                 loop {
                     tokio::select! {
@@ -96,21 +108,31 @@ impl Worker {
                             Some(stop) => residents.stop(stop).await,
                             None => break,
                         },
-                        start = starting.recv() => match start {
-                            Some(start) => residents.start(start, &control),
+                        command = commanded.recv() => match command {
+                            Some(Command::Start(start)) => residents.start(start, &control),
+                            Some(Command::Land(landing)) => {
+                                let keeping = landing.keep(control.clone(), residents.thread.clone());
+                                tokio::task::spawn_local(keeping);
+                            }
                             None => break,
                         },
                     }
                 }
             });
         })?;
-        Ok(Self { starts, stops })
+        Ok(Self { commands, stops })
     }
 
     /// Starts an agent, unless it was stopped more often than this by the time that the thread comes to it.
     pub async fn begin(&self, agent: Arc<Agent>, stops: u64) {
         // The thread ends only with the host.
-        let _ = self.starts.send(Start { agent, stops }).await;
+        let start = Command::Start(Start { agent, stops });
+        let _ = self.commands.send(start).await;
+    }
+
+    /// Lands a bridge. Says whether the thread is there to keep it.
+    pub async fn land(&self, landing: Landing) -> bool {
+        self.commands.send(Command::Land(landing)).await.is_ok()
     }
 
     /// Stops, and answers when that is done.

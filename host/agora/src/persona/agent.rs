@@ -345,6 +345,7 @@ async fn run_once(
         control.clone(),
         agent.shared.clone(),
         thread.clone(),
+        host.clone(),
         persona,
     );
     *slot.borrow_mut() = Some(door.clone());
