@@ -185,19 +185,19 @@ impl Ground {
         report
     }
 
+    fn door(&self, host: &wire::End) -> Rc<Door> {
+        let (control, persona) = (self.control.clone(), self.persona.clone());
+        let thread = Thread::new(0);
+        Door::new(control, Arc::default(), thread, host.clone(), persona)
+    }
+
     /// Lets a guest in that is a function of the guest's end, with a look at what it makes the wire hold. Answers what the function
     /// answers, once it has.
     pub fn let_in<R>(&self, guest: impl AsyncFnOnce(&wire::End, &wire::Watch) -> R) -> R {
         let living = async {
             let (host, end) = wire::pair(wire::Limits::HOST);
             let _closer = wire::Closer(host.clone());
-            let door = Door::new(
-                self.control.clone(),
-                Arc::default(),
-                Thread::new(0),
-                host.clone(),
-                self.persona.clone(),
-            );
+            let door = self.door(&host);
             let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
             let network = wire::Network::new(host);
             let watch = network.watch();
@@ -215,13 +215,7 @@ impl Ground {
     async fn attack(&self, bytes: &[u8]) -> Report {
         let (host, guest) = wire::pair(wire::Limits::HOST);
         let _closer = wire::Closer(host.clone());
-        let door = Door::new(
-            self.control.clone(),
-            Arc::default(),
-            Thread::new(0),
-            host.clone(),
-            self.persona.clone(),
-        );
+        let door = self.door(&host);
         let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
         let network = wire::Network::new(host.clone());
         let watch = network.watch();
