@@ -252,21 +252,33 @@ impl Control {
         }
     }
 
-    /// Whether a grant, or one above it, is revoked here.
+    /// Whether a grant, or one above it, is revoked here, or came through an agent that is killed here.
     pub fn is_cut(&self, grant: &GrantId) -> bool {
         let cut = read(&self.cut);
-        if cut.is_empty() {
-            return false;
-        }
         let state = self.record.state();
-        let mut next = Some(*grant);
-        while let Some(id) = next {
+        let mut next = Some((*grant, false));
+        while let Some((id, above)) = next {
             if cut.contains(&id) {
                 return true;
             }
-            next = state.grant(&id).and_then(|grant| grant.parent);
+            let Some(grant) = state.grant(&id) else {
+                return false;
+            };
+            if above && self.is_killed(&grant.persona) {
+                return true;
+            }
+            next = grant.parent.map(|parent| (parent, true));
         }
         false
+    }
+
+    /// Whether this is an agent of this host that is killed, whether or not the log has it yet.
+    fn is_killed(&self, persona: &PersonaId) -> bool {
+        let agents = read(&self.agents);
+        let agent = agents
+            .get(&persona.name)
+            .filter(|_| persona.host == self.host_id());
+        agent.is_some_and(|agent| matches!(agent.shared.phase(), Phase::Killed(_)))
     }
 
     /// What a persona's next graft holds: for each object its newest grant, and the newest of what others lent it for good, each.
@@ -775,14 +787,13 @@ impl Control {
         agent.shared.stop(phase.clone());
         let worker = self.worker(agent.worker);
         let persona = PersonaId::new(self.host_id(), agent.name.clone());
-        let lent = self.lent_by(&persona);
-        write(&self.cut).extend(&lent);
+        let lends = self.lends(&persona);
         let felled = cut_soon(async {
             if let Some(worker) = worker {
                 let name = Some(agent.name.clone());
                 worker.stop(name, true, "this agent was killed").await;
             }
-            if !lent.is_empty() {
+            if lends {
                 self.cut_facets("the agent that lent this was killed").await;
             }
         });
@@ -796,10 +807,6 @@ impl Control {
         let (felled, mut decided) = tokio::join!(felled, durable);
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
-        if decided.pending.is_none() {
-            // The state knows now: they are cut, or suspended until the agent is started.
-            write(&self.cut).retain(|id| !lent.contains(id));
-        }
         if decided.void == Some(Refusal::Repeated) {
             decided.void = None;
             decided.note =
@@ -892,14 +899,13 @@ impl Control {
         })
     }
 
-    /// The grants that others hold under this persona's.
-    fn lent_by(&self, persona: &PersonaId) -> Vec<GrantId> {
+    /// Whether others hold grants under this persona's.
+    fn lends(&self, persona: &PersonaId) -> bool {
         let state = self.record.state();
-        let lent = state.grants().filter(|(_, grant)| {
+        state.grants().any(|(_, grant)| {
             let parent = grant.parent.and_then(|parent| state.grant(&parent));
             parent.is_some_and(|parent| parent.persona == *persona && grant.persona != *persona)
-        });
-        lent.map(|(id, _)| *id).collect()
+        })
     }
 
     /// Cuts, on every vat thread, the facets whose grants are cut here.
