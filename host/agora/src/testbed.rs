@@ -6,6 +6,9 @@
 //! nothing but the sandbox is missing. It ends as a component does: by a kill, by a bound, or by itself.
 //! Failure: what a puppet can't do any more, since its life is over, answers [`Gone`].
 
+pub mod ground;
+pub mod hostile;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -228,11 +231,10 @@ impl Puppet {
     }
 
     async fn live(self, end: wire::End) -> End {
-        let network = Box::new(wire::Network::new(end.clone()));
-        let mut system = capnp_rpc::RpcSystem::new(network, None);
+        let mut system = wire::Rpc::new(wire::Network::new(end.clone()), None);
         let (ended, mut told_to_end) = oneshot::channel();
         let stage = Rc::new(Stage {
-            door: system.bootstrap(wire::Party::There),
+            door: system.bootstrap(),
             wire: end,
             graft: RefCell::default(),
             facets: RefCell::default(),
