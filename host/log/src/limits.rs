@@ -81,16 +81,17 @@ pub const BEHIND_PATIENCE_MS: u64 = 15_000;
 pub const TAIL_REQUESTS: usize = 2;
 /// How long the server holds such a request, in milliseconds; several heartbeats.
 pub const TAIL_REQUEST_MS: u64 = 30_000;
-/// How often the server says that it has nothing for a tail, in milliseconds.
-pub const HEARTBEAT_MS: u64 = 2_000;
+/// How often the server says that it has nothing for a tail, in milliseconds. A tail whose server is gone notices after
+/// two and a half of these.
+pub const HEARTBEAT_MS: u64 = 500;
 /// How long the server keeps a tail's place that is not asked for; it is made again if needed. In milliseconds.
 pub const CONSUMER_UNUSED_MS: u64 = 60_000;
 /// How often a missing entry is fetched again before the stream's leader is asked whether it has it.
 pub const GAP_TRIES: u32 = 3;
 /// The same when reading, which may meet replicas that are behind.
 pub const READ_TRIES: u32 = 7;
-/// How often a tail of a closed log tries to give the rest.
-pub const TAIL_TRIES_CLOSED: u32 = 5;
+/// How long a tail of a closed log tries in vain to give the rest, in milliseconds.
+pub const TAIL_CLOSED_PATIENCE_MS: u64 = 5_000;
 
 /// The embedded log's settings. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
