@@ -448,6 +448,31 @@ async fn a_full_stream_refuses_ordinary_entries_and_takes_control_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_control_entry_overtakes_what_waits() {
+    let Some(program) = nats::program() else {
+        return;
+    };
+    let server = nats::Server::start(&program);
+    let log = nats::open(&nats::options(server.url(), 0)).await;
+    state(&log, |state| *state == ConnectionState::Connected).await;
+    // Three times of what may be on its way.
+    let large = Bytes::from(vec![0; 64 << 10]);
+    let waiting: Vec<_> = (0..192)
+        .map(|number| log.append(id(number), large.clone(), Class::Ordinary))
+        .collect();
+    let control = soon(append(&log, 1000, Class::Control)).await.unwrap().seq;
+    let answers = soon(join_all(waiting)).await;
+    let seqs: Vec<_> = answers
+        .into_iter()
+        .map(|answer| answer.unwrap().seq)
+        .collect();
+    assert!(seqs.is_sorted());
+    let behind = seqs.iter().filter(|seq| **seq > control).count();
+    assert!(behind >= 96, "only {behind} of 192 were overtaken");
+    soon(log.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_id_stands_once_and_is_answered_with_its_place() {
     let Some(program) = nats::program() else {
         return;

@@ -98,9 +98,13 @@ impl Tail {
                 Ok(Heard::Entry(seq, bytes)) => (seq, bytes),
                 Ok(Heard::Nothing) => continue,
                 Err(why) => {
-                    tracing::debug!(log = %self.shared.place, "a tail begins anew at {}: {why}", self.next);
                     self.consumer = None;
                     self.failures += 1;
+                    let (place, next) = (&self.shared.place, self.next);
+                    match self.failures {
+                        5 => tracing::warn!(log = %place, "a tail can't go on at {next}: {why}"),
+                        _ => tracing::debug!(log = %place, "a tail begins anew at {next}: {why}"),
+                    }
                     let stuck = *self.stuck_since.get_or_insert_with(Instant::now);
                     let patience = ms(limits::TAIL_CLOSED_PATIENCE_MS);
                     if *self.closed.borrow() && stuck.elapsed() > patience {
@@ -256,7 +260,7 @@ impl Consumer {
             let number = self.asked;
             let entries = match self.is_large_next {
                 true => 1,
-                false => limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS,
+                false => limits::TAIL_REQUEST_ENTRIES,
             };
             let mut request = json!({
                 "batch": entries,
@@ -264,7 +268,7 @@ impl Consumer {
                 "idle_heartbeat": nanos(limits::HEARTBEAT_MS),
             });
             if !self.is_large_next {
-                request["max_bytes"] = (limits::TAIL_AHEAD_BYTES / limits::TAIL_REQUESTS).into();
+                request["max_bytes"] = limits::TAIL_REQUEST_BYTES.into();
             }
             let subject = format!(
                 "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
@@ -313,7 +317,7 @@ impl Consumer {
                     .requests
                     .iter()
                     .find(|(asked, _)| Some(*asked) == number);
-                let whole = limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS;
+                let whole = limits::TAIL_REQUEST_ENTRIES;
                 self.is_large_next = large && asked.is_some_and(|(_, left)| *left == whole);
                 self.requests.retain(|(asked, _)| Some(*asked) != number);
             }
