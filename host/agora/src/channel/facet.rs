@@ -390,6 +390,19 @@ impl Facet {
         Ok((grant.effective, grant.reach()))
     }
 
+    /// Whether its grant and all above it outlive the epoch.
+    fn lasts(&self) -> bool {
+        let state = self.holder.control.record().state();
+        let mut next = Some(self.grant);
+        while let Some(id) = next {
+            match state.grant(&id) {
+                Some(grant) if grant.parent.is_none() || grant.lasting => next = grant.parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
     fn standing(&self) -> Standing {
         Standing {
             channel: self.channel.clone(),
@@ -735,7 +748,9 @@ impl Facet {
         let holder = &self.holder;
         let place = Place::take(&holder.facets_live, limits::FACETS_PER_GRAFT_MAX, "facets")?;
         let params = params.get()?;
-        let (terms, lasting) = (Terms::read(params.get_terms()?)?, params.get_lasting());
+        let terms = Terms::read(params.get_terms()?)?;
+        // What is held in passing goes with its lender's graft, and so must whatever is made of it.
+        let lasting = params.get_lasting() && self.lasts();
         let grant = self.granted(&holder.persona, terms, lasting).await?;
         let leash = self.leash.below();
         let mut facet = Facet::new(holder, self.channel.clone(), grant, leash.clone());
