@@ -232,9 +232,27 @@ fn on_two_threads_the_host_allows_what_the_model_allows() {
     random(2, 8);
 }
 
+/// Replays what follows the beginning, on one thread and over bridges.
+async fn replay_after_the_beginning(steps: &[Step]) {
+    for workers in [1, 3] {
+        replay(workers, &[&BEGINNING, steps].concat()).await;
+    }
+}
+
+/// What ann lent bob in passing died with her life; and so did what bob narrowed from it, however he meant to lend that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loan_is_lent_on_and_comes_back() {
-    for workers in 1..=3 {
-        replay(workers, &BEGINNING).await;
+async fn what_is_held_in_passing_is_not_lent_on_for_good() {
+    let lasting = Step::Attenuate {
+        facet: 2,
+        terms: Terms::ALL,
+        lasting: true,
+    };
+    let lends = [
+        Step::Lend { facet: 0, to: 1 },
+        lasting,
+        Step::Lend { facet: 3, to: 2 },
+    ];
+    for ends in [Step::End(0), Step::Graft(0)] {
+        replay_after_the_beginning(&[&lends[..], &[ends, Step::Graft(2)]].concat()).await;
     }
 }
