@@ -159,7 +159,7 @@ impl Holder {
         self.facets.know(&Rc::new(facet))
     }
 
-    /// The facet that was lent from another vat thread under this grant. It hangs below `leash`, and goes with the loan.
+    /// The facet that was lent from another vat thread under this grant. It hangs below `leash` and this holder's, and goes with the loan.
     ///
     /// # Errors
     /// Denied when there is no such grant of this holder's.
@@ -178,6 +178,7 @@ impl Holder {
             }
         };
         let leash = leash.below();
+        leash.hang_below(&self.leash);
         let mut facet = Facet::new(self, channel, grant, leash.clone());
         let ended = loan.ended_request().send().promise;
         facet._watch = Some(AbortOnDrop(tokio::task::spawn_local(async move {
@@ -302,7 +303,10 @@ impl Facet {
             return Ok(capnp_rpc::new_client_from_rc(standing));
         }
         let grant = self.loan_grant(&to.persona).await?;
-        let mut facet = Self::new(to, self.channel.clone(), grant, self.leash.below());
+        let leash = self.leash.below();
+        // What the borrower lends on goes with its own graft, too.
+        leash.hang_below(&to.leash);
+        let mut facet = Self::new(to, self.channel.clone(), grant, leash);
         facet._above = Some(self.clone());
         let facet = Rc::new(facet);
         let mut loans = self.loans.borrow_mut();
