@@ -256,3 +256,21 @@ async fn what_is_held_in_passing_is_not_lent_on_for_good() {
         replay_after_the_beginning(&[&lends[..], &[ends, Step::Graft(2)]].concat()).await;
     }
 }
+
+/// What bob borrowed and lent on goes with his own graft and life, and not only with ann's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_on_dies_with_whoever_lent_it_on() {
+    let lends = [
+        Step::Lend { facet: 0, to: 1 },
+        Step::Lend { facet: 2, to: 2 },
+        Step::Fetch { facet: 2, by: 0 },
+    ];
+    let granted = Step::Grant {
+        to: 1,
+        channel: 0,
+        terms: Terms::ALL,
+    };
+    for ends in [Step::Graft(1), Step::End(1), Step::Revoke(1), granted] {
+        replay_after_the_beginning(&[&lends[..], &[ends]].concat()).await;
+    }
+}

@@ -20,9 +20,7 @@ use agora_realm::{
 };
 
 use crate::host::{AGENTS, Bed};
-use crate::model::{
-    AgentNo, GrantNo, INITIATE, Life, Model, READ, Step, Terms, WRITE,
-};
+use crate::model::{AgentNo, GrantNo, INITIATE, Life, Model, READ, Step, Terms, WRITE};
 
 /// The last epoch that steps are taken in.
 const EPOCHS: u64 = 3;
@@ -175,7 +173,11 @@ fn key_as(model: &Model, names: [u8; 3]) -> Vec<u8> {
             names[grant.to],
             grant.terms.rights,
             grant.terms.count.min(0xff) as u8,
-            if grant.terms.count == u64::MAX { 0 } else { used },
+            if grant.terms.count == u64::MAX {
+                0
+            } else {
+                used
+            },
             u8::from(grant.lasting),
             u8::from(grant.made_in.is_some()),
             if grant.lasting { *rank } else { 0 },
@@ -414,7 +416,11 @@ impl Court {
         body: Body,
         speaks: Option<(AgentNo, GrantId)>,
         epoch: Epoch,
-    ) -> (Result<(), Refusal>, agora_realm::EntryId, Vec<MessageVerdict>) {
+    ) -> (
+        Result<(), Refusal>,
+        agora_realm::EntryId,
+        Vec<MessageVerdict>,
+    ) {
         let key = match speaks {
             Some((agent, _)) => secret(AGENTS[agent]),
             None => secret("host"),
