@@ -12,7 +12,7 @@ use futures::future::{Either, select};
 
 use crate::error::Error;
 use crate::graft::{Graft, live};
-use crate::wire::{End, Network, Party};
+use crate::wire::{End, Network, Rpc};
 
 /// What an agent's function may return.
 pub trait ExitStatus {
@@ -42,8 +42,8 @@ where
     Fut: Future<Output = R>,
     R: ExitStatus,
 {
-    let mut system = capnp_rpc::RpcSystem::new(Box::new(Network::new(end)), None);
-    let door: membrane::Client = system.bootstrap(Party::There);
+    let mut system = Rpc::new(Network::new(end), None);
+    let door: membrane::Client = system.bootstrap();
     let agent = pin!(live(door, agent));
     match select(agent, system).await {
         // Dropping the system here lets go of everything the agent held.

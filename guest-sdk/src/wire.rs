@@ -2,23 +2,27 @@
 //!
 //! In: messages of a vat's RPC system, and frames from the other end. Out: the same, the other way.
 //! Promise: frames keep their order; every queue is bounded; a closed end wakes whoever waits on it.
-//! Failure: whatever passes a bound closes the wire and leaves the reason in [`End::breach`].
+//! Failure: whatever passes a bound closes the wire and leaves the reason in [`End::breach`]. Whoever breaks the protocol is told so, and
+//! the RPC system that was told it ends.
 //!
 //! Both ends use this module: the guest inside its component, the host natively. An [`End`] is `Send`, so that frames can
 //! cross threads; the [`Network`] made from it is not.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 use capnp::Error;
-use capnp::capability::Promise;
+use capnp::capability::{FromClientHook, Promise};
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use capnp_rpc::rpc_capnp;
+use futures::FutureExt;
+use futures::channel::oneshot;
 
 /// The largest frame, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -36,7 +40,10 @@ pub struct Limits {
     pub queue_frames_max: usize,
     /// Calls the other end may have begun and not finished with.
     pub questions_max: usize,
-    /// Bytes of such calls that are not answered yet: what they brought is kept until they end.
+    /// Calls the other end may have finished with that were not answered and never will be: the RPC system keeps a little of each for as
+    /// long as the wire lasts, and so does the caller's.
+    pub cancelled_max: usize,
+    /// Bytes of calls that are begun and not answered yet: what they brought is kept until they end.
     pub unanswered_bytes_max: usize,
     /// Calls that may wait for each other in one chain, each made on what the one before is to answer: they are polled, and dropped,
     /// inside each other.
@@ -58,19 +65,22 @@ impl Limits {
         queue_bytes_max: 16 << 20,
         queue_frames_max: 16 * 1024,
         questions_max: 4096,
+        cancelled_max: 1 << 17,
         unanswered_bytes_max: 16 << 20,
         depth_max: 32,
         links_max: 32,
         exports_max: 8192,
         caps_per_message_max: 64,
-        // What a host calls an agent for is bounded by what the agent called it for.
-        asked_max: usize::MAX,
+        // An agent asks to be told as often as it likes (a sink is told that a newer one took its place), so this is no more bounded
+        // than anything else that it asks for.
+        asked_max: 16 * 1024,
     };
     /// What an agent puts up with from its host, whom it trusts.
     pub const GUEST: Self = Self {
         queue_bytes_max: 64 << 20,
         queue_frames_max: 64 * 1024,
         questions_max: usize::MAX,
+        cancelled_max: usize::MAX,
         unanswered_bytes_max: usize::MAX,
         depth_max: u32::MAX,
         links_max: usize::MAX,
@@ -376,11 +386,15 @@ struct Ledger {
     /// The calls that it has begun and not finished with, by id. By id, so that neither a finish that crosses its answer nor one that
     /// is sent twice makes room for more.
     questions: HashMap<u32, Question>,
+    /// Those that it finished with before they were answered.
+    cancelled: HashSet<u32>,
     unanswered: Rc<Unanswered>,
+    /// Nothing more is sent.
+    parting: bool,
     /// How often each capability of this end was handed over and not released.
     exports: HashMap<u32, u32>,
-    /// Calls of this end without an answer. A number is enough: an answer to no question ends the connection.
-    asked: usize,
+    /// Calls of this end without an answer, where they are bounded. By id, since a call may be answered twice.
+    asked: HashSet<u32>,
 }
 
 #[derive(Default)]
@@ -471,12 +485,21 @@ impl Ledger {
         Ok(())
     }
 
-    fn finish(&mut self, id: u32, release: bool) {
-        let question = self.questions.remove(&id);
-        if let Some(question) = question.filter(|_| release) {
+    fn finish(&mut self, id: u32, release: bool, limits: &Limits) -> Result<(), String> {
+        let Some(question) = self.questions.remove(&id) else {
+            return Ok(());
+        };
+        if question.burden.is_some() {
+            self.cancelled.insert(id);
+        }
+        if release {
             for export in question.exports {
                 self.release(export, 1);
             }
+        }
+        match self.cancelled.len() > limits.cancelled_max {
+            true => Err(format!("over {} calls cancelled", limits.cancelled_max)),
+            false => Ok(()),
         }
     }
 
@@ -503,6 +526,12 @@ impl Ledger {
             if *held == 0 {
                 self.exports.remove(&export);
             }
+        }
+    }
+
+    fn ask(&mut self, id: u32, limits: &Limits) {
+        if limits.asked_max != usize::MAX {
+            self.asked.insert(id);
         }
     }
 
@@ -537,6 +566,7 @@ impl Ledger {
                     _ => Vec::new(),
                 };
                 let id = answer.get_answer_id();
+                self.cancelled.remove(&id);
                 if answer.get_no_finish_needed() {
                     self.questions.remove(&id);
                 } else if let Some(question) = self.questions.get_mut(&id) {
@@ -547,9 +577,11 @@ impl Ledger {
             Ok(Which::Call(Ok(call))) => {
                 let params = call.get_params().map_err(malformed)?;
                 self.hand_over_all(params.get_cap_table().map_err(malformed)?);
-                self.asked += 1;
+                self.ask(call.get_question_id(), limits);
             }
-            Ok(Which::Bootstrap(_)) => self.asked += 1,
+            Ok(Which::Bootstrap(Ok(bootstrap))) => {
+                self.ask(bootstrap.get_question_id(), limits);
+            }
             Ok(Which::Resolve(Ok(resolve))) => {
                 if let Ok(rpc_capnp::resolve::Which::Cap(Ok(cap))) = resolve.which() {
                     self.hand_over(cap);
@@ -563,7 +595,7 @@ impl Ledger {
                 limits.exports_max
             ));
         }
-        if self.asked > limits.asked_max {
+        if self.asked.len() > limits.asked_max {
             return Err(format!(
                 "over {} calls, wanted still or not, that are not answered",
                 limits.asked_max
@@ -575,25 +607,107 @@ impl Ledger {
 
 type Books = Rc<RefCell<Ledger>>;
 
+/// What the other end makes this one hold, each below its bound in [`Limits`] for as long as the wire is open.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    pub questions: usize,
+    pub cancelled: usize,
+    pub unanswered_bytes: usize,
+    pub links: usize,
+    pub asked: usize,
+    pub exports: usize,
+    pub queue_frames: usize,
+    pub queue_bytes: usize,
+}
+
+impl Held {
+    /// The first of them that is over its bound.
+    #[doc(hidden)]
+    pub fn excess(&self, limits: &Limits) -> Option<&'static str> {
+        let bounds = [
+            ("questions", self.questions, limits.questions_max),
+            ("cancelled", self.cancelled, limits.cancelled_max),
+            ("bytes", self.unanswered_bytes, limits.unanswered_bytes_max),
+            ("links", self.links, limits.links_max),
+            ("asked", self.asked, limits.asked_max),
+            ("exports", self.exports, limits.exports_max),
+            ("frames", self.queue_frames, 2 * limits.queue_frames_max),
+            ("queued", self.queue_bytes, 2 * limits.queue_bytes_max),
+        ];
+        let over = bounds.into_iter().find(|(_, held, bound)| held > bound);
+        over.map(|(name, ..)| name)
+    }
+}
+
+/// Tells what a network holds, after the RPC system has taken it.
+#[doc(hidden)]
+pub struct Watch {
+    end: End,
+    books: Books,
+}
+
+impl Watch {
+    /// What it holds now.
+    #[doc(hidden)]
+    pub fn held(&self) -> Held {
+        let books = self.books.borrow();
+        let mut held = Held {
+            questions: books.questions.len(),
+            cancelled: books.cancelled.len(),
+            unanswered_bytes: books.unanswered.bytes.get(),
+            links: books.unanswered.links.get(),
+            asked: books.asked.len(),
+            exports: books.exports.len(),
+            ..Held::default()
+        };
+        for queue in &self.end.pair.queues {
+            let queue = lock(queue);
+            held.queue_frames += queue.frames.len();
+            held.queue_bytes += queue.bytes;
+        }
+        held
+    }
+}
+
 /// The RPC system's view of one end.
 pub struct Network {
     connection: Option<Connection>,
     end: End,
     books: Books,
+    over: Over,
+    shut: Option<oneshot::Receiver<()>>,
 }
+
+/// Told when the RPC system has given a connection up.
+type Over = Rc<Cell<Option<oneshot::Sender<()>>>>;
 
 impl Network {
     /// Frames of this end as a two-party network.
     pub fn new(end: End) -> Self {
         let books = Books::default();
+        let (over, shut) = oneshot::channel();
+        let over = Rc::new(Cell::new(Some(over)));
         let connection = Connection {
             end: end.clone(),
             books: books.clone(),
+            over: over.clone(),
         };
         Self {
             connection: Some(connection),
             end,
             books,
+            over,
+            shut: Some(shut),
+        }
+    }
+
+    /// Tells what it holds, for tests.
+    #[doc(hidden)]
+    pub fn watch(&self) -> Watch {
+        Watch {
+            end: self.end.clone(),
+            books: self.books.clone(),
         }
     }
 }
@@ -605,6 +719,7 @@ impl capnp_rpc::VatNetwork<Party> for Network {
             Box::new(Connection {
                 end: self.end.clone(),
                 books: self.books.clone(),
+                over: self.over.clone(),
             }) as Box<dyn capnp_rpc::Connection<Party>>
         })
     }
@@ -616,14 +731,65 @@ impl capnp_rpc::VatNetwork<Party> for Network {
         }
     }
 
+    /// The RPC system goes on without a connection, for ever, unless it is told here that there will be none.
     fn drive_until_shutdown(&mut self) -> Promise<(), Error> {
-        Promise::from_future(futures::future::pending())
+        let shut = self.shut.take();
+        Promise::from_future(async move {
+            if let Some(shut) = shut {
+                let _ = shut.await;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// An RPC system over one wire. Dropping it lets go of everything that either side held of the other; capnp-rpc's own would keep what
+/// refers to its connection and is held by it, in a circle, for ever.
+#[must_use = "a future does nothing unless polled"]
+pub struct Rpc {
+    system: capnp_rpc::RpcSystem<Party>,
+    parting: capnp_rpc::Disconnector<Party>,
+    books: Books,
+}
+
+impl Rpc {
+    /// A vat's side of a wire, and what it offers on it.
+    pub fn new(network: Network, bootstrap: Option<capnp::capability::Client>) -> Self {
+        let books = network.books.clone();
+        let system = capnp_rpc::RpcSystem::new(Box::new(network), bootstrap);
+        Self {
+            parting: system.get_disconnector(),
+            system,
+            books,
+        }
+    }
+
+    /// What the other end offers.
+    pub fn bootstrap<C: FromClientHook>(&mut self) -> C {
+        self.system.bootstrap(Party::There)
+    }
+}
+
+impl Future for Rpc {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.system).poll(cx)
+    }
+}
+
+impl Drop for Rpc {
+    fn drop(&mut self) {
+        // Not even an abort: whoever drops this has said what there was to say, or is gone with all of it.
+        self.books.borrow_mut().parting = true;
+        let _ = (&mut self.parting).now_or_never();
     }
 }
 
 struct Connection {
     end: End,
     books: Books,
+    over: Over,
 }
 
 impl capnp_rpc::Connection<Party> for Connection {
@@ -668,8 +834,17 @@ impl capnp_rpc::Connection<Party> for Connection {
         })
     }
 
-    fn shutdown(&mut self, _result: capnp::Result<()>) -> Promise<(), Error> {
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), Error> {
         // What was sent stays to be taken: the other end may still be reading an abort.
+        if let Err(error) = result
+            && error.kind != capnp::ErrorKind::Disconnected
+        {
+            let reason = format!("its vat broke the protocol: {error}");
+            lock(&self.end.pair.breach).get_or_insert(reason);
+        }
+        if let Some(over) = self.over.take() {
+            let _ = over.send(());
+        }
         Promise::ok(())
     }
 }
@@ -690,6 +865,9 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<Builder<HeapAllocator>>) {
+        if self.books.borrow().parting {
+            return (Promise::ok(()), Rc::new(self.message));
+        }
         let message = self.message.get_root_as_reader().map_err(malformed);
         let counted = message.and_then(|message| {
             let mut books = self.books.borrow_mut();
@@ -800,11 +978,12 @@ impl Incoming {
             }
             Ok(Which::Finish(finish)) => {
                 let finish = finish.map_err(malformed)?;
-                books.finish(finish.get_question_id(), finish.get_release_result_caps());
+                let release = finish.get_release_result_caps();
+                books.finish(finish.get_question_id(), release, limits)?;
             }
             Ok(Which::Return(answer)) => {
                 let answer = answer.map_err(malformed)?;
-                books.asked = books.asked.saturating_sub(1);
+                books.asked.remove(&answer.get_answer_id());
                 if let Ok(return_::Which::Results(payload)) = answer.which() {
                     let table = payload.and_then(|payload| payload.get_cap_table());
                     caps(table.map_err(malformed)?.len())?;
@@ -859,7 +1038,6 @@ impl capnp_rpc::IncomingMessage for Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt;
 
     const SMALL: Limits = Limits {
         queue_bytes_max: 64,
@@ -1123,6 +1301,35 @@ mod tests {
     }
 
     #[test]
+    fn calls_cancelled_before_their_answer_are_counted() {
+        let limits = Limits {
+            cancelled_max: 2,
+            ..Limits::HOST
+        };
+        let call = |id| frame(|m| m.init_call().set_question_id(id));
+        let (here, _there) = pair(limits);
+        let books = Books::default();
+        for id in 0..100 {
+            // Answered in time, or answered all the same since another call waits for it.
+            weigh(&books, &limits, call(id)).unwrap();
+            if id % 2 == 0 {
+                answer(&books, &here, id, &[]);
+            }
+            weigh(&books, &limits, finish(id, true)).unwrap();
+            answer(&books, &here, id, &[]);
+            here.outgoing().frames.clear();
+        }
+        assert!(books.borrow().cancelled.is_empty());
+        for id in 0..3 {
+            weigh(&books, &limits, call(id)).unwrap();
+            let finished = weigh(&books, &limits, finish(id, true));
+            assert_eq!(finished.is_ok(), id < 2, "{id}");
+            // A second finish is nothing new.
+            assert!(weigh(&books, &limits, finish(0, true)).is_ok());
+        }
+    }
+
+    #[test]
     fn whoever_waits_for_relief_is_woken_by_whatever_shortens_the_queue() {
         let (here, there) = pair(Limits::HOST);
         for _ in 0..4 {
@@ -1198,6 +1405,8 @@ mod tests {
         for id in 0..100 {
             call(id);
             answered(id).unwrap();
+            // An answer that comes twice makes no room for two.
+            answered(id).unwrap();
         }
         (0..3).for_each(call);
         assert_eq!(here.breached(), None);
@@ -1228,6 +1437,29 @@ mod tests {
         }
         let books = books.borrow();
         assert_eq!(books.questions.keys().collect::<Vec<_>>(), [&8]);
+    }
+
+    #[test]
+    fn an_rpc_system_ends_with_its_connection() {
+        let garbled = frame(|m| m.init_return().set_answer_id(77));
+        for (frame, why) in [(Some(garbled), Some("protocol")), (None, None)] {
+            let (here, there) = pair(Limits::HOST);
+            let network = Box::new(Network::new(here.clone()));
+            let mut system = capnp_rpc::RpcSystem::new(network, None);
+            assert!((&mut system).now_or_never().is_none());
+            match frame {
+                Some(frame) => there.send(frame).unwrap(),
+                None => there.close(),
+            }
+            let ended = futures::executor::block_on(system);
+            assert!(ended.is_ok(), "{ended:?}");
+            match why {
+                Some(why) => assert!(here.breached().unwrap().contains(why)),
+                None => assert_eq!(here.breached(), None),
+            }
+            // The abort is there to be read.
+            assert_eq!(there.take_batch().len(), usize::from(why.is_some()));
+        }
     }
 
     #[test]

@@ -8,28 +8,27 @@ use anyhow::{Context, Result};
 
 use crate::{build_agents, cargo, target_dir};
 
-/// The packages that are measured, and the example that does it.
-const MEASURED: [(&str, &str); 3] = [
-    ("agora-membrane", "membrane-ratios"),
-    ("agora-log", "log-ratios"),
-    ("agora", "host-ratios"),
+/// The packages that are measured, the example that does it, and the features that it needs.
+const MEASURED: [(&str, &str, &str); 4] = [
+    ("agora-membrane", "membrane-ratios", ""),
+    ("agora-log", "log-ratios", ""),
+    ("agora", "host-ratios", ""),
+    ("agora", "revocation-latency", "testbed"),
 ];
 
 /// Runs them all, prints one table and writes target/bench.json.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(bumps: u32) -> Result<()> {
     build_agents()?;
     let mut rows = Vec::new();
-    for (package, example) in MEASURED {
-        eprintln!("\n== {package}");
-        let out = cargo()
-            .args([
-                "run",
-                "--release",
-                "--package",
-                package,
-                "--example",
-                example,
-            ])
+    for (package, example, features) in MEASURED {
+        eprintln!("\n== {package}: {example}");
+        let mut command = cargo();
+        command.args(["run", "--release", "--package", package]);
+        command.args(["--features", features, "--example", example]);
+        if example == "revocation-latency" {
+            command.args(["--", "--bumps", &bumps.to_string()]);
+        }
+        let out = command
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("{package}: can't be run"))?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// The crates that have schemas. The first provides what the others import of it.
-const CRATES: [&str; 2] = ["capnp", "agents/probe/desk"];
+const CRATES: [&str; 3] = ["capnp", "agents/probe/desk", "services/folder"];
 
 /// A crate's schemas, sorted by name.
 fn schemas(of: &str) -> Result<Vec<PathBuf>> {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod codegen;
+mod python;
 mod soak;
 mod test;
 
@@ -23,8 +24,13 @@ enum Task {
     /// Runs everything that must be green: formatting, lints, schemas, agents, all suites. Installs what tests need.
     Test,
     /// Measures agora beside its floors, in one run, and prints "agora / floor = ratio"; JSON goes to target/bench.json.
-    Bench,
-    /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, properties in many cases.
+    Bench {
+        /// How many bumps the latency of revoking is measured over.
+        #[arg(long, default_value_t = 50)]
+        bumps: u32,
+    },
+    /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, properties in many cases,
+    /// hostile guests (those need cargo-fuzz and a nightly toolchain).
     Soak {
         /// How often each is killed.
         #[arg(long, default_value_t = 50)]
@@ -32,6 +38,9 @@ enum Task {
         /// Cases of each property.
         #[arg(long, default_value_t = 5000)]
         cases: u32,
+        /// For how many seconds hostile guests are let in.
+        #[arg(long, default_value_t = 600)]
+        fuzz_s: u32,
     },
     /// Writes the Rust for the schemas in capnp/ anew (needs Debian's capnproto and libcapnp-dev).
     Codegen,
@@ -40,8 +49,12 @@ enum Task {
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Test => test::run(),
-        Task::Bench => bench::run(),
-        Task::Soak { kills, cases } => soak::run(kills, cases),
+        Task::Bench { bumps } => bench::run(bumps),
+        Task::Soak {
+            kills,
+            cases,
+            fuzz_s,
+        } => soak::run(kills, cases, fuzz_s),
         Task::Codegen => codegen::write(),
     }
 }

@@ -1,11 +1,13 @@
 //! `cargo xtask soak`: the long form of what `test` runs a bounded, seeded sample of.
 
+use std::process::{Command, Stdio};
+
 use anyhow::Result;
 
-use crate::{build_agents, cargo, step};
+use crate::{build_agents, cargo, root, step};
 
 /// Runs the campaigns, one after the other; stops at the first that fails.
-pub(crate) fn run(kills: u32, cases: u32) -> Result<()> {
+pub(crate) fn run(kills: u32, cases: u32, fuzz_s: u32) -> Result<()> {
     build_agents()?;
     step(
         &format!("the host, killed {kills} times under load"),
@@ -25,5 +27,45 @@ pub(crate) fn run(kills: u32, cases: u32) -> Result<()> {
         cargo()
             .args(["test", "--release", "--package", "agora-realm"])
             .env("PROPTEST_CASES", cases.to_string()),
+    )?;
+    hostile_guests(fuzz_s)
+}
+
+/// Lets hostile guests in for so long.
+fn hostile_guests(seconds: u32) -> Result<()> {
+    // As a rustup toolchain of its own; the one of this checkout does not do.
+    let fuzz = || {
+        let mut command = Command::new("cargo");
+        command
+            .current_dir(root().join("fuzz"))
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env_remove("CARGO")
+            .args(["+nightly", "fuzz"]);
+        command
+    };
+    let found = fuzz()
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !found.is_ok_and(|status| status.success()) {
+        eprintln!(
+            "\n== hostile guests: not run. This needs a nightly toolchain and cargo-fuzz \
+             (rustup toolchain install nightly; cargo install cargo-fuzz --locked)"
+        );
+        return Ok(());
+    }
+    step(
+        &format!("hostile guests, for {seconds} s"),
+        // No sanitizer: the code is safe Rust, and what is not is the engine's, which never runs here.
+        fuzz()
+            .args(["run", "--sanitizer", "none", "hostile_guest", "--"])
+            .args([
+                &format!("-max_total_time={seconds}"),
+                "-timeout=30",
+                "-rss_limit_mb=2048",
+                "-max_len=4096",
+                "-len_control=0",
+            ]),
     )
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build_agents, cargo, codegen, ensure_wasm_target, step};
+use crate::{build_agents, cargo, codegen, ensure_wasm_target, python, step};
 
 /// Runs it all; stops at the first step that fails.
 pub(crate) fn run() -> Result<()> {
@@ -22,8 +22,10 @@ pub(crate) fn run() -> Result<()> {
             "warnings",
         ]),
     )?;
-    step(
-        "suites",
-        cargo().args(["test", "--workspace", "--all-features", "--no-fail-fast"]),
-    )
+    let mut suites = cargo();
+    suites.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
+    if let Some(python) = python::with_pycapnp()? {
+        suites.env("AGORA_PYTHON", python);
+    }
+    step("suites", &mut suites)
 }

@@ -108,6 +108,8 @@ pub const DIARY_LINES_WAITING_MAX: usize = 1024;
 
 // -- Services
 
+// Agents that serve agents.
+
 /// Calls in flight between an agent and one that it was introduced to, both directions together; what either got from the other
 /// included.
 pub const INTRODUCTION_CALLS_MAX: usize = 1024;
@@ -135,6 +137,9 @@ pub const BRIDGE_WIRE: Limits = Limits {
 pub const SERVE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks meanwhile whether that agent still runs.
 pub const SERVE_AGAIN: Duration = Duration::from_millis(200);
+
+// Outside processes.
+
 /// Services of one host.
 pub const SERVICES_MAX: usize = 64;
 /// Connections to services at once: one for each agent that is using one. Each takes a file descriptor of the host's, of which many

@@ -1,5 +1,10 @@
 //! Agents introduced to each other: what is lent speaks as its borrower, within the lender's terms, and dies with the lender.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that fails should say so at once"
+)]
+
 use std::time::Duration;
 
 use agora::boot::host::Host;

@@ -136,8 +136,19 @@ pub enum Object {
     Channel(ChannelName),
     /// Clocks and timers.
     Timer,
-    /// A service of the host.
+    /// What another agent, or a process beside the host, serves.
     Service(ServiceName),
+}
+
+impl Object {
+    /// What it is called where it is granted.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Channel(name) => name.as_str(),
+            Self::Timer => "timer",
+            Self::Service(name) => name.as_str(),
+        }
+    }
 }
 
 /// Takes something back.

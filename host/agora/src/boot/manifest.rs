@@ -86,6 +86,17 @@ pub enum GrantSpec {
     Service(ServiceName),
 }
 
+impl GrantSpec {
+    /// What the agent finds it under.
+    fn name(&self) -> &str {
+        match self {
+            Self::Channel(name, _) => name.as_str(),
+            Self::Timer => "timer",
+            Self::Service(name) => name.as_str(),
+        }
+    }
+}
+
 /// Something wrong in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -257,7 +268,7 @@ impl<'a> Reader<'a> {
             keys.map(|key| key.get_ref().to_string())
                 .collect::<Vec<_>>()
         };
-        let serving = names(agents);
+        let serving = [names(agents), names(services)].concat();
         for (span, agent, service) in std::mem::take(&mut self.introduced) {
             if service == agent {
                 self.fault(
@@ -268,7 +279,7 @@ impl<'a> Reader<'a> {
                 let text = unknown("service", &service, serving.iter().map(String::as_str));
                 self.fault(
                     span,
-                    format!("agent '{agent}': grant: {text} (a service is another agent)"),
+                    format!("agent '{agent}': grant: {text} (a service is another agent, or is declared under [services.NAME])"),
                 );
             }
         }
@@ -457,7 +468,16 @@ impl<'a> Reader<'a> {
                 (GrantSpec::Service(a), GrantSpec::Service(b)) => a == b,
                 _ => false,
             };
-            if grants[..i].iter().any(twin) {
+            let before = &grants[..i];
+            if before
+                .iter()
+                .any(|other| !twin(other) && other.name() == grant.name())
+            {
+                let name = grant.name();
+                let text = format!("{place}: two of its grants would be called '{name}'");
+                self.fault(span.clone(), text);
+            }
+            if before.iter().any(twin) {
                 let what = match grant {
                     GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
                     GrantSpec::Timer => "the timer".into(),

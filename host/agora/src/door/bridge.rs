@@ -60,9 +60,8 @@ impl Bridge {
         if !control.land(agent.worker, landing).await {
             return Err(error::busy("the host is ending"));
         }
-        let network = Box::new(wire::Network::new(near));
-        let mut system = capnp_rpc::RpcSystem::new(network, None);
-        let service: Client = system.bootstrap(wire::Party::There);
+        let mut system = wire::Rpc::new(wire::Network::new(near), None);
+        let service: Client = system.bootstrap();
         let vat = tokio::task::spawn_local(async move {
             let _ = system.await;
         });
@@ -85,9 +84,8 @@ impl Landing {
         let _closer = wire::Closer(self.wire.clone());
         let caller = Party::Beyond(self.caller);
         let introduction = Introduction::new(control, thread, caller, self.server);
-        let network = Box::new(wire::Network::new(self.wire));
-        let bootstrap = introduction.client();
-        let _ = capnp_rpc::RpcSystem::new(network, Some(bootstrap)).await;
+        let network = wire::Network::new(self.wire);
+        let _ = wire::Rpc::new(network, Some(introduction.client())).await;
         introduction.end("the agent that called is gone");
     }
 }

@@ -13,13 +13,14 @@ use std::time::Duration;
 use agora_log::{Class, LogError};
 use agora_realm::{
     Body, ChannelName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody, KeySubject,
-    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, Refusal, RevokeBody, Revoked,
-    Sealed, ServiceName, SigningKey, Terms,
+    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal, RevokeBody,
+    Revoked, Sealed, ServiceName, SigningKey, Terms,
 };
 use tokio::sync::watch;
 
 use super::bridge::Landing;
 use super::gate::Gate;
+use super::service::Services;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::manifest::unknown;
@@ -108,6 +109,7 @@ pub struct Control {
     cut: RwLock<HashSet<GrantId>>,
     agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
     workers: RwLock<Vec<Arc<Worker>>>,
+    services: Services,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
@@ -139,7 +141,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 
 impl Control {
     /// Controls of a host whose record is open.
-    pub fn new(stage: Stage, folder: Arc<DataFolder>) -> Arc<Self> {
+    pub fn new(stage: Stage, folder: Arc<DataFolder>, services: Services) -> Arc<Self> {
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -151,6 +153,7 @@ impl Control {
             cut: RwLock::default(),
             agents: RwLock::default(),
             workers: RwLock::default(),
+            services,
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
@@ -229,6 +232,12 @@ impl Control {
         self.busy.load(Ordering::SeqCst) > 0
             || self.speakers.waiting() > 0
             || self.record.commits_waiting() > 0
+            || self.services.is_busy()
+    }
+
+    /// The services outside.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// A number that was not given before.
@@ -243,21 +252,34 @@ impl Control {
         }
     }
 
-    /// Whether a grant, or one above it, is revoked here.
+    /// Whether a grant, or one above it, is revoked here, or came through an agent that is killed here.
     pub fn is_cut(&self, grant: &GrantId) -> bool {
         let cut = read(&self.cut);
-        if cut.is_empty() {
-            return false;
-        }
         let state = self.record.state();
-        let mut next = Some(*grant);
-        while let Some(id) = next {
+        let mut next = Some((*grant, false));
+        while let Some((id, above)) = next {
             if cut.contains(&id) {
                 return true;
             }
-            next = state.grant(&id).and_then(|grant| grant.parent);
+            // What is handed out was granted, so what is not there any more is cut.
+            let Some(grant) = state.grant(&id) else {
+                return true;
+            };
+            if above && self.is_killed(&grant.persona) {
+                return true;
+            }
+            next = grant.parent.map(|parent| (parent, true));
         }
         false
+    }
+
+    /// Whether this is an agent of this host that is killed, whether or not the log has it yet.
+    fn is_killed(&self, persona: &PersonaId) -> bool {
+        let agents = read(&self.agents);
+        let agent = agents
+            .get(&persona.name)
+            .filter(|_| persona.host == self.host_id());
+        agent.is_some_and(|agent| matches!(agent.shared.phase(), Phase::Killed(_)))
     }
 
     /// What a persona's next graft holds: for each object its newest grant, and the newest of what others lent it for good, each.
@@ -602,6 +624,14 @@ impl Control {
     /// Begins an agent's life, unless it was killed.
     pub async fn begin(&self, agent: Arc<Agent>) {
         let stops = agent.shared.stops();
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let killed = |persona: &agora_realm::Persona| persona.killed;
+        if self.record.state().persona(&persona).is_some_and(killed) {
+            // By another host, while this one started.
+            agent
+                .shared
+                .set_phase(Phase::Killed("by another host".into()));
+        }
         if let (Phase::Starting, Some(worker)) = (agent.shared.phase(), self.worker(agent.worker)) {
             worker.begin(agent, stops).await;
         }
@@ -739,7 +769,8 @@ impl Control {
         });
     }
 
-    async fn fell_walls(&self, reason: &str) {
+    /// Fells every wall.
+    pub(super) async fn fell_walls(&self, reason: &str) {
         let workers = read(&self.workers).clone();
         let stops = workers
             .iter()
@@ -763,20 +794,8 @@ impl Control {
             true => format!("by {by}"),
             false => format!("by {by}: {reason}"),
         });
-        agent.shared.stop(phase.clone());
-        let worker = self.worker(agent.worker);
         let persona = PersonaId::new(self.host_id(), agent.name.clone());
-        let lent = self.lent_by(&persona);
-        write(&self.cut).extend(&lent);
-        let felled = cut_soon(async {
-            if let Some(worker) = worker {
-                let name = Some(agent.name.clone());
-                worker.stop(name, true, "this agent was killed").await;
-            }
-            if !lent.is_empty() {
-                self.cut_facets("the agent that lent this was killed").await;
-            }
-        });
+        let felled = cut_soon(self.end_agent(&agent, phase.clone()));
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Persona(persona),
             reason,
@@ -787,10 +806,6 @@ impl Control {
         let (felled, mut decided) = tokio::join!(felled, durable);
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
-        if decided.pending.is_none() {
-            // The state knows now: they are cut, or suspended until the agent is started.
-            write(&self.cut).retain(|id| !lent.contains(id));
-        }
         if decided.void == Some(Refusal::Repeated) {
             decided.void = None;
             decided.note =
@@ -798,6 +813,20 @@ impl Control {
         }
         decided.note.push_str(felled);
         Ok(decided)
+    }
+
+    /// Ends an agent, and cuts what it lent.
+    pub(super) async fn end_agent(&self, agent: &Arc<Agent>, phase: Phase) {
+        agent.shared.stop(phase);
+        if let Some(worker) = self.worker(agent.worker) {
+            let name = Some(agent.name.clone());
+            worker.stop(name, true, "this agent was killed").await;
+        }
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        if self.lends(&persona) {
+            self.cut_revoked("the agent that lent this was killed")
+                .await;
+        }
     }
 
     /// Starts a killed or ended agent, under a new key.
@@ -847,8 +876,19 @@ impl Control {
             ),
             Grantable::Timer => (Object::Timer, Terms::ALL),
         };
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let granted = self.grants_for(&persona);
+        if let Some(twin) = granted
+            .iter()
+            .find(|g| g.object != object && g.object.name() == object.name())
+        {
+            return Err(format!(
+                "{name} has something else called '{}' already, and an agent finds its grants by name",
+                twin.object.name()
+            ));
+        }
         let body = GrantBody {
-            persona: PersonaId::new(self.host_id(), agent.name.clone()),
+            persona,
             object,
             terms,
             parent: None,
@@ -872,20 +912,19 @@ impl Control {
         })
     }
 
-    /// The grants that others hold under this persona's.
-    fn lent_by(&self, persona: &PersonaId) -> Vec<GrantId> {
+    /// Whether others hold grants under this persona's.
+    fn lends(&self, persona: &PersonaId) -> bool {
         let state = self.record.state();
-        let lent = state.grants().filter(|(_, grant)| {
+        state.grants().any(|(_, grant)| {
             let parent = grant.parent.and_then(|parent| state.grant(&parent));
             parent.is_some_and(|parent| parent.persona == *persona && grant.persona != *persona)
-        });
-        lent.map(|(id, _)| *id).collect()
+        })
     }
 
-    /// Cuts, on every vat thread, the facets whose grants are cut here.
-    async fn cut_facets(&self, reason: &str) {
+    /// Cuts, on every vat thread, what hangs on grants that are cut here: facets, and the walls of those who hold such a grant.
+    pub(super) async fn cut_revoked(&self, reason: &str) {
         let workers = read(&self.workers).clone();
-        let cuts = workers.iter().map(|worker| worker.cut_facets(reason));
+        let cuts = workers.iter().map(|worker| worker.cut_revoked(reason));
         futures::future::join_all(cuts).await;
     }
 
@@ -905,13 +944,13 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        let (id, persona, number) = {
+        let (id, number) = {
             let state = self.record.state();
             let found = state
                 .grants()
                 .find(|(id, g)| grant == format!("g{}", g.number) || id.to_string() == grant);
             match found {
-                Some((id, g)) => (*id, g.persona.clone(), g.number),
+                Some((id, g)) => (*id, g.number),
                 None => {
                     let mut live: Vec<_> = state.grants().map(|(_, g)| g.number).collect();
                     live.sort_unstable();
@@ -921,16 +960,8 @@ impl Control {
             }
         };
         write(&self.cut).insert(id);
-        let holder = (persona.host == self.host_id()).then(|| self.agent(persona.name.as_str()));
         // The grant is cut already: every call of a facet looks. What was in flight falls with the wall.
-        let felled = cut_soon(async {
-            if let Some(Ok(agent)) = holder {
-                let told = "a grant was revoked; graft again";
-                self.fell_wall(&agent, told).await;
-            }
-            self.cut_facets("the grant that this was lent under was revoked")
-                .await;
-        });
+        let felled = cut_soon(self.cut_revoked("a grant was revoked"));
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(id),
             reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
@@ -945,15 +976,85 @@ impl Control {
         Ok(decided)
     }
 
-    /// What `agent` may be granted as a service: another agent.
+    /// What `agent` may be granted as a service: another agent, or a process that the manifest declares.
     fn service_named(&self, agent: &str, service: &str) -> Result<ServiceName, String> {
         let agents = self.agents();
         let names = agents.iter().map(|a| a.name.as_str());
-        let others = names.filter(|name| *name != agent);
+        let others = names
+            .filter(|name| *name != agent)
+            .chain(self.services.names());
         match others.clone().find(|name| *name == service) {
             Some(name) => ServiceName::new(name).map_err(|error| error.to_string()),
             None => Err(unknown("service", service, others)),
         }
+    }
+
+    /// Lets another host into the realm, by its public key in hexadecimal.
+    ///
+    /// # Errors
+    /// That is no key, or the log can't take it now.
+    pub async fn invite(self: &Arc<Self>, key: &str) -> Result<Decided, String> {
+        let key: PublicKey = key.parse().map_err(|_| {
+            format!("'{key}' is no host's key: it takes the 64 hexadecimal digits that `agora id` prints")
+        })?;
+        let host = HostId::from(key);
+        let known = self.record.state().host(&host).cloned();
+        match known {
+            Some(known) if known.revoked => {
+                return Err(format!(
+                    "host {} was revoked, for good; a new data folder has a new key",
+                    host.short()
+                ));
+            }
+            Some(_) => {
+                return Ok(Decided {
+                    note: format!("host {} is in the realm already", host.short()),
+                    ..Decided::default()
+                });
+            }
+            None => {}
+        }
+        let body = Body::Key(KeyBody {
+            subject: KeySubject::Host(host),
+            public_key: key,
+            component: None,
+            started: false,
+            genesis: None,
+        });
+        let committed = self.decide(body).await?;
+        Ok(Decided {
+            entry: committed.settled.judged.id,
+            ..Decided::default()
+        })
+    }
+
+    /// Takes another host's place in the realm back, for good, with all its personas and what they were granted.
+    ///
+    /// # Errors
+    /// There is no such host; names those there are. Or it is this one.
+    pub async fn revoke_host(
+        self: &Arc<Self>,
+        host: &str,
+        reason: &str,
+        by: &str,
+    ) -> Result<Decided, String> {
+        let hosts: Vec<_> = self.record.state().hosts().map(|(id, _)| *id).collect();
+        let found = hosts
+            .iter()
+            .find(|id| id.to_string() == host || id.short() == host);
+        let Some(id) = found.copied() else {
+            let names: Vec<_> = hosts.iter().map(HostId::short).collect();
+            return Err(unknown("host", host, names.iter().map(String::as_str)));
+        };
+        if id == self.host_id() {
+            return Err("a host can't revoke itself; do it at another host of the realm".into());
+        }
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Host(id),
+            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
+            by: by.to_owned(),
+        });
+        Ok(self.make_durable(body, None).await)
     }
 
     /// A channel of the realm.

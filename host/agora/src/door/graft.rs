@@ -10,70 +10,31 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use agora_capnp::channel_capnp::channel;
-use agora_capnp::membrane_capnp::{grant, membrane, session};
+use agora_capnp::membrane_capnp::{membrane, session};
 use agora_capnp::timer_capnp::timer;
 use agora_guest::wire;
-use agora_membrane::{CallInfo, Membrane, Policy, Revoker, Verdict, error};
-use agora_realm::{Epoch, Object, PersonaId};
+use agora_membrane::error;
+use agora_realm::{GrantId, Object, PersonaId};
 use capnp::Error;
-use capnp::capability::FromClientHook;
 use capnp::traits::HasTypeId;
 
 use super::control::Control;
 use super::introduction::{Introduction, Party, Thread};
+use super::service::Lease;
+use super::wall::{Arrival, Told, Wall};
 use crate::channel::facet::Holder;
 use crate::channel::timer::Timer;
 use crate::limits;
 use crate::persona::agent::Shared;
 
-/// What surrounds one graft.
-pub struct Wall {
-    membrane: Membrane,
-    revoker: Revoker,
-}
-
-struct WhileOpen {
-    control: Arc<Control>,
-    epoch: Epoch,
-}
-
-impl Policy for WhileOpen {
-    fn check(&self, _call: &CallInfo) -> Verdict {
-        match self.control.gate().is_open(self.epoch) {
-            true => Verdict::Allow,
-            false => Verdict::Deny(error::stale("the epoch has ended; graft again")),
-        }
-    }
-}
-
-impl Wall {
-    fn new(control: Arc<Control>, epoch: Epoch) -> Self {
-        let (membrane, revoker) = Membrane::new(WhileOpen { control, epoch });
-        Self { membrane, revoker }
-    }
-
-    /// Puts a capability into a grant, wrapped.
-    fn grant<C: FromClientHook + HasTypeId>(&self, inside: C, mut to: grant::Builder<'_>) {
-        to.set_interface_id(C::TYPE_ID);
-        self.grant_any(inside, to);
-    }
-
-    /// Puts a capability of unknown interface into a grant, wrapped.
-    fn grant_any<C: FromClientHook>(&self, inside: C, to: grant::Builder<'_>) {
-        let hook = self.membrane.export(inside).into_client_hook();
-        to.init_capability().set_as_capability(hook);
-    }
-
-    fn fall(&self, reason: &str) {
-        self.revoker.revoke(reason);
-    }
-}
-
 /// A graft that stands.
 struct Standing {
     wall: Wall,
     holder: Rc<Holder>,
+    /// What the host granted, and what was lent for good.
+    grants: Vec<GrantId>,
     introductions: Vec<Rc<Introduction>>,
+    leases: Vec<Lease>,
 }
 
 /// The door of one agent.
@@ -107,6 +68,13 @@ impl Door {
         })
     }
 
+    /// Whether something that was granted on arrival is revoked by now.
+    pub fn holds_revoked(&self) -> bool {
+        let standing = self.standing.borrow();
+        let mut grants = standing.iter().flat_map(|standing| &standing.grants);
+        grants.any(|grant| self.control.is_cut(grant))
+    }
+
     /// The wall falls: everything of the graft is revoked.
     pub fn fall(&self, reason: &str) {
         let standing = self.standing.borrow_mut().take();
@@ -115,6 +83,9 @@ impl Door {
             self.thread.withdraw(&standing.holder);
             for introduction in &standing.introductions {
                 introduction.end(reason);
+            }
+            for lease in &standing.leases {
+                lease.fall(reason);
             }
             standing.holder.end(reason);
         }
@@ -125,7 +96,7 @@ impl membrane::Server for Door {
     async fn graft(
         self: Rc<Self>,
         _params: membrane::GraftParams,
-        mut results: membrane::GraftResults,
+        results: membrane::GraftResults,
     ) -> Result<(), Error> {
         if self.grafts.get() >= limits::GRAFTS_PER_LIFE_MAX {
             return Err(error::busy(&format!(
@@ -146,38 +117,47 @@ impl membrane::Server for Door {
             epoch,
         );
         let mut introductions = Vec::new();
+        let mut leases = Vec::new();
         let grants = self.control.grants_for(&self.persona);
-        results.get().set_epoch(epoch.0);
-        results.get().set_persona(self.persona.to_string().as_str());
-        let mut list = results.get().init_grants(grants.len() as u32);
-        for (i, granted) in grants.into_iter().enumerate() {
-            let mut to = list.reborrow().get(i as u32);
-            granted.terms.write(to.reborrow().init_terms());
-            if let Some(lender) = granted.lent_by {
-                to.set_lent(lender.to_string().as_str());
-            }
-            match granted.object {
+        let held = grants.iter().map(|granted| granted.id).collect();
+        let mut arrival = Arrival::new(results, grants.len());
+        for (at, granted) in grants.into_iter().enumerate() {
+            let mut told = Told {
+                name: granted.object.name(),
+                interface_id: 0,
+                terms: &granted.terms,
+                lent_by: granted.lent_by.as_ref(),
+            };
+            match &granted.object {
                 Object::Channel(name) => {
-                    to.set_name(name.as_str());
-                    let facet: channel::Client = holder.facet(name, granted.id);
-                    wall.grant(facet, to);
+                    told.interface_id = channel::Client::TYPE_ID;
+                    let facet = wall.wrap(holder.facet(name.clone(), granted.id));
+                    arrival.grant(at, &told, Some(facet))?;
                 }
                 Object::Timer => {
-                    to.set_name("timer");
+                    told.interface_id = timer::Client::TYPE_ID;
                     let timer: timer::Client =
                         capnp_rpc::new_client(Timer::new(self.control.clone()));
-                    wall.grant(timer, to);
+                    arrival.grant(at, &told, Some(wall.wrap(timer)))?;
+                }
+                Object::Service(name) if self.control.services().has(name) => {
+                    let leased = self.control.services().lease(name, self.wire.clone());
+                    let service = leased.map(|(service, lease)| {
+                        leases.push(lease);
+                        wall.wrap(service)
+                    });
+                    arrival.grant(at, &told, service)?;
                 }
                 Object::Service(name) => {
-                    to.set_name(name.as_str());
                     let introduction = Introduction::new(
                         self.control.clone(),
                         self.thread.clone(),
                         Party::Here(holder.clone()),
-                        name,
+                        name.clone(),
                     );
-                    wall.grant_any(introduction.client(), to);
+                    let service = wall.wrap(introduction.client());
                     introductions.push(introduction);
+                    arrival.grant(at, &told, Some(service))?;
                 }
             }
         }
@@ -185,11 +165,13 @@ impl membrane::Server for Door {
             thread: self.thread.clone(),
             holder: holder.clone(),
         });
-        results.get().set_session(wall.membrane.export(session));
+        arrival.tell(epoch, &self.persona, wall.wrap(session));
         *self.standing.borrow_mut() = Some(Standing {
             wall,
             holder,
+            grants: held,
             introductions,
+            leases,
         });
         self.shared.grafted(epoch);
         if !self.control.gate().is_open(epoch) {

@@ -515,6 +515,8 @@ trait Onward: 'static {
 
 impl Onward for Introduction {
     async fn call(self: Rc<Self>, call: AnyCall) -> Result<(), Error> {
+        // A host is not quiet while an agent waits for another's answer.
+        let _busy = self.control.busy();
         let meeting = self.meet().await?;
         let called = call.on(&meeting.service).await;
         called.map_err(|error| self.explain(error, &meeting))

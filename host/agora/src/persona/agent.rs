@@ -354,8 +354,7 @@ async fn run_once(
         shared: &agent.shared,
     };
     let bootstrap: membrane::Client = capnp_rpc::new_client_from_rc(door);
-    let network = Box::new(wire::Network::new(host.clone()));
-    let mut system = capnp_rpc::RpcSystem::new(network, Some(bootstrap.client));
+    let mut system = wire::Rpc::new(wire::Network::new(host.clone()), Some(bootstrap.client));
     let output = Output::new(agent.name.clone());
     let fittings = Fittings {
         memory_max: agent.spec.memory,

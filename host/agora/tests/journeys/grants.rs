@@ -4,7 +4,7 @@ use super::harness::{Journey, ackers, agent, messages, records, text};
 
 /// The number of the grant of an agent, from `agora ps --grants`.
 #[track_caller]
-fn grant_of(journey: &Journey, agent: &str, object: &str) -> String {
+pub(crate) fn grant_of(journey: &Journey, agent: &str, object: &str) -> String {
     let listed = journey.cli(&["ps", "--grants"]).exits(0).stdout;
     let found = listed.lines().find_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();

@@ -18,7 +18,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const JOURNEYS_MAX: usize = 3;
 
 /// Every component that a journey uses.
-const COMPONENTS: [&str; 15] = [
+const COMPONENTS: [&str; 19] = [
+    "librarian",
+    "deputy",
+    "hoarder",
+    "launderer",
     "weaver",
     "courier",
     "acker",
@@ -450,6 +454,17 @@ impl Host {
     #[track_caller]
     pub(crate) fn until_message(&self, text: &str) -> Value {
         self.until_line(text, |line| is_message(line) && line["body"] == text)
+    }
+
+    /// Waits until it said this on standard error.
+    #[track_caller]
+    pub(crate) fn until_stderr(&self, part: &str) {
+        let began = Instant::now();
+        while !self.stderr().contains(part) {
+            let waited = began.elapsed();
+            assert!(waited < PATIENCE, "no '{part}' in:\n{}", self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for its end.

@@ -3,7 +3,9 @@
 mod bump;
 mod crash;
 mod decisions;
+mod delegation;
 mod ending;
+mod fakes;
 mod grants;
 mod harness;
 mod hostile;
@@ -11,4 +13,5 @@ mod kill;
 mod quiet;
 mod reactors;
 mod scaffold;
+mod services;
 mod strangers;

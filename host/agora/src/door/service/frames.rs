@@ -153,12 +153,12 @@ fn softened<S: ReaderSegments>(frame: &Reader<S>) -> capnp::Result<Softened> {
 fn text_of(error: exception::Reader<'_>) -> String {
     let text = error.get_reason().ok().and_then(|text| text.to_str().ok());
     let text = text.unwrap_or("an error whose text is no text");
-    crate::cut_text(text, limits::SERVICE_ERROR_BYTES_MAX)
+    crate::cut_text(text, limits::SERVICE_ERROR_BYTES_MAX).replace(STALE, "(stale) ")
 }
 
 fn write(error: exception::Reader<'_>, mut to: exception::Builder<'_>) {
     use exception::Type;
-    to.set_reason(text_of(error).replace(STALE, "(stale) ").as_str());
+    to.set_reason(text_of(error).as_str());
     to.set_type(match error.get_type() {
         // What it lost is not what the agent has.
         Ok(Type::Disconnected) | Err(_) => Type::Failed,

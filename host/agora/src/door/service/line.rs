@@ -17,9 +17,10 @@ use agora_membrane::error;
 use capnp::capability::{Client, Promise};
 use capnp::private::capability::{ClientHook, ParamsHook, ResultsHook};
 use capnp::{Error, MessageSize, any_pointer};
-use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
+use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
 use futures::FutureExt;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::frames::{Frames, lost};
@@ -183,36 +184,60 @@ impl Socket {
     }
 }
 
-/// Why a connection is over.
-type Loss = Rc<OnceCell<Error>>;
+/// How a connection ends.
+#[derive(Default)]
+struct Ends {
+    /// Why, as those who wait are to be told.
+    loss: OnceCell<Error>,
+    /// Why the RPC system gave it up. By then it has told them.
+    given_up: OnceCell<Error>,
+    gave_up: Notify,
+}
 
 impl Connection {
     fn open(spec: Arc<ServiceSpec>, agent: wire::End, counted: Counted) -> Self {
         let (end, other) = wire::pair(limits::SERVICE_WIRE);
-        let loss = Loss::default();
+        let ends = Rc::new(Ends::default());
         let network = Network {
             inner: wire::Network::new(end.clone()),
             wire: end.clone(),
             spec: spec.clone(),
-            loss: loss.clone(),
+            ends: ends.clone(),
         };
         let mut system = RpcSystem::new(Box::new(network), None);
         let bootstrap = system.bootstrap(Party::There);
+        let vat = Vat {
+            parting: system.get_disconnector(),
+            system,
+        };
         let socket = Rc::new(Socket::default());
         let task = Life {
             spec,
             agent,
             other,
             socket: socket.clone(),
-            loss,
+            ends,
             _counted: counted,
         };
         Self {
             bootstrap,
             end,
             socket: Rc::downgrade(&socket),
-            task: tokio::task::spawn_local(task.live(system)),
+            task: tokio::task::spawn_local(task.live(vat)),
         }
+    }
+}
+
+/// The RPC system. Wherever it is dropped, it lets go of all that either side held of the other, which capnp-rpc's own would keep in a
+/// circle, for ever.
+struct Vat {
+    system: RpcSystem<Party>,
+    parting: Disconnector<Party>,
+}
+
+impl Drop for Vat {
+    fn drop(&mut self) {
+        let _ = (&mut self.parting).now_or_never();
     }
 }
 
@@ -222,23 +247,21 @@ struct Life {
     agent: wire::End,
     other: wire::End,
     socket: Rc<Socket>,
-    loss: Loss,
+    ends: Rc<Ends>,
     _counted: Counted,
 }
 
 impl Life {
-    async fn live(self, mut system: RpcSystem<Party>) {
+    async fn live(self, mut vat: Vat) {
         let carrying = AssertUnwindSafe(async {
             tokio::select! {
                 biased;
                 loss = self.carry() => loss,
-                ended = &mut system => {
-                    let why = match ended {
-                        Ok(()) => "it broke the protocol".to_owned(),
-                        Err(error) => format!("it broke the protocol ({error})"),
-                    };
+                () = self.given_up(&mut vat.system) => {
                     self.say_farewell();
-                    fault(&self.spec, &why)
+                    let why = self.ends.given_up.get();
+                    let why = why.map_or(String::new(), |error| format!(" ({})", error.extra));
+                    fault(&self.spec, &format!("it broke the protocol{why}"))
                 }
             }
         });
@@ -248,12 +271,23 @@ impl Life {
             fault(&self.spec, why)
         });
         tracing::debug!("{loss}");
-        let _ = self.loss.set(loss);
+        let _ = self.ends.loss.set(loss);
         self.other.close();
         self.socket.shut();
         // Those who wait are told by the RPC system.
-        let telling = AssertUnwindSafe(timeout(limits::SERVICE_ENDING_MAX, &mut system));
-        let _ = telling.catch_unwind().await;
+        let telling = timeout(limits::SERVICE_ENDING_MAX, self.given_up(&mut vat.system));
+        let _ = AssertUnwindSafe(telling).catch_unwind().await;
+    }
+
+    /// Drives the RPC system until it has given the connection up.
+    async fn given_up(&self, system: &mut RpcSystem<Party>) {
+        if self.ends.given_up.get().is_none() {
+            tokio::select! {
+                biased;
+                _ = system => {}
+                () = self.ends.gave_up.notified() => {}
+            }
+        }
     }
 
     /// Carries frames both ways until it can't, and says why.
@@ -339,17 +373,17 @@ struct Network {
     inner: wire::Network,
     wire: wire::End,
     spec: Arc<ServiceSpec>,
-    loss: Loss,
+    ends: Rc<Ends>,
 }
 
 impl VatNetwork<Party> for Network {
     fn connect(&mut self, party: Party) -> Option<Box<dyn capnp_rpc::Connection<Party>>> {
-        let wire = self.inner.connect(party)?;
+        let inner = self.inner.connect(party)?;
         Some(Box::new(Ending {
-            inner: wire,
+            inner,
             wire: self.wire.clone(),
             spec: self.spec.clone(),
-            loss: self.loss.clone(),
+            ends: self.ends.clone(),
         }))
     }
 
@@ -367,7 +401,7 @@ struct Ending {
     inner: Box<dyn capnp_rpc::Connection<Party>>,
     wire: wire::End,
     spec: Arc<ServiceSpec>,
-    loss: Loss,
+    ends: Rc<Ends>,
 }
 
 impl capnp_rpc::Connection<Party> for Ending {
@@ -381,14 +415,14 @@ impl capnp_rpc::Connection<Party> for Ending {
 
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, Error> {
         let received = self.inner.receive_incoming_message();
-        let (wire, spec, loss) = (self.wire.clone(), self.spec.clone(), self.loss.clone());
+        let (wire, spec, ends) = (self.wire.clone(), self.spec.clone(), self.ends.clone());
         Promise::from_future(async move {
             match received.await {
                 Ok(Some(message)) => Ok(Some(message)),
                 ended => {
                     let why = ended.err().map(|error| error.extra);
                     let why = wire.breached().or(why);
-                    Err(loss.get().cloned().unwrap_or_else(|| {
+                    Err(ends.loss.get().cloned().unwrap_or_else(|| {
                         fault(&spec, &why.unwrap_or_else(|| "the connection ended".into()))
                     }))
                 }
@@ -397,6 +431,10 @@ impl capnp_rpc::Connection<Party> for Ending {
     }
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), Error> {
+        if let Err(error) = &result {
+            let _ = self.ends.given_up.set(error.clone());
+        }
+        self.ends.gave_up.notify_one();
         self.inner.shutdown(result)
     }
 }

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use agora_guest::wire;
 use agora_membrane::{CallInfo, Membrane, Policy, Revoker, Side, Verdict, error};
 use agora_realm::ServiceName;
-use capnp::Error;
 use capnp::capability::Client;
 
 use crate::boot::manifest::ServiceSpec;
@@ -42,6 +41,16 @@ impl Services {
             specs,
             ..Self::default()
         }
+    }
+
+    /// Whether the manifest declares a service of this name; otherwise it is an agent's.
+    pub fn has(&self, name: &ServiceName) -> bool {
+        self.specs.contains_key(name)
+    }
+
+    /// What the manifest declares.
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.specs.keys().map(ServiceName::as_str)
     }
 
     /// Whether a service has been asked for something that it has not answered.
@@ -68,15 +77,8 @@ impl Services {
     }
 
     /// A service for one graft of the agent behind `agent`, on the vat thread that calls this. Connects when it is first called.
-    ///
-    /// # Errors
-    /// The manifest declares no such service.
-    pub fn lease(&self, name: &ServiceName, agent: wire::End) -> Result<(Client, Lease), Error> {
-        let Some(spec) = self.specs.get(name) else {
-            return Err(error::denied(&format!(
-                "service '{name}' is not in the host's manifest (its operator declares it under [services.{name}])"
-            )));
-        };
+    pub fn lease(&self, name: &ServiceName, agent: wire::End) -> Option<(Client, Lease)> {
+        let spec = self.specs.get(name)?;
         let line = Line::new(spec.clone(), self.connections.clone(), agent);
         let bounds = Bounds {
             spec: spec.clone(),
@@ -87,7 +89,7 @@ impl Services {
         };
         let (membrane, revoker) = Membrane::new(bounds);
         let client = membrane.export(line.client());
-        Ok((client, Lease { revoker, line }))
+        Some((client, Lease { revoker, line }))
     }
 }
 
@@ -140,6 +142,10 @@ impl Drop for Under {
 }
 
 impl Policy for Bounds {
+    fn words_max(&self) -> u64 {
+        limits::MESSAGE_WORDS_MAX
+    }
+
     fn check(&self, call: &CallInfo) -> Verdict {
         let name = &self.spec.name;
         let (count, what) = match call.callee {
