@@ -288,6 +288,11 @@ impl Facet {
         &self.holder
     }
 
+    /// Whether it does nothing any more.
+    pub fn is_cut(&self) -> bool {
+        self.leash.stale().is_some()
+    }
+
     /// What arrives when its holder passes it to another: the other's own facet, once the grant stands.
     pub fn lent_to(self: Rc<Self>, to: Rc<Holder>) -> channel::Client {
         capnp_rpc::new_future_client(async move {
@@ -299,7 +304,8 @@ impl Facet {
     async fn lend(self: Rc<Self>, to: &Rc<Holder>) -> Result<channel::Client, Error> {
         let _one = self.lending.lock().await;
         let standing = self.loans.borrow().get(&to.token).and_then(Weak::upgrade);
-        if let Some(standing) = standing {
+        // One that was taken back by the operator is lent anew, under a new grant.
+        if let Some(standing) = standing.filter(|facet| !facet.is_cut()) {
             return Ok(capnp_rpc::new_client_from_rc(standing));
         }
         let grant = self.loan_grant(&to.persona).await?;

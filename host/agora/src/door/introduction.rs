@@ -451,6 +451,8 @@ impl Lending {
                 .upgrade()
                 .ok_or_else(|| error::stale("the graft is over"))?;
             let known = claimed.borrow().get(&grant).and_then(Weak::upgrade);
+            // The same grant is lent again after the lender's earlier graft, and what came of that with it, is over.
+            let known = known.filter(|facet| !facet.is_cut());
             let facet = match known {
                 Some(facet) => facet,
                 None => {

@@ -218,8 +218,8 @@ impl Model {
                 true
             }
             Step::Revoke(grant) => {
+                self.fell(|no| no == grant);
                 self.grants[grant].gone = true;
-                self.fell_walls();
                 true
             }
             Step::Kill(agent) => {
@@ -373,7 +373,27 @@ impl Model {
         true
     }
 
+    /// The grafts end that came with something under such a grant. What was lent in a call did not come with a graft.
+    fn fell(&mut self, is_cut: impl Fn(GrantNo) -> bool) {
+        for facet in self.facets.iter().filter(|facet| facet.above.is_none()) {
+            let mut chain = self.chain(facet.grant);
+            let stood = chain.all(|no| !self.grants[no].gone);
+            let mut chain = self.chain(facet.grant);
+            let stands = self.agents[facet.holder].graft == Some(facet.graft);
+            if stands && stood && chain.any(&is_cut) {
+                self.agents[facet.holder].graft = None;
+            }
+        }
+    }
+
     fn kill(&mut self, agent: AgentNo) {
+        let lent = |no: GrantNo| {
+            let grant = &self.grants[no];
+            let parent = grant.parent.map(|parent| self.grants[parent].to);
+            parent == Some(agent) && grant.to != agent
+        };
+        let lent: Vec<_> = (0..self.grants.len()).map(lent).collect();
+        self.fell(|no| lent[no]);
         self.agents[agent].life = Life::Killed;
         self.agents[agent].graft = None;
         for no in 0..self.grants.len() {

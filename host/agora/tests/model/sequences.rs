@@ -199,6 +199,7 @@ fn random(workers: usize, sample: u32) {
         cases: cases(sample),
         failure_persistence: None,
         max_shrink_iters: 400,
+        max_shrink_time: 30_000,
         ..Config::default()
     };
     let seed = crate::seed();
@@ -273,4 +274,13 @@ async fn what_is_lent_on_dies_with_whoever_lent_it_on() {
     for ends in [Step::Graft(1), Step::End(1), Step::Revoke(1), granted] {
         replay_after_the_beginning(&[&lends[..], &[ends]].concat()).await;
     }
+}
+
+/// What was lent before and is over is lent anew: by a server that grafted anew, under the same grant; and after the operator took the
+/// loan back, under another.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_again_is_alive() {
+    let fetch = |facet| Step::Fetch { facet, by: 2 };
+    replay_after_the_beginning(&[fetch(1), Step::Graft(1), fetch(3)]).await;
+    replay_after_the_beginning(&[fetch(1), Step::Revoke(2), fetch(1)]).await;
 }
