@@ -404,21 +404,6 @@ impl Model {
             let passed = grant.to == agent || self.grants[parent].to == agent;
             self.grants[no].gone |= passed && !grant.lasting;
         }
-        self.fell_walls();
-    }
-
-    /// Whoever found a grant on arrival that stands no more has to graft anew.
-    fn fell_walls(&mut self) {
-        let fallen: Vec<_> = (0..self.facets.len())
-            .filter(|no| {
-                let facet = &self.facets[*no];
-                facet.above.is_none() && self.is_of_standing_graft(*no) && !self.stands(facet.grant)
-            })
-            .map(|no| self.facets[no].holder)
-            .collect();
-        for agent in fallen {
-            self.agents[agent].graft = None;
-        }
     }
 
     /// What is over stays over, whatever comes back later.
