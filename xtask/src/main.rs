@@ -2,6 +2,7 @@
 
 mod bench;
 mod codegen;
+mod nats;
 mod python;
 mod soak;
 mod test;
