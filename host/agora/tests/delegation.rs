@@ -561,3 +561,37 @@ async fn who_serves_nothing_keeps_its_callers_waiting_a_while_and_a_stranger_is_
     assert!(known.unwrap_err().contains("did you mean 'bob'"));
     host.close().await;
 }
+
+/// Eve asks cy, whom she was introduced to, to say something through what it keeps.
+async fn cy_speaks_still(eve: &Puppet, name: &str) -> String {
+    let name = name.to_owned();
+    let asking = eve.run(|stage| async move {
+        let graft = stage.graft.borrow().clone();
+        let cy: desk::Client = graft.unwrap().capability("cy")?;
+        agora_desk::ask(&cy, &name, "still?").await
+    });
+    let asked = within(asking).await.unwrap();
+    asked.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_borrower_lent_on_ends_with_the_borrowers_graft() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        let cy = Grantable::Service("cy".into());
+        control.grant("eve", cy).await.unwrap();
+        eve.graft().await.unwrap().unwrap();
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(relay(&bed, "kept", "by cy").await.unwrap(), "");
+        assert_eq!(cy_speaks_still(&eve, "relayed").await, "");
+        // Bob's wall falls; ann's stands, and so does cy's.
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("the end of what bob lent", async || {
+            cy_speaks_still(&eve, "relayed").await.starts_with("Stale")
+        })
+        .await;
+        assert_eq!(bed.grants("cy").len(), 1, "it stays on the books");
+        bed.host.close().await;
+    }
+}

@@ -159,7 +159,7 @@ impl Holder {
         self.facets.know(&Rc::new(facet))
     }
 
-    /// The facet that was lent from another vat thread under this grant. It hangs below `leash`, and goes with the loan.
+    /// The facet that was lent from another vat thread under this grant. It hangs below `leash`, and goes with the loan and with this graft.
     ///
     /// # Errors
     /// Denied when there is no such grant of this holder's.
@@ -178,6 +178,7 @@ impl Holder {
             }
         };
         let leash = leash.below();
+        self.leash.hang(&leash);
         let mut facet = Facet::new(self, channel, grant, leash.clone());
         let ended = loan.ended_request().send().promise;
         facet._watch = Some(AbortOnDrop(tokio::task::spawn_local(async move {
@@ -282,6 +283,11 @@ impl Facet {
         }
     }
 
+    /// Whether it has been cut.
+    pub fn is_cut(&self) -> bool {
+        self.leash.stale().is_some()
+    }
+
     /// Who holds it.
     pub fn holder(&self) -> &Rc<Holder> {
         &self.holder
@@ -302,7 +308,10 @@ impl Facet {
             return Ok(capnp_rpc::new_client_from_rc(standing));
         }
         let grant = self.loan_grant(&to.persona).await?;
-        let mut facet = Self::new(to, self.channel.clone(), grant, self.leash.below());
+        // It ends with either graft, and what the borrower lends of it with it.
+        let leash = self.leash.below();
+        to.leash.hang(&leash);
+        let mut facet = Self::new(to, self.channel.clone(), grant, leash);
         facet._above = Some(self.clone());
         let facet = Rc::new(facet);
         let mut loans = self.loans.borrow_mut();

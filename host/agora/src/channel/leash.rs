@@ -27,17 +27,22 @@ impl Leash {
     #[must_use]
     pub fn below(&self) -> Self {
         let leash = Self::default();
+        self.hang(&leash);
+        leash
+    }
+
+    /// Another one is cut with this one from now on, besides what it hangs below already.
+    pub fn hang(&self, other: &Self) {
         match self.0.cut.get() {
-            Some(error) => drop(leash.0.cut.set(error.clone())),
+            Some(error) => other.0.cut(error),
             None => {
                 let mut below = self.0.below.borrow_mut();
                 if below.len() == below.capacity() {
                     below.retain(|leash| leash.strong_count() > 0);
                 }
-                below.push(Rc::downgrade(&leash.0));
+                below.push(Rc::downgrade(&other.0));
             }
         }
-        leash
     }
 
     /// Cuts it, and all below. The first reason stays.
@@ -107,6 +112,22 @@ mod tests {
         root.cut("all");
         assert!(right.stale().unwrap().extra.contains("all"));
         assert!(left.stale().unwrap().extra.contains("that one"));
+    }
+
+    #[tokio::test]
+    async fn what_hangs_on_two_is_cut_with_either() {
+        for cut in [0, 1] {
+            let ends = [Leash::default(), Leash::default()];
+            let leash = ends[0].below();
+            ends[1].hang(&leash);
+            let leaf = leash.below();
+            ends[cut].cut("that end");
+            assert!(leaf.stale().is_some() && ends[1 - cut].stale().is_none());
+        }
+        let (cut, late) = (Leash::default(), Leash::default());
+        cut.cut("before");
+        cut.hang(&late);
+        assert!(late.stale().is_some());
     }
 
     #[tokio::test]
