@@ -595,3 +595,37 @@ async fn what_a_borrower_lent_on_ends_with_the_borrowers_graft() {
         bed.host.close().await;
     }
 }
+
+/// Eve takes what bob has under a name, keeps it, and speaks through it.
+async fn fetches(eve: &Puppet, name: &str, keep: &str) -> String {
+    let (name, keep) = (name.to_owned(), keep.to_owned());
+    let fetching = eve.run(|stage| async move {
+        let mut request = bob(&stage)?.fetch_request();
+        request.get().set_name(name.as_str());
+        let fetched = request.send().promise.await?;
+        let facet = fetched.get()?.get_channel()?;
+        let held = agora_guest::Channel::from_client(&keep, facet.clone());
+        stage.facets.borrow_mut().insert(keep, held);
+        Ok::<_, Error>(agora_desk::say(facet, "fetched").await)
+    });
+    let said = within(fetching).await.unwrap();
+    said.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_anew_lives_although_what_was_lent_before_is_still_held() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        assert_eq!(fetches(&eve, "own", "first").await, "");
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("bob's next graft", async || {
+            !fetches(&eve, "own", "second").await.starts_with("Busy")
+        })
+        .await;
+        assert_eq!(fetches(&eve, "own", "third").await, "");
+        let refused = eve.info("first").await.unwrap().unwrap_err();
+        assert!(refused.is_stale(), "{refused}");
+        bed.host.close().await;
+    }
+}

@@ -451,7 +451,8 @@ impl Lending {
                 .upgrade()
                 .ok_or_else(|| error::stale("the graft is over"))?;
             let known = claimed.borrow().get(&grant).and_then(Weak::upgrade);
-            let facet = match known {
+            // What an earlier graft of the lender lent under the same grant is cut, and may be held all the same.
+            let facet = match known.filter(|facet| !facet.is_cut()) {
                 Some(facet) => facet,
                 None => {
                     let facet = to.borrowed(grant, &leash, loan)?;
