@@ -629,3 +629,86 @@ async fn what_is_lent_anew_lives_although_what_was_lent_before_is_still_held() {
         bed.host.close().await;
     }
 }
+
+/// Passed to and fro, a promise is held back once more each time, and each waits for the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_passed_to_and_fro_does_not_pile_up_without_end() {
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let playing = bed.ann.run(|stage| async move {
+            let bob = bob(&stage)?;
+            let mut ball: desk::Client = capnp_rpc::new_future_client(std::future::pending());
+            for _ in 0..3000 {
+                let mut request = bob.echo_request();
+                request.get().set_desk(ball);
+                let answer = request.send().promise.await?;
+                ball = answer.get()?.get_desk()?;
+            }
+            Ok::<_, Error>(())
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(120), playing).await;
+        bed.ann.graft().await.unwrap().unwrap();
+        assert_eq!(bed.ask("own", "alive").await.unwrap(), "");
+        bed.host.close().await;
+    }
+}
+
+/// Hands on whatever desk it is given to hold.
+struct Keeper(tokio::sync::mpsc::UnboundedSender<desk::Client>);
+
+impl desk::Server for Keeper {
+    async fn hold(
+        self: std::rc::Rc<Self>,
+        params: desk::HoldParams,
+        _results: desk::HoldResults,
+    ) -> Result<(), capnp::Error> {
+        let _ = self.0.send(params.get()?.get_desk()?);
+        Ok(())
+    }
+}
+
+/// Two who know each other pass one thing round, so that it is never home: there is one more wall about it each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thing_passed_round_does_not_pile_up_walls_without_end() {
+    let data = tempfile::tempdir().unwrap();
+    let names = ["ann", "bob"];
+    let puppets = [Puppet::new(), Puppet::new()];
+    let plan = Plan::new()
+        .agent("ann", puppets[0].native(), vec![service("bob")])
+        .agent("bob", puppets[1].native(), vec![service("ann")]);
+    let host = plan.open(data.path()).await.unwrap();
+    for puppet in &puppets {
+        puppet.until_life(1).await;
+        puppet.graft().await.unwrap().unwrap();
+    }
+    let (denied, mut was_denied) = tokio::sync::mpsc::unbounded_channel();
+    for (puppet, other) in puppets.iter().zip([names[1], names[0]]) {
+        let denied = denied.clone();
+        let serving = puppet.run(move |stage| async move {
+            let graft = stage.graft.borrow().clone().unwrap();
+            let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+            let keeper: desk::Client = capnp_rpc::new_client(Keeper(keep.clone()));
+            graft.serve(keeper).await?;
+            let other: desk::Client = graft.capability(other)?;
+            if graft.capability::<desk::Client>("bob").is_ok() {
+                let _ = keep.send(capnp_rpc::new_client(Keeper(keep.clone())));
+            }
+            tokio::task::spawn_local(async move {
+                while let Some(thing) = kept.recv().await {
+                    let tried = thing.echo_request().send().promise.await;
+                    if Error::from(tried.err().unwrap()).kind() == Kind::Denied {
+                        let _ = denied.send(());
+                        break;
+                    }
+                    let mut request = other.hold_request();
+                    request.get().set_desk(thing);
+                    let _ = request.send().promise.await;
+                }
+            });
+            Ok::<_, Error>(())
+        });
+        within(serving).await.unwrap().unwrap();
+    }
+    within(was_denied.recv()).await.unwrap();
+    host.close().await;
+}
