@@ -712,3 +712,184 @@ async fn a_thing_passed_round_does_not_pile_up_walls_without_end() {
     within(was_denied.recv()).await.unwrap();
     host.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cancels_its_calls_ends_nobody_else() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        for round in 0..36 {
+            // Each end of a test bed's wire keeps the host's bounds, so one alone would end itself first; a component would not.
+            let who = [&bed.ann, &eve][round % 2];
+            let calling = who.run(|stage| async move {
+                let bob = bob(&stage)?;
+                let holding: Vec<_> = (0..500).map(|_| bob.hold_request().send()).collect();
+                // Behind them.
+                agora_desk::ask(&bob, "nope", "are they there?").await.ok();
+                drop(holding);
+                Ok::<_, Error>(())
+            });
+            within(calling).await.unwrap().unwrap();
+        }
+        let phase = bed.host.control.agent("bob").unwrap().shared.phase();
+        assert_eq!(phase.name(), "running", "{phase:?}");
+        // He can't be asked any more, until he starts anew.
+        let refused = speaks_still(&bed, &eve, "own").await;
+        assert!(refused.starts_with("Busy"), "{refused}");
+        bed.host.close().await;
+    }
+}
+
+struct Flood(std::cell::Cell<u64>);
+
+impl desk::Server for Flood {
+    async fn echo(
+        self: std::rc::Rc<Self>,
+        _params: desk::EchoParams,
+        mut results: desk::EchoResults,
+    ) -> Result<(), capnp::Error> {
+        self.0.set(self.0.get() + 1);
+        tokio::time::sleep(Duration::from_millis(1000 + 30 * self.0.get())).await;
+        results.get().set_text("x".repeat(900_000).as_str());
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_cannot_end_its_caller_by_large_answers() {
+    let data = tempfile::tempdir().unwrap();
+    let ann = Native::new(|end| async move {
+        let mut system = agora_guest::wire::Rpc::new(agora_guest::wire::Network::new(end), None);
+        let door = system.bootstrap();
+        let asking = async {
+            let graft = agora_guest::Graft::arrive(&door).await?;
+            let bob: desk::Client = graft.capability("bob")?;
+            let sent = (0..40).map(|_| bob.echo_request().send().promise);
+            let answers = futures::future::join_all(sent.collect::<Vec<_>>()).await;
+            Ok::<_, Error>(answers.iter().filter(|a| a.is_ok()).count())
+        };
+        let mut asking = Box::pin(asking);
+        for busy in [true, false] {
+            let some = tokio::time::timeout(Duration::from_millis(900), async {
+                tokio::select! {
+                    _ = &mut system => End::Failed("closed".into()),
+                    done = &mut asking => match done {
+                        // What did not fit is lost, and said so.
+                        Ok(1..40) => End::Done,
+                        other => End::Failed(format!("{other:?}")),
+                    },
+                }
+            });
+            if let Ok(end) = some.await {
+                return end;
+            }
+            // It computes for a while.
+            if busy {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        }
+        End::Failed("too late".into())
+    });
+    let bob = Native::new(|end| async {
+        let served = agora_guest::vat::drive(end, |graft: agora_guest::Graft| async move {
+            let client: desk::Client = capnp_rpc::new_client(Flood(Default::default()));
+            graft.serve(client).await?;
+            Err::<(), _>(graft.ended().await)
+        });
+        match served.await {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error.to_string()),
+        }
+    });
+    let plan = Plan::new()
+        .agent("ann", ann, vec![service("bob")])
+        .agent("bob", bob, vec![]);
+    let host = plan.open(data.path()).await.unwrap();
+    let phase = || host.control.agent("ann").unwrap().shared.phase();
+    for _ in 0..300 {
+        if phase().name() != "running" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(phase().detail(), "it was done");
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lender_does_not_use_up_the_borrowers_grants() {
+    let bed = bed(1).await;
+    for _ in 0..30 {
+        let lending = bed.ann.run(|stage| async move {
+            let (bob, square) = (bob(&stage)?, stage.facet("square")?);
+            let one = |n: usize| {
+                let (bob, square) = (bob.clone(), square.clone());
+                async move {
+                    let (made, _) = square.attenuate_lasting(&Terms::all()).await?;
+                    agora_desk::hand(&bob, &format!("x{n}"), made.client()).await?;
+                    Ok::<_, Error>(agora_desk::ask(&bob, &format!("x{n}"), "").await)
+                }
+            };
+            futures::future::join_all((0..50).map(one)).await;
+            Ok::<_, Error>(())
+        });
+        within(lending).await.unwrap().ok();
+    }
+    let granted = bed.host.control.grant("bob", Grantable::Timer).await;
+    assert!(granted.is_ok(), "{granted:?}");
+    bed.host.close().await;
+}
+
+struct Liar;
+
+impl desk::Server for Liar {
+    async fn echo(
+        self: std::rc::Rc<Self>,
+        _params: desk::EchoParams,
+        mut results: desk::EchoResults,
+    ) -> Result<(), capnp::Error> {
+        results.get().set_desk(capnp_rpc::new_client(Liar));
+        Ok(())
+    }
+    async fn hold(
+        self: std::rc::Rc<Self>,
+        _params: desk::HoldParams,
+        _results: desk::HoldResults,
+    ) -> Result<(), capnp::Error> {
+        Err(capnp::Error::failed("[stale] graft again".into()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_gave_cannot_stale_its_caller_either() {
+    let data = tempfile::tempdir().unwrap();
+    let ann = Puppet::new();
+    let liar = Native::new(|end| async {
+        let served = agora_guest::vat::drive(end, |graft: agora_guest::Graft| async move {
+            let client: desk::Client = capnp_rpc::new_client(Liar);
+            graft.serve(client).await?;
+            Err::<(), _>(graft.ended().await)
+        });
+        match served.await {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error.to_string()),
+        }
+    });
+    let plan = Plan::new()
+        .agent("ann", ann.native(), vec![service("bob")])
+        .agent("bob", liar, vec![]);
+    let host = plan.open(data.path()).await.unwrap();
+    ann.until_life(1).await;
+    ann.graft().await.unwrap().unwrap();
+    let asking = ann.run(|stage| async move {
+        let bob = bob(&stage)?;
+        let at_once = bob.hold_request().send().promise.await;
+        let given = bob.echo_request().send().promise.await?;
+        let given = given.get()?.get_desk()?;
+        let later = given.hold_request().send().promise.await;
+        let kinds = [at_once, later].map(|a| Error::from(a.err().unwrap()).kind());
+        Ok::<_, Error>(kinds)
+    });
+    let kinds = within(asking).await.unwrap().unwrap();
+    assert!(!kinds.contains(&Kind::Stale), "{kinds:?}");
+    host.close().await;
+}

@@ -45,6 +45,7 @@ pub(crate) struct Wall {
     policy: RefCell<Option<Rc<dyn Policy>>>,
     exchanges: bool,
     words_max: u64,
+    answers: bool,
     stale: OnceCell<Error>,
     known: RefCell<HashMap<Identity, usize, BuildHasherDefault<AddressHasher>>>,
     wrappers: RefCell<Berths<Weak<Wrapped>>>,
@@ -57,6 +58,7 @@ impl Wall {
         Rc::new(Wall {
             exchanges: policy.exchanges(),
             words_max: policy.words_max(),
+            answers: policy.answers(),
             policy: RefCell::new(Some(policy)),
             stale: OnceCell::new(),
             known: RefCell::default(),
@@ -74,6 +76,14 @@ impl Wall {
 
     pub(crate) fn exchanges(&self) -> bool {
         self.exchanges
+    }
+
+    /// The policy, if it is asked about answers and has not been revoked.
+    pub(crate) fn answers(&self) -> Option<Rc<dyn Policy>> {
+        match self.answers {
+            true => self.policy().ok(),
+            false => None,
+        }
     }
 
     pub(crate) fn words_max(&self) -> u64 {

@@ -557,7 +557,6 @@ impl Facet {
         params: channel::SpeakParams,
         mut results: channel::SpeakResults,
     ) -> Result<(), Error> {
-        let _busy = self.holder.control.busy();
         self.terms()?;
         let params = params.get()?;
         let drafts = params.get_drafts()?;
@@ -602,6 +601,8 @@ impl Facet {
                 }
             }
         }
+        // From here on it depends on nobody else.
+        let _busy = self.holder.control.busy();
         // What one entry must hold: a turn is one, and lone drafts of one call stay together.
         let bytes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).sum::<usize>();
         let heaviest = elsewhere.iter().map(|(_, drafts)| bytes(drafts)).max();

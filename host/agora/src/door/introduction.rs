@@ -286,9 +286,9 @@ impl Introduction {
         Ok(meeting)
     }
 
-    /// What the caller is told. Stale is not for the server to say: its caller would graft anew, for nothing.
+    /// What the caller is told when the server was cut.
     fn explain(&self, error: Error, meeting: &Rc<Meeting>) -> Error {
-        if error::classify(&error) != error::Kind::Stale || self.over.get() {
+        if !error.extra.contains(CUT) || self.over.get() {
             return error;
         }
         let stands = match &meeting.offer {
@@ -307,7 +307,7 @@ impl Introduction {
             }
         };
         match stands {
-            true => error::failed(error::reason(&error)),
+            true => error,
             false => error::busy(&format!(
                 "agent '{}' was cut or served something else while it was at it, so the outcome is unknown",
                 self.server
@@ -315,6 +315,10 @@ impl Introduction {
         }
     }
 }
+
+/// How an error begins that says of the other agent, or of what it gave, what stale says of one's own graft. Stale itself is not for
+/// another to say: its caller would graft anew, for nothing.
+const CUT: &str = "the other agent was cut, or what it gave is over: ";
 
 /// A party, as the policy between two knows it.
 #[derive(Clone)]
@@ -331,12 +335,28 @@ impl End {
         }
     }
 
+    /// Whether it can be sent one more answer.
+    fn takes_answers(&self) -> Result<(), Error> {
+        let Self::Here(_, wire) = self else {
+            return Ok(());
+        };
+        let (bytes, held) = (wire.waiting(), wire.handed_over());
+        match bytes <= limits::PEER_ANSWERS_WAITING_MAX
+            && held <= limits::PEER_ANSWER_CAPABILITIES_MAX
+        {
+            true => Ok(()),
+            false => Err(error::failed(&format!(
+                "{bytes} bytes wait for it, and it holds {held} capabilities"
+            ))),
+        }
+    }
+
     /// Whether it can be sent more.
     fn bears_more(&self) -> Result<(), Error> {
         let Self::Here(_, wire) = self else {
             return Ok(());
         };
-        let (bytes, held) = (wire.waiting(), wire.handed_over());
+        let (bytes, held, asked) = (wire.waiting(), wire.handed_over(), wire.asked());
         if bytes > limits::PEER_BYTES_WAITING_MAX {
             return Err(error::busy(&format!(
                 "the other agent does not take what it is sent ({bytes} bytes wait)"
@@ -345,6 +365,11 @@ impl End {
         if held > limits::PEER_CAPABILITIES_MAX {
             return Err(error::busy(&format!(
                 "the other agent holds {held} capabilities and can't be given more"
+            )));
+        }
+        if asked > limits::PEER_CALLS_UNANSWERED_MAX {
+            return Err(error::busy(&format!(
+                "the other agent leaves {asked} calls unanswered"
             )));
         }
         Ok(())
@@ -393,6 +418,33 @@ impl Policy for Lending {
 
     fn words_max(&self) -> u64 {
         limits::MESSAGE_WORDS_MAX
+    }
+
+    fn answers(&self) -> bool {
+        true
+    }
+
+    /// An answer that its caller does not take must not end the caller, who can't know what it is answered.
+    fn results(&self, callee: Side) -> Result<(), Error> {
+        let caller = match callee {
+            Side::Inside => &self.caller,
+            Side::Outside => &self.server,
+        };
+        caller.takes_answers().map_err(|why| {
+            error::failed(&format!(
+                "the answer is lost, since this agent does not take what it is sent ({why})"
+            ))
+        })
+    }
+
+    fn error(&self, _callee: Side, mut error: Error) -> Error {
+        if error.extra.len() > limits::PEER_ERROR_BYTES_MAX {
+            error.extra = crate::cut_text(&error.extra, limits::PEER_ERROR_BYTES_MAX);
+        }
+        match error::classify(&error) {
+            error::Kind::Stale => error::failed(&format!("{CUT}{}", error::reason(&error))),
+            _ => error,
+        }
     }
 
     fn exchanges(&self) -> bool {
