@@ -35,7 +35,7 @@ interface Channel {
   # Recorded as a grant under this one; dies with it, and at the fence. Needs the attenuate right, here or on the facet
   # that this one was narrowed from by the same agent.
   # With `lasting`, it is to be lent for good: whoever it is lent to has it again by name at their next graft, for as long as this
-  # agent's own grant stands. The facet itself still goes with the graft.
+  # agent's own grant stands. The facet itself still goes with the graft. Of a facet that is itself held in passing nothing lasts.
 
   # Lending: a facet that an agent passes to another, in a call or in an answer, arrives as the other's own, under the
   # same terms. What is said through it is said by the borrower, and draws on the lender's budgets. Recorded as a grant; it

@@ -36,6 +36,13 @@ interface Operator {
 
   stop @8 () -> ();
   # Drains, flushes and ends the host.
+
+  invite @9 (key :Text) -> (outcome :Decided);
+  # Lets another host into the realm, by the hexadecimal of its public key. It must reach the same log.
+
+  revokeHost @10 (host :Text, reason :Text) -> (outcome :Decided);
+  # Takes another host's place in the realm back, for good: nothing that it or its personas say counts from there on, and what
+  # they were granted is cut. By its id, or the first 8 digits of it.
 }
 
 struct Decided {
@@ -83,6 +90,14 @@ struct Status {
   channels @8 :List(ChannelStatus);
   image @9 :Text;
   startedMs @10 :Int64;
+  hosts @11 :List(HostStatus);
+}
+
+struct HostStatus {
+  # One host of the realm.
+  id @0 :Data;
+  revoked @1 :Bool;
+  personas @2 :UInt32;
 }
 
 struct Agent {

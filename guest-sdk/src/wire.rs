@@ -116,6 +116,8 @@ struct Pair {
     breach: Mutex<Option<String>>,
     /// Capabilities handed over and not released, by the end that handed them: as `queues`.
     handed_over: [AtomicUsize; 2],
+    /// Calls that are not answered, by the end that made them.
+    asked: [AtomicUsize; 2],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,6 +139,7 @@ pub fn pair(limits: Limits) -> (End, End) {
         limits,
         breach: Mutex::new(None),
         handed_over: Default::default(),
+        asked: Default::default(),
     });
     let first = End {
         pair: pair.clone(),
@@ -315,6 +318,15 @@ impl End {
     /// How many bytes the other end has not taken.
     pub fn waiting(&self) -> usize {
         self.outgoing().bytes
+    }
+
+    /// How many calls of this end the other one has not answered, wanted still or not.
+    pub fn asked(&self) -> usize {
+        self.pair.asked[1 - self.inward].load(Ordering::Relaxed)
+    }
+
+    fn set_asked(&self, count: usize) {
+        self.pair.asked[1 - self.inward].store(count, Ordering::Relaxed);
     }
 
     /// How many capabilities of this end the other one holds.
@@ -824,6 +836,7 @@ impl capnp_rpc::Connection<Party> for Connection {
             };
             let weighed = message.weigh(bytes, &mut books.borrow_mut(), &end.pair.limits);
             end.set_handed_over(books.borrow().exports.len());
+            end.set_asked(books.borrow().asked.len());
             if let Err(reason) = weighed {
                 end.breach(reason.clone());
                 return Err(Error::failed(reason));
@@ -873,6 +886,7 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
             let mut books = self.books.borrow_mut();
             let counted = books.send(message, &self.end.pair.limits);
             self.end.set_handed_over(books.exports.len());
+            self.end.set_asked(books.asked.len());
             counted
         });
         if let Err(reason) = counted {

@@ -117,6 +117,23 @@ pub const INTRODUCTION_CALLS_MAX: usize = 1024;
 pub const PEER_BYTES_WAITING_MAX: usize = 4 << 20;
 /// Capabilities that an agent may hold before other agents' calls to it are refused: far below what ends it.
 pub const PEER_CAPABILITIES_MAX: usize = 4096;
+/// Calls that an agent may leave unanswered, wanted still or not, before other agents' calls to it are refused: far below what ends it.
+pub const PEER_CALLS_UNANSWERED_MAX: usize = 8192;
+/// Bytes that may wait for an agent before other agents' answers to it are lost: it gets an error instead.
+pub const PEER_ANSWERS_WAITING_MAX: usize = 8 << 20;
+/// Capabilities that an agent may hold before other agents' answers to it are lost.
+pub const PEER_ANSWER_CAPABILITIES_MAX: usize = 6144;
+/// Bytes of an error's text from another agent that are handed on; the rest is cut.
+pub const PEER_ERROR_BYTES_MAX: usize = 4096;
+const _: () = assert!(
+    PEER_CALLS_UNANSWERED_MAX < Limits::HOST.asked_max
+        && PEER_BYTES_WAITING_MAX <= PEER_ANSWERS_WAITING_MAX
+        && PEER_ANSWERS_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX
+            < Limits::HOST.queue_bytes_max
+        && PEER_CAPABILITIES_MAX <= PEER_ANSWER_CAPABILITIES_MAX
+        && PEER_ANSWER_CAPABILITIES_MAX + Limits::HOST.caps_per_message_max
+            < Limits::HOST.exports_max
+);
 const _: () = assert!(
     PEER_BYTES_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX < Limits::HOST.queue_bytes_max
         && PEER_CAPABILITIES_MAX + Limits::HOST.caps_per_message_max < Limits::HOST.exports_max

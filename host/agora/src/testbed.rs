@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agora_capnp::membrane_capnp::membrane;
 use agora_guest::wire;
 use agora_guest::{Channel, Draft, Error, Graft, Heard, Message, Outcome, Revoker, Terms};
+use agora_log::Log;
 use agora_realm::{ChannelName, ComponentHash, PersonaName};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
@@ -130,9 +131,77 @@ impl Plan {
     /// # Errors
     /// For people.
     pub async fn open(&self, data: &Path) -> anyhow::Result<Host> {
+        self.open_on(data, None).await
+    }
+
+    /// The same, on a log that is shared with other hosts. Closing the host leaves it open.
+    ///
+    /// # Errors
+    /// For people, as that this host is not one of the realm's.
+    pub async fn open_shared(&self, data: &Path, log: &Arc<dyn Log>) -> anyhow::Result<Host> {
+        let kept = Kept {
+            log: log.clone(),
+            closed: watch::channel(false).0,
+        };
+        self.open_on(data, Some(Arc::new(kept))).await
+    }
+
+    async fn open_on(&self, data: &Path, log: Option<Arc<dyn Log>>) -> anyhow::Result<Host> {
         let (manifest, programs) = (self.manifest.clone(), self.programs.clone());
-        let opened = open_with(manifest, programs, data, self.workers, &mut |_| {}).await?;
+        let opened = open_with(manifest, programs, data, self.workers, log, &mut |_| {}).await?;
         opened.start_with(false).await
+    }
+}
+
+/// A log that outlives the host that closes it.
+struct Kept {
+    log: Arc<dyn Log>,
+    closed: watch::Sender<bool>,
+}
+
+impl Log for Kept {
+    fn append(
+        &self,
+        id: [u8; 32],
+        bytes: bytes::Bytes,
+        class: agora_log::Class,
+    ) -> futures::future::BoxFuture<'static, Result<agora_log::Appended, agora_log::LogError>> {
+        self.log.append(id, bytes, class)
+    }
+
+    fn read(
+        &self,
+        from: agora_log::Seq,
+        entries: usize,
+        bytes_max: usize,
+    ) -> futures::future::BoxFuture<
+        'static,
+        Result<Vec<(agora_log::Seq, bytes::Bytes)>, agora_log::LogError>,
+    > {
+        self.log.read(from, entries, bytes_max)
+    }
+
+    fn tail(
+        &self,
+        from: agora_log::Seq,
+    ) -> futures::stream::BoxStream<
+        'static,
+        Result<(agora_log::Seq, bytes::Bytes), agora_log::LogError>,
+    > {
+        let mut closed = self.closed.subscribe();
+        let closed = async move {
+            let _ = closed.wait_for(|closed| *closed).await;
+        };
+        self.log.tail(from).take_until(closed.boxed()).boxed()
+    }
+
+    fn end(&self) -> agora_log::Seq {
+        self.log.end()
+    }
+
+    fn close(&self) -> futures::future::BoxFuture<'static, Result<(), agora_log::LogError>> {
+        self.closed.send_replace(true);
+        async { Ok(()) }.boxed()
     }
 }
 

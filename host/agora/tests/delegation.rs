@@ -561,3 +561,335 @@ async fn who_serves_nothing_keeps_its_callers_waiting_a_while_and_a_stranger_is_
     assert!(known.unwrap_err().contains("did you mean 'bob'"));
     host.close().await;
 }
+
+/// Eve asks cy, whom she was introduced to, to say something through what it keeps.
+async fn cy_speaks_still(eve: &Puppet, name: &str) -> String {
+    let name = name.to_owned();
+    let asking = eve.run(|stage| async move {
+        let graft = stage.graft.borrow().clone();
+        let cy: desk::Client = graft.unwrap().capability("cy")?;
+        agora_desk::ask(&cy, &name, "still?").await
+    });
+    let asked = within(asking).await.unwrap();
+    asked.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_borrower_lent_on_ends_with_the_borrowers_graft() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        let cy = Grantable::Service("cy".into());
+        control.grant("eve", cy).await.unwrap();
+        eve.graft().await.unwrap().unwrap();
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(relay(&bed, "kept", "by cy").await.unwrap(), "");
+        assert_eq!(cy_speaks_still(&eve, "relayed").await, "");
+        // Bob's wall falls; ann's stands, and so does cy's.
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("the end of what bob lent", async || {
+            cy_speaks_still(&eve, "relayed").await.starts_with("Stale")
+        })
+        .await;
+        assert_eq!(bed.grants("cy").len(), 1, "it stays on the books");
+        bed.host.close().await;
+    }
+}
+
+/// Eve takes what bob has under a name, keeps it, and speaks through it.
+async fn fetches(eve: &Puppet, name: &str, keep: &str) -> String {
+    let (name, keep) = (name.to_owned(), keep.to_owned());
+    let fetching = eve.run(|stage| async move {
+        let mut request = bob(&stage)?.fetch_request();
+        request.get().set_name(name.as_str());
+        let fetched = request.send().promise.await?;
+        let facet = fetched.get()?.get_channel()?;
+        let held = agora_guest::Channel::from_client(&keep, facet.clone());
+        stage.facets.borrow_mut().insert(keep, held);
+        Ok::<_, Error>(agora_desk::say(facet, "fetched").await)
+    });
+    let said = within(fetching).await.unwrap();
+    said.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_anew_lives_although_what_was_lent_before_is_still_held() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        assert_eq!(fetches(&eve, "own", "first").await, "");
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("bob's next graft", async || {
+            !fetches(&eve, "own", "second").await.starts_with("Busy")
+        })
+        .await;
+        assert_eq!(fetches(&eve, "own", "third").await, "");
+        let refused = eve.info("first").await.unwrap().unwrap_err();
+        assert!(refused.is_stale(), "{refused}");
+        bed.host.close().await;
+    }
+}
+
+/// Passed to and fro, a promise is held back once more each time, and each waits for the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_passed_to_and_fro_does_not_pile_up_without_end() {
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let playing = bed.ann.run(|stage| async move {
+            let bob = bob(&stage)?;
+            let mut ball: desk::Client = capnp_rpc::new_future_client(std::future::pending());
+            for _ in 0..3000 {
+                let mut request = bob.echo_request();
+                request.get().set_desk(ball);
+                let answer = request.send().promise.await?;
+                ball = answer.get()?.get_desk()?;
+            }
+            Ok::<_, Error>(())
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(120), playing).await;
+        bed.ann.graft().await.unwrap().unwrap();
+        assert_eq!(bed.ask("own", "alive").await.unwrap(), "");
+        bed.host.close().await;
+    }
+}
+
+/// Hands on whatever desk it is given to hold.
+struct Keeper(tokio::sync::mpsc::UnboundedSender<desk::Client>);
+
+impl desk::Server for Keeper {
+    async fn hold(
+        self: std::rc::Rc<Self>,
+        params: desk::HoldParams,
+        _results: desk::HoldResults,
+    ) -> Result<(), capnp::Error> {
+        let _ = self.0.send(params.get()?.get_desk()?);
+        Ok(())
+    }
+}
+
+/// Two who know each other pass one thing round, so that it is never home: there is one more wall about it each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thing_passed_round_does_not_pile_up_walls_without_end() {
+    let data = tempfile::tempdir().unwrap();
+    let names = ["ann", "bob"];
+    let puppets = [Puppet::new(), Puppet::new()];
+    let plan = Plan::new()
+        .agent("ann", puppets[0].native(), vec![service("bob")])
+        .agent("bob", puppets[1].native(), vec![service("ann")]);
+    let host = plan.open(data.path()).await.unwrap();
+    for puppet in &puppets {
+        puppet.until_life(1).await;
+        puppet.graft().await.unwrap().unwrap();
+    }
+    let (denied, mut was_denied) = tokio::sync::mpsc::unbounded_channel();
+    for (puppet, other) in puppets.iter().zip([names[1], names[0]]) {
+        let denied = denied.clone();
+        let serving = puppet.run(move |stage| async move {
+            let graft = stage.graft.borrow().clone().unwrap();
+            let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+            let keeper: desk::Client = capnp_rpc::new_client(Keeper(keep.clone()));
+            graft.serve(keeper).await?;
+            let other: desk::Client = graft.capability(other)?;
+            if graft.capability::<desk::Client>("bob").is_ok() {
+                let _ = keep.send(capnp_rpc::new_client(Keeper(keep.clone())));
+            }
+            tokio::task::spawn_local(async move {
+                while let Some(thing) = kept.recv().await {
+                    let tried = thing.echo_request().send().promise.await;
+                    if Error::from(tried.err().unwrap()).kind() == Kind::Denied {
+                        let _ = denied.send(());
+                        break;
+                    }
+                    let mut request = other.hold_request();
+                    request.get().set_desk(thing);
+                    let _ = request.send().promise.await;
+                }
+            });
+            Ok::<_, Error>(())
+        });
+        within(serving).await.unwrap().unwrap();
+    }
+    within(was_denied.recv()).await.unwrap();
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cancels_its_calls_ends_nobody_else() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        for round in 0..36 {
+            // Each end of a test bed's wire keeps the host's bounds, so one alone would end itself first; a component would not.
+            let who = [&bed.ann, &eve][round % 2];
+            let calling = who.run(|stage| async move {
+                let bob = bob(&stage)?;
+                let holding: Vec<_> = (0..500).map(|_| bob.hold_request().send()).collect();
+                // Behind them.
+                agora_desk::ask(&bob, "nope", "are they there?").await.ok();
+                drop(holding);
+                Ok::<_, Error>(())
+            });
+            within(calling).await.unwrap().unwrap();
+        }
+        let phase = bed.host.control.agent("bob").unwrap().shared.phase();
+        assert_eq!(phase.name(), "running", "{phase:?}");
+        // He can't be asked any more, until he starts anew.
+        let refused = speaks_still(&bed, &eve, "own").await;
+        assert!(refused.starts_with("Busy"), "{refused}");
+        bed.host.close().await;
+    }
+}
+
+struct Flood(std::cell::Cell<u64>);
+
+impl desk::Server for Flood {
+    async fn echo(
+        self: std::rc::Rc<Self>,
+        _params: desk::EchoParams,
+        mut results: desk::EchoResults,
+    ) -> Result<(), capnp::Error> {
+        self.0.set(self.0.get() + 1);
+        tokio::time::sleep(Duration::from_millis(1000 + 30 * self.0.get())).await;
+        results.get().set_text("x".repeat(900_000).as_str());
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_cannot_end_its_caller_by_large_answers() {
+    let data = tempfile::tempdir().unwrap();
+    let ann = Native::new(|end| async move {
+        let mut system = agora_guest::wire::Rpc::new(agora_guest::wire::Network::new(end), None);
+        let door = system.bootstrap();
+        let asking = async {
+            let graft = agora_guest::Graft::arrive(&door).await?;
+            let bob: desk::Client = graft.capability("bob")?;
+            let sent = (0..40).map(|_| bob.echo_request().send().promise);
+            let answers = futures::future::join_all(sent.collect::<Vec<_>>()).await;
+            Ok::<_, Error>(answers.iter().filter(|a| a.is_ok()).count())
+        };
+        let mut asking = Box::pin(asking);
+        for busy in [true, false] {
+            let some = tokio::time::timeout(Duration::from_millis(900), async {
+                tokio::select! {
+                    _ = &mut system => End::Failed("closed".into()),
+                    done = &mut asking => match done {
+                        // What did not fit is lost, and said so.
+                        Ok(1..40) => End::Done,
+                        other => End::Failed(format!("{other:?}")),
+                    },
+                }
+            });
+            if let Ok(end) = some.await {
+                return end;
+            }
+            // It computes for a while.
+            if busy {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+            }
+        }
+        End::Failed("too late".into())
+    });
+    let bob = Native::new(|end| async {
+        let served = agora_guest::vat::drive(end, |graft: agora_guest::Graft| async move {
+            let client: desk::Client = capnp_rpc::new_client(Flood(Default::default()));
+            graft.serve(client).await?;
+            Err::<(), _>(graft.ended().await)
+        });
+        match served.await {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error.to_string()),
+        }
+    });
+    let plan = Plan::new()
+        .agent("ann", ann, vec![service("bob")])
+        .agent("bob", bob, vec![]);
+    let host = plan.open(data.path()).await.unwrap();
+    let phase = || host.control.agent("ann").unwrap().shared.phase();
+    for _ in 0..300 {
+        if phase().name() != "running" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(phase().detail(), "it was done");
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lender_does_not_use_up_the_borrowers_grants() {
+    let bed = bed(1).await;
+    for _ in 0..30 {
+        let lending = bed.ann.run(|stage| async move {
+            let (bob, square) = (bob(&stage)?, stage.facet("square")?);
+            let one = |n: usize| {
+                let (bob, square) = (bob.clone(), square.clone());
+                async move {
+                    let (made, _) = square.attenuate_lasting(&Terms::all()).await?;
+                    agora_desk::hand(&bob, &format!("x{n}"), made.client()).await?;
+                    Ok::<_, Error>(agora_desk::ask(&bob, &format!("x{n}"), "").await)
+                }
+            };
+            futures::future::join_all((0..50).map(one)).await;
+            Ok::<_, Error>(())
+        });
+        within(lending).await.unwrap().ok();
+    }
+    let granted = bed.host.control.grant("bob", Grantable::Timer).await;
+    assert!(granted.is_ok(), "{granted:?}");
+    bed.host.close().await;
+}
+
+struct Liar;
+
+impl desk::Server for Liar {
+    async fn echo(
+        self: std::rc::Rc<Self>,
+        _params: desk::EchoParams,
+        mut results: desk::EchoResults,
+    ) -> Result<(), capnp::Error> {
+        results.get().set_desk(capnp_rpc::new_client(Liar));
+        Ok(())
+    }
+    async fn hold(
+        self: std::rc::Rc<Self>,
+        _params: desk::HoldParams,
+        _results: desk::HoldResults,
+    ) -> Result<(), capnp::Error> {
+        Err(capnp::Error::failed("[stale] graft again".into()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_server_gave_cannot_stale_its_caller_either() {
+    let data = tempfile::tempdir().unwrap();
+    let ann = Puppet::new();
+    let liar = Native::new(|end| async {
+        let served = agora_guest::vat::drive(end, |graft: agora_guest::Graft| async move {
+            let client: desk::Client = capnp_rpc::new_client(Liar);
+            graft.serve(client).await?;
+            Err::<(), _>(graft.ended().await)
+        });
+        match served.await {
+            Ok(()) => End::Done,
+            Err(error) => End::Failed(error.to_string()),
+        }
+    });
+    let plan = Plan::new()
+        .agent("ann", ann.native(), vec![service("bob")])
+        .agent("bob", liar, vec![]);
+    let host = plan.open(data.path()).await.unwrap();
+    ann.until_life(1).await;
+    ann.graft().await.unwrap().unwrap();
+    let asking = ann.run(|stage| async move {
+        let bob = bob(&stage)?;
+        let at_once = bob.hold_request().send().promise.await;
+        let given = bob.echo_request().send().promise.await?;
+        let given = given.get()?.get_desk()?;
+        let later = given.hold_request().send().promise.await;
+        let kinds = [at_once, later].map(|a| Error::from(a.err().unwrap()).kind());
+        Ok::<_, Error>(kinds)
+    });
+    let kinds = within(asking).await.unwrap().unwrap();
+    assert!(!kinds.contains(&Kind::Stale), "{kinds:?}");
+    host.close().await;
+}

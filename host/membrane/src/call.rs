@@ -72,13 +72,16 @@ impl Call {
             return Poll::Ready(answer.clone());
         }
         if let Some(error) = self.flight.stale() {
-            return Poll::Ready(Err(error.clone()));
+            return Poll::Ready(Err(self.flight.route().told(error.clone())));
         }
         let returned = self.progress.borrow().returned;
         if !returned {
             match self.flight.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(self.settle(Err(error))),
+                Poll::Ready(Err(error)) => {
+                    let told = self.flight.route().told(error);
+                    return Poll::Ready(self.settle(Err(told)));
+                }
                 Poll::Ready(Ok(())) => self.progress.borrow_mut().returned = true,
             }
         }
@@ -90,7 +93,7 @@ impl Call {
                 Poll::Pending => Poll::Pending,
             };
         };
-        if let Err(error) = self.flight.route().fits(|| results.words()) {
+        if let Err(error) = self.flight.route().results(|| results.words()) {
             return Poll::Ready(self.settle(Err(error)));
         }
         self.flight.route().outward(&mut results.caps);
@@ -114,7 +117,7 @@ impl Call {
 
     fn pipelined(self: &Rc<Self>, ops: Vec<PipelineOp>) -> Box<dyn ClientHook> {
         if let Some(error) = self.flight.stale() {
-            return broken(error);
+            return broken(&self.flight.route().told(error.clone()));
         }
         let mut progress = self.progress.borrow_mut();
         if let Some(answer) = &progress.answer {
@@ -183,8 +186,9 @@ impl Cut for Call {
     fn cut(&self, error: &Error) {
         self.flight.cut(error);
         let progress = std::mem::take(&mut *self.progress.borrow_mut());
+        let told = self.flight.route().told(error.clone());
         for pending in progress.pending.iter().filter_map(Weak::upgrade) {
-            pending.resolve(broken(error));
+            pending.resolve(broken(&told));
         }
     }
 

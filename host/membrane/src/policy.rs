@@ -108,6 +108,27 @@ pub trait Policy: 'static {
         u64::MAX
     }
 
+    /// Whether [`results`](Policy::results) and [`error`](Policy::error) are to be asked. Asked once, when the membrane is made.
+    fn answers(&self) -> bool {
+        false
+    }
+
+    /// Says whether results may cross to the caller, now that they are there. `callee` is where the callee lives.
+    ///
+    /// # Errors
+    /// What the caller is told instead. The callee has done what it was asked, and is not told.
+    fn results(&self, callee: Side) -> Result<(), capnp::Error> {
+        let _ = callee;
+        Ok(())
+    }
+
+    /// Says what the caller is told of an error from beyond this membrane: the callee's own, or that of another membrane on the
+    /// way that was revoked. Not asked about this one's revocation, nor about what policies deny.
+    fn error(&self, callee: Side, error: capnp::Error) -> capnp::Error {
+        let _ = callee;
+        error
+    }
+
     /// Whether [`exchange`](Policy::exchange) is to be asked. Asked once, when the membrane is made.
     ///
     /// If so, a promise that crosses is held back until it has settled, and so are the calls made on it: nobody can know

@@ -64,7 +64,7 @@ impl Relay {
     ) -> Result<Response<any_pointer::Owned>, Error> {
         let results = response.get()?;
         let size = results.target_size()?;
-        self.flight.route().fits(|| Ok(size.word_count))?;
+        self.flight.route().results(|| Ok(size.word_count))?;
         if size.cap_count == 0 {
             return Ok(response);
         }
@@ -104,7 +104,10 @@ impl Future for Responding {
             // Else the callee would be kept at it by what may still be pipelined.
             drop(self.0.pipeline.take());
         }
-        outcome.map(|response| self.0.receive(response?))
+        outcome.map(|response| match response {
+            Ok(response) => self.0.receive(response),
+            Err(error) => Err(self.0.flight.route().told(error)),
+        })
     }
 }
 
@@ -129,7 +132,7 @@ impl PipelineHook for Pipeline {
                 .flight
                 .route()
                 .outward_one(pipeline.get_pipelined_cap(ops)),
-            (_, Some(error)) => broken(error),
+            (_, Some(error)) => broken(&self.0.flight.route().told(error.clone())),
             (None, None) => unreachable!("only being cut takes the pipeline"),
         }
     }

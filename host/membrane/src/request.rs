@@ -66,7 +66,10 @@ impl Request {
         }
         let request = relay::request(&*callee, self.interface_id, self.method_id, &self.params)?;
         let flight = Flight::call(route, request.send_streaming());
-        Ok(Promise::from_future(Waiting(flight)))
+        Ok(Promise::from_future(async move {
+            let sent = Waiting(flight.clone()).await;
+            sent.map_err(|error| flight.route().told(error))
+        }))
     }
 
     fn call(self, route: Route, callee: &dyn ClientHook) -> Rc<Call> {

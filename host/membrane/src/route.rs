@@ -54,10 +54,13 @@ impl Route {
         let mut route = Route::across(wrapped);
         let mut target = wrapped.target()?;
         while let Some(within) = target.within {
-            target = within.target()?;
+            match within.target() {
+                Ok(further) => target = further,
+                Err(error) => return Err(route.told(error)),
+            }
             route.further.push(within);
+            route.crossed.set(1 + route.further.len());
         }
-        route.crossed.set(1 + route.further.len());
         Ok((route, target.hook))
     }
 
@@ -122,6 +125,27 @@ impl Route {
     /// has settled, so what is pipelined waits for the answer itself.
     pub(crate) fn exchanges(&self) -> bool {
         self.crossings().any(|wrapped| wrapped.wall().exchanges())
+    }
+
+    /// Whether results may cross to the caller.
+    pub(crate) fn results(&self, words: impl FnOnce() -> Result<u64, Error>) -> Result<(), Error> {
+        self.fits(words)?;
+        self.crossings()
+            .rev()
+            .try_for_each(|wrapped| match wrapped.wall().answers() {
+                Some(policy) => policy.results(wrapped.callee()),
+                None => Ok(()),
+            })
+    }
+
+    /// What the caller is told of an error from beyond the walls that still stand.
+    pub(crate) fn told(&self, error: Error) -> Error {
+        self.crossings()
+            .rev()
+            .fold(error, |error, wrapped| match wrapped.wall().answers() {
+                Some(policy) => policy.error(wrapped.callee(), error),
+                None => error,
+            })
     }
 
     /// Refuses a message that is too large for one of the walls it crosses. Measures only if there is a bound.

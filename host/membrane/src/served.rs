@@ -110,7 +110,7 @@ impl Served {
 
     fn drive(self: &Rc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if let Some(error) = self.flight.stale() {
-            return Poll::Ready(Err(error.clone()));
+            return Poll::Ready(Err(self.flight.route().told(error.clone())));
         }
         let start = self.progress.borrow_mut().start.take();
         if let Some(start) = start {
@@ -120,7 +120,7 @@ impl Served {
         if !returned {
             match self.flight.poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(outcome) => outcome?,
+                Poll::Ready(outcome) => outcome.map_err(|e| self.flight.route().told(e))?,
             }
             self.progress.borrow_mut().returned = true;
         }
@@ -147,7 +147,7 @@ impl Served {
             )),
             _ => {
                 let route = self.flight.route();
-                route.fits(|| results.words())?;
+                route.results(|| results.words())?;
                 route.outward(&mut results.caps);
                 outer.get()?.set_as(results.reader()?)
             }

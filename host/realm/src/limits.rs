@@ -30,6 +30,11 @@ pub const PERSONAS_MAX: usize = 16_384;
 pub const CHANNELS_MAX: usize = 1024;
 /// Live grants of one persona.
 pub const PERSONA_GRANTS_MAX: usize = 1024;
+/// Those of them that only the host may issue, without a parent: what others lend must not keep a host from granting.
+pub const PERSONA_GRANTS_RESERVED: usize = 256;
+/// Grants that one persona may have lent another at a time.
+pub const LENT_TO_ONE_MAX: usize = 256;
+const _: () = assert!(PERSONA_GRANTS_RESERVED + LENT_TO_ONE_MAX < PERSONA_GRANTS_MAX);
 /// Objects that one persona was ever granted by its host: every channel of a realm, and as many services.
 pub const PERSONA_OBJECTS_MAX: usize = 2 * CHANNELS_MAX;
 /// Grants in one chain, the root of it included. Each message draws on every grant of its chain.

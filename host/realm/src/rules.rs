@@ -6,8 +6,9 @@ use crate::channel::PersonaNo;
 use crate::entry::{GrantBody, Object};
 use crate::ids::{ChannelName, GrantId, HostId, MessageId, Ordinal, PersonaId};
 use crate::limits::{
-    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, OPEN_DECISIONS_MAX,
-    PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX, PERSONA_OBJECTS_MAX,
+    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, LENT_TO_ONE_MAX,
+    OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX, PERSONA_GRANTS_RESERVED,
+    PERSONA_OBJECTS_MAX,
 };
 use crate::state::State;
 use crate::terms::{Rights, Terms};
@@ -175,14 +176,32 @@ impl State {
             {
                 return Err(Refusal::Overloaded);
             }
+            if parent.persona != body.persona && self.lent_between(&parent.persona, persona) {
+                return Err(Refusal::Overloaded);
+            }
             effective = effective.meet(&parent.effective);
         }
         let decided = &persona.decided;
         let objects_full = decided.len() >= PERSONA_OBJECTS_MAX && !decided.contains(&body.object);
-        if persona.grants.len() >= PERSONA_GRANTS_MAX || (body.parent.is_none() && objects_full) {
+        let room = match body.parent {
+            None => PERSONA_GRANTS_MAX,
+            Some(_) => PERSONA_GRANTS_MAX - PERSONA_GRANTS_RESERVED,
+        };
+        if persona.grants.len() >= room || (body.parent.is_none() && objects_full) {
             return Err(Refusal::Overloaded);
         }
         Ok(effective)
+    }
+
+    /// Whether the lender has lent this persona as much as one may.
+    fn lent_between(&self, lender: &PersonaId, to: &crate::state::Persona) -> bool {
+        let lent = to.grants.values().filter(|id| {
+            let parent = self.grants.get(id).and_then(|grant| grant.parent);
+            parent
+                .and_then(|parent| self.grants.get(&parent))
+                .is_some_and(|parent| parent.persona == *lender)
+        });
+        lent.count() >= LENT_TO_ONE_MAX
     }
 
     /// The persona stands, the channel exists, and the grant is the persona's for it.

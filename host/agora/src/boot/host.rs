@@ -98,17 +98,19 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map(|(name, prepared)| (name, Program::Component(prepared, workshop.clone())))
         .collect();
     let manifest = setup.image.manifest;
-    let opened = open_with(manifest, programs, &setup.data, setup.workers, progress).await?;
+    let (data, workers) = (&setup.data, setup.workers);
+    let opened = open_with(manifest, programs, data, workers, None, progress).await?;
     workshop.keep(&opened.control().folder().folder("cache")?);
     Ok(opened)
 }
 
-/// The same, of a manifest whose programs are in hand.
+/// The same, of a manifest whose programs are in hand, and on a log that is open already, if one is given.
 pub(crate) async fn open_with(
     manifest: Manifest,
     programs: Programs,
     data: &Path,
     workers: usize,
+    log: Option<Arc<dyn Log>>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Opened, Failure> {
     let folder = Arc::new(DataFolder::open(data)?);
@@ -120,17 +122,10 @@ pub(crate) async fn open_with(
     };
     let keys = Arc::new(Keys::new(secret));
     let mut notices = Vec::new();
-    let (log, found) = Embedded::open(&folder.folder("log")?, Options::default())?;
-    if let Some(cut) = found.cut {
-        notices.push(format!(
-            "the log had a torn tail ({} bytes at byte {} of {}), which was never acknowledged; it is cut back to entry {}",
-            cut.bytes,
-            cut.offset,
-            cut.file.display(),
-            found.end
-        ));
-    }
-    let log: Arc<dyn Log> = Arc::new(log);
+    let log = match log {
+        Some(log) => log,
+        None => own_log(&folder, &mut notices)?,
+    };
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
@@ -173,6 +168,7 @@ pub(crate) async fn open_with(
     let tasks = vec![
         tokio::spawn(control.clone().watch_deadlines()),
         tokio::spawn(control.clone().watch_cursors()),
+        tokio::spawn(control.clone().heed_others()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
     ];
     Ok(Opened {
@@ -189,7 +185,22 @@ pub(crate) async fn open_with(
     })
 }
 
-/// Writes the genesis of a new realm, and pins the realm in the folder.
+/// The log in the data folder.
+fn own_log(folder: &DataFolder, notices: &mut Vec<String>) -> Result<Arc<dyn Log>, Failure> {
+    let (log, found) = Embedded::open(&folder.folder("log")?, Options::default())?;
+    if let Some(cut) = found.cut {
+        notices.push(format!(
+            "the log had a torn tail ({} bytes at byte {} of {}), which was never acknowledged; it is cut back to entry {}",
+            cut.bytes,
+            cut.offset,
+            cut.file.display(),
+            found.end
+        ));
+    }
+    Ok(Arc::new(log))
+}
+
+/// Writes the genesis of a new realm, or finds this host in the realm there is, and pins the realm in the folder.
 async fn begin_realm(
     record: &Arc<Record>,
     keys: &Arc<Keys>,
@@ -235,6 +246,9 @@ async fn begin_realm(
             began.ok_or_else(|| Failure::msg("the realm did not begin"))?
         }
     };
+    if let Some(wrong) = membership(record, keys) {
+        anyhow::bail!("realm {}: {wrong}", realm.short());
+    }
     match pinned {
         Some(pinned) if pinned != realm => Err(crate::delivery::record::RecordError::OtherRealm {
             found: realm.short(),
@@ -243,6 +257,25 @@ async fn begin_realm(
         .into()),
         Some(_) => Ok(()),
         None => Ok(folder.pin_realm(realm)?),
+    }
+}
+
+/// Why this host has no place in the realm.
+fn membership(record: &Record, keys: &Keys) -> Option<String> {
+    let state = record.state();
+    match state.host(&keys.host_id()) {
+        None => Some(format!(
+            "this host is not one of its hosts; one of them must let it in (agora realm invite {})",
+            crate::hex(&keys.host().public().0)
+        )),
+        Some(host) if host.revoked => {
+            Some("this host was revoked from it, and nothing it says counts".to_owned())
+        }
+        Some(host) if host.key != keys.host().public() => Some(
+            "it knows another key of this host than this data folder's secret gives (restore the secret)"
+                .to_owned(),
+        ),
+        Some(_) => None,
     }
 }
 

@@ -159,7 +159,7 @@ impl Holder {
         self.facets.know(&Rc::new(facet))
     }
 
-    /// The facet that was lent from another vat thread under this grant. It hangs below `leash`, and goes with the loan.
+    /// The facet that was lent from another vat thread under this grant. It hangs below `leash` and this holder's, and goes with the loan.
     ///
     /// # Errors
     /// Denied when there is no such grant of this holder's.
@@ -178,6 +178,7 @@ impl Holder {
             }
         };
         let leash = leash.below();
+        leash.hang_below(&self.leash);
         let mut facet = Facet::new(self, channel, grant, leash.clone());
         let ended = loan.ended_request().send().promise;
         facet._watch = Some(AbortOnDrop(tokio::task::spawn_local(async move {
@@ -282,6 +283,11 @@ impl Facet {
         }
     }
 
+    /// Whether it has been cut.
+    pub fn is_cut(&self) -> bool {
+        self.leash.stale().is_some()
+    }
+
     /// Who holds it.
     pub fn holder(&self) -> &Rc<Holder> {
         &self.holder
@@ -298,11 +304,15 @@ impl Facet {
     async fn lend(self: Rc<Self>, to: &Rc<Holder>) -> Result<channel::Client, Error> {
         let _one = self.lending.lock().await;
         let standing = self.loans.borrow().get(&to.token).and_then(Weak::upgrade);
-        if let Some(standing) = standing {
+        // One that was taken back by the operator is lent anew, under a new grant.
+        if let Some(standing) = standing.filter(|facet| !facet.is_cut()) {
             return Ok(capnp_rpc::new_client_from_rc(standing));
         }
         let grant = self.loan_grant(&to.persona).await?;
-        let mut facet = Self::new(to, self.channel.clone(), grant, self.leash.below());
+        let leash = self.leash.below();
+        // What the borrower lends on goes with its own graft, too.
+        leash.hang_below(&to.leash);
+        let mut facet = Self::new(to, self.channel.clone(), grant, leash);
         facet._above = Some(self.clone());
         let facet = Rc::new(facet);
         let mut loans = self.loans.borrow_mut();
@@ -388,6 +398,19 @@ impl Facet {
             return Err(refused(Refusal::Expired));
         }
         Ok((grant.effective, grant.reach()))
+    }
+
+    /// Whether its grant and all above it outlive the epoch.
+    fn lasts(&self) -> bool {
+        let state = self.holder.control.record().state();
+        let mut next = Some(self.grant);
+        while let Some(id) = next {
+            match state.grant(&id) {
+                Some(grant) if grant.parent.is_none() || grant.lasting => next = grant.parent,
+                _ => return false,
+            }
+        }
+        true
     }
 
     fn standing(&self) -> Standing {
@@ -534,7 +557,6 @@ impl Facet {
         params: channel::SpeakParams,
         mut results: channel::SpeakResults,
     ) -> Result<(), Error> {
-        let _busy = self.holder.control.busy();
         self.terms()?;
         let params = params.get()?;
         let drafts = params.get_drafts()?;
@@ -579,6 +601,8 @@ impl Facet {
                 }
             }
         }
+        // From here on it depends on nobody else.
+        let _busy = self.holder.control.busy();
         // What one entry must hold: a turn is one, and lone drafts of one call stay together.
         let bytes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).sum::<usize>();
         let heaviest = elsewhere.iter().map(|(_, drafts)| bytes(drafts)).max();
@@ -735,7 +759,9 @@ impl Facet {
         let holder = &self.holder;
         let place = Place::take(&holder.facets_live, limits::FACETS_PER_GRAFT_MAX, "facets")?;
         let params = params.get()?;
-        let (terms, lasting) = (Terms::read(params.get_terms()?)?, params.get_lasting());
+        let terms = Terms::read(params.get_terms()?)?;
+        // What is held in passing goes with its lender's graft, and so must whatever is made of it.
+        let lasting = params.get_lasting() && self.lasts();
         let grant = self.granted(&holder.persona, terms, lasting).await?;
         let leash = self.leash.below();
         let mut facet = Facet::new(holder, self.channel.clone(), grant, leash.clone());

@@ -27,17 +27,22 @@ impl Leash {
     #[must_use]
     pub fn below(&self) -> Self {
         let leash = Self::default();
-        match self.0.cut.get() {
-            Some(error) => drop(leash.0.cut.set(error.clone())),
+        leash.hang_below(self);
+        leash
+    }
+
+    /// Is cut with one more from here on.
+    pub fn hang_below(&self, above: &Self) {
+        match above.0.cut.get() {
+            Some(error) => self.0.cut(error),
             None => {
-                let mut below = self.0.below.borrow_mut();
+                let mut below = above.0.below.borrow_mut();
                 if below.len() == below.capacity() {
                     below.retain(|leash| leash.strong_count() > 0);
                 }
-                below.push(Rc::downgrade(&leash.0));
+                below.push(Rc::downgrade(&self.0));
             }
         }
-        leash
     }
 
     /// Cuts it, and all below. The first reason stays.
@@ -107,6 +112,19 @@ mod tests {
         root.cut("all");
         assert!(right.stale().unwrap().extra.contains("all"));
         assert!(left.stale().unwrap().extra.contains("that one"));
+    }
+
+    #[tokio::test]
+    async fn what_hangs_below_two_is_cut_with_either() {
+        let (one, two) = (Leash::default(), Leash::default());
+        let (leaf, other) = (one.below(), one.below());
+        leaf.hang_below(&two);
+        let below = leaf.below();
+        two.cut("the second");
+        assert!(one.stale().is_none() && other.stale().is_none());
+        assert!(leaf.stale().is_some() && below.stale().is_some());
+        other.hang_below(&two);
+        assert!(other.stale().unwrap().extra.contains("the second"));
     }
 
     #[tokio::test]

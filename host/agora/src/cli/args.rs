@@ -56,6 +56,8 @@ pub(super) enum Command {
     Start(StartArgs),
     /// Show the epoch, or end it: that takes every capability of every agent back.
     Epoch(EpochArgs),
+    /// Show the hosts that share the realm's log, let another one in, or take its place back.
+    Realm(RealmArgs),
 }
 
 #[derive(Args, Clone)]
@@ -336,6 +338,38 @@ pub(super) struct EpochArgs {
     pub(super) data: DataArgs,
     #[command(subcommand)]
     pub(super) command: Option<EpochCommand>,
+}
+
+#[derive(Args)]
+pub(super) struct RealmArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(subcommand)]
+    pub(super) command: Option<RealmCommand>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum RealmCommand {
+    /// Show the realm and its hosts.
+    Show,
+    /// Let another host in, at a host that runs. `agora realm join` prints the key, at the other host.
+    Invite {
+        /// The other host's public key, 64 hexadecimal digits.
+        key: String,
+    },
+    /// Make a data folder for a host that is to join a realm, and print its key.
+    Join {
+        /// The realm's id, 64 hexadecimal digits, as `agora realm show` prints it.
+        realm: String,
+    },
+    /// Take a host's place back, for good: nothing that it or its agents say counts any more.
+    Revoke {
+        /// The host's id, or the first 8 digits of it.
+        host: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
 }
 
 #[derive(Subcommand)]

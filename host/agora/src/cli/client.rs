@@ -219,6 +219,56 @@ pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Resul
     })
 }
 
+pub(super) fn realm_show(data: &Path) -> anyhow::Result<ExitCode> {
+    with_host(data, async |host| {
+        let response = host.status_request().send().promise.await.map_err(said)?;
+        let status = response.get()?.get_status()?;
+        let own = status.get_host()?;
+        show::print(&format!(
+            "realm {}\nlog   {}\n",
+            crate::hex(status.get_realm()?),
+            show::escape(status.get_log()?.to_str()?)
+        ));
+        let mut rows = vec![row(["host", "personas", ""])];
+        for host in status.get_hosts()?.iter() {
+            let id = host.get_id()?;
+            let said = match (id == own, host.get_revoked()) {
+                (true, _) => "this one",
+                (false, true) => "revoked",
+                (false, false) => "",
+            };
+            rows.push(vec![
+                crate::hex(id),
+                host.get_personas().to_string(),
+                said.to_owned(),
+            ]);
+        }
+        show::print(&show::table(&rows));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn realm_invite(data: &Path, key: &str) -> anyhow::Result<ExitCode> {
+    with_host(data, async |host| {
+        let mut request = host.invite_request();
+        request.get().set_key(key);
+        let response = request.send().promise.await.map_err(said)?;
+        let decided = response.get()?.get_outcome()?;
+        report(decided, "the host is in the realm; run it on the same log")
+    })
+}
+
+pub(super) fn realm_revoke(data: &Path, id: &str, reason: &str) -> anyhow::Result<ExitCode> {
+    with_host(data, async |host| {
+        let mut request = host.revoke_host_request();
+        request.get().set_host(id);
+        request.get().set_reason(reason);
+        let response = request.send().promise.await.map_err(said)?;
+        let decided = response.get()?.get_outcome()?;
+        report(decided, &format!("host {id} is revoked"))
+    })
+}
+
 pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use agora_log::{Embedded, LogError, Seq};
+use agora_realm::RealmId;
 
 use super::args::{BuildArgs, ImageArgs, LogArgs};
 use super::show;
@@ -78,6 +79,31 @@ pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
             "" => "none yet",
             realm => realm,
         }
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a data folder for a host that is to join a realm, and says what its key is.
+pub(super) fn realm_join(data: &Path, realm: &str) -> anyhow::Result<ExitCode> {
+    let realm: RealmId = realm.parse().map_err(|_| {
+        anyhow::anyhow!(
+            "'{realm}' is no realm: it takes the 64 hexadecimal digits of `agora realm show`"
+        )
+    })?;
+    let folder = DataFolder::open(data)?;
+    match folder.realm()? {
+        Some(pinned) if pinned != realm => anyhow::bail!(
+            "{}: this data folder belongs to realm {} (name another with --data DIR)",
+            data.display(),
+            pinned.short()
+        ),
+        _ => {}
+    }
+    let keys = Keys::new(Secret::open_or_make(&folder.join("secret"))?);
+    folder.pin_realm(realm)?;
+    let key = crate::hex(&keys.host().public().0);
+    show::print(&format!(
+        "key {key}\nAt a host of the realm: agora realm invite {key}\nThen run this one on the realm's log.\n"
     ));
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub(crate) use args::right_named;
-use args::{Cli, Command, EpochCommand};
+use args::{Cli, Command, EpochCommand, RealmCommand};
 use diary::Diary;
 
 /// Runs the command line.
@@ -61,6 +61,14 @@ pub fn main() -> ExitCode {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
             Some(EpochCommand::Bump { hold, reason }) => {
                 client::epoch_bump(&args.data.data(), hold, &reason)
+            }
+        },
+        Command::Realm(args) => match args.command {
+            None | Some(RealmCommand::Show) => client::realm_show(&args.data.data()),
+            Some(RealmCommand::Invite { key }) => client::realm_invite(&args.data.data(), &key),
+            Some(RealmCommand::Join { realm }) => local::realm_join(&args.data.data(), &realm),
+            Some(RealmCommand::Revoke { host, reason }) => {
+                client::realm_revoke(&args.data.data(), &host, &reason)
             }
         },
     };

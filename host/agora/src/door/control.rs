@@ -13,8 +13,8 @@ use std::time::Duration;
 use agora_log::{Class, LogError};
 use agora_realm::{
     Body, ChannelName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody, KeySubject,
-    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, Refusal, RevokeBody, Revoked,
-    Sealed, ServiceName, SigningKey, Terms,
+    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal, RevokeBody,
+    Revoked, Sealed, ServiceName, SigningKey, Terms,
 };
 use tokio::sync::watch;
 
@@ -261,8 +261,9 @@ impl Control {
             if cut.contains(&id) {
                 return true;
             }
+            // What is handed out was granted, so what is not there any more is cut.
             let Some(grant) = state.grant(&id) else {
-                return false;
+                return true;
             };
             if above && self.is_killed(&grant.persona) {
                 return true;
@@ -623,6 +624,14 @@ impl Control {
     /// Begins an agent's life, unless it was killed.
     pub async fn begin(&self, agent: Arc<Agent>) {
         let stops = agent.shared.stops();
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let killed = |persona: &agora_realm::Persona| persona.killed;
+        if self.record.state().persona(&persona).is_some_and(killed) {
+            // By another host, while this one started.
+            agent
+                .shared
+                .set_phase(Phase::Killed("by another host".into()));
+        }
         if let (Phase::Starting, Some(worker)) = (agent.shared.phase(), self.worker(agent.worker)) {
             worker.begin(agent, stops).await;
         }
@@ -760,7 +769,8 @@ impl Control {
         });
     }
 
-    async fn fell_walls(&self, reason: &str) {
+    /// Fells every wall.
+    pub(super) async fn fell_walls(&self, reason: &str) {
         let workers = read(&self.workers).clone();
         let stops = workers
             .iter()
@@ -784,19 +794,8 @@ impl Control {
             true => format!("by {by}"),
             false => format!("by {by}: {reason}"),
         });
-        agent.shared.stop(phase.clone());
-        let worker = self.worker(agent.worker);
         let persona = PersonaId::new(self.host_id(), agent.name.clone());
-        let lends = self.lends(&persona);
-        let felled = cut_soon(async {
-            if let Some(worker) = worker {
-                let name = Some(agent.name.clone());
-                worker.stop(name, true, "this agent was killed").await;
-            }
-            if lends {
-                self.cut_facets("the agent that lent this was killed").await;
-            }
-        });
+        let felled = cut_soon(self.end_agent(&agent, phase.clone()));
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Persona(persona),
             reason,
@@ -814,6 +813,20 @@ impl Control {
         }
         decided.note.push_str(felled);
         Ok(decided)
+    }
+
+    /// Ends an agent, and cuts what it lent.
+    pub(super) async fn end_agent(&self, agent: &Arc<Agent>, phase: Phase) {
+        agent.shared.stop(phase);
+        if let Some(worker) = self.worker(agent.worker) {
+            let name = Some(agent.name.clone());
+            worker.stop(name, true, "this agent was killed").await;
+        }
+        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        if self.lends(&persona) {
+            self.cut_revoked("the agent that lent this was killed")
+                .await;
+        }
     }
 
     /// Starts a killed or ended agent, under a new key.
@@ -908,10 +921,10 @@ impl Control {
         })
     }
 
-    /// Cuts, on every vat thread, the facets whose grants are cut here.
-    async fn cut_facets(&self, reason: &str) {
+    /// Cuts, on every vat thread, what hangs on grants that are cut here: facets, and the walls of those who hold such a grant.
+    pub(super) async fn cut_revoked(&self, reason: &str) {
         let workers = read(&self.workers).clone();
-        let cuts = workers.iter().map(|worker| worker.cut_facets(reason));
+        let cuts = workers.iter().map(|worker| worker.cut_revoked(reason));
         futures::future::join_all(cuts).await;
     }
 
@@ -931,13 +944,13 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        let (id, persona, number) = {
+        let (id, number) = {
             let state = self.record.state();
             let found = state
                 .grants()
                 .find(|(id, g)| grant == format!("g{}", g.number) || id.to_string() == grant);
             match found {
-                Some((id, g)) => (*id, g.persona.clone(), g.number),
+                Some((id, g)) => (*id, g.number),
                 None => {
                     let mut live: Vec<_> = state.grants().map(|(_, g)| g.number).collect();
                     live.sort_unstable();
@@ -947,16 +960,8 @@ impl Control {
             }
         };
         write(&self.cut).insert(id);
-        let holder = (persona.host == self.host_id()).then(|| self.agent(persona.name.as_str()));
         // The grant is cut already: every call of a facet looks. What was in flight falls with the wall.
-        let felled = cut_soon(async {
-            if let Some(Ok(agent)) = holder {
-                let told = "a grant was revoked; graft again";
-                self.fell_wall(&agent, told).await;
-            }
-            self.cut_facets("the grant that this was lent under was revoked")
-                .await;
-        });
+        let felled = cut_soon(self.cut_revoked("a grant was revoked"));
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(id),
             reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
@@ -982,6 +987,74 @@ impl Control {
             Some(name) => ServiceName::new(name).map_err(|error| error.to_string()),
             None => Err(unknown("service", service, others)),
         }
+    }
+
+    /// Lets another host into the realm, by its public key in hexadecimal.
+    ///
+    /// # Errors
+    /// That is no key, or the log can't take it now.
+    pub async fn invite(self: &Arc<Self>, key: &str) -> Result<Decided, String> {
+        let key: PublicKey = key.parse().map_err(|_| {
+            format!("'{key}' is no host's key: it takes the 64 hexadecimal digits that `agora id` prints")
+        })?;
+        let host = HostId::from(key);
+        let known = self.record.state().host(&host).cloned();
+        match known {
+            Some(known) if known.revoked => {
+                return Err(format!(
+                    "host {} was revoked, for good; a new data folder has a new key",
+                    host.short()
+                ));
+            }
+            Some(_) => {
+                return Ok(Decided {
+                    note: format!("host {} is in the realm already", host.short()),
+                    ..Decided::default()
+                });
+            }
+            None => {}
+        }
+        let body = Body::Key(KeyBody {
+            subject: KeySubject::Host(host),
+            public_key: key,
+            component: None,
+            started: false,
+            genesis: None,
+        });
+        let committed = self.decide(body).await?;
+        Ok(Decided {
+            entry: committed.settled.judged.id,
+            ..Decided::default()
+        })
+    }
+
+    /// Takes another host's place in the realm back, for good, with all its personas and what they were granted.
+    ///
+    /// # Errors
+    /// There is no such host; names those there are. Or it is this one.
+    pub async fn revoke_host(
+        self: &Arc<Self>,
+        host: &str,
+        reason: &str,
+        by: &str,
+    ) -> Result<Decided, String> {
+        let hosts: Vec<_> = self.record.state().hosts().map(|(id, _)| *id).collect();
+        let found = hosts
+            .iter()
+            .find(|id| id.to_string() == host || id.short() == host);
+        let Some(id) = found.copied() else {
+            let names: Vec<_> = hosts.iter().map(HostId::short).collect();
+            return Err(unknown("host", host, names.iter().map(String::as_str)));
+        };
+        if id == self.host_id() {
+            return Err("a host can't revoke itself; do it at another host of the realm".into());
+        }
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Host(id),
+            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
+            by: by.to_owned(),
+        });
+        Ok(self.make_durable(body, None).await)
     }
 
     /// A channel of the realm.

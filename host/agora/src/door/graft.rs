@@ -14,7 +14,7 @@ use agora_capnp::membrane_capnp::{membrane, session};
 use agora_capnp::timer_capnp::timer;
 use agora_guest::wire;
 use agora_membrane::error;
-use agora_realm::{Object, PersonaId};
+use agora_realm::{GrantId, Object, PersonaId};
 use capnp::Error;
 use capnp::traits::HasTypeId;
 
@@ -31,6 +31,8 @@ use crate::persona::agent::Shared;
 struct Standing {
     wall: Wall,
     holder: Rc<Holder>,
+    /// What the host granted, and what was lent for good.
+    grants: Vec<GrantId>,
     introductions: Vec<Rc<Introduction>>,
     leases: Vec<Lease>,
 }
@@ -64,6 +66,13 @@ impl Door {
             standing: RefCell::default(),
             grafts: Cell::new(0),
         })
+    }
+
+    /// Whether something that was granted on arrival is revoked by now.
+    pub fn holds_revoked(&self) -> bool {
+        let standing = self.standing.borrow();
+        let mut grants = standing.iter().flat_map(|standing| &standing.grants);
+        grants.any(|grant| self.control.is_cut(grant))
     }
 
     /// The wall falls: everything of the graft is revoked.
@@ -110,6 +119,7 @@ impl membrane::Server for Door {
         let mut introductions = Vec::new();
         let mut leases = Vec::new();
         let grants = self.control.grants_for(&self.persona);
+        let held = grants.iter().map(|granted| granted.id).collect();
         let mut arrival = Arrival::new(results, grants.len());
         for (at, granted) in grants.into_iter().enumerate() {
             let mut told = Told {
@@ -159,6 +169,7 @@ impl membrane::Server for Door {
         *self.standing.borrow_mut() = Some(Standing {
             wall,
             holder,
+            grants: held,
             introductions,
             leases,
         });

@@ -108,6 +108,8 @@ pub struct Introduction {
     caller: Party,
     server: ServiceName,
     meeting: RefCell<Option<Rc<Meeting>>>,
+    /// Held while a bridge is being opened, so that calls that come at once don't open one each.
+    opening: tokio::sync::Mutex<()>,
     over: Cell<bool>,
 }
 
@@ -157,6 +159,7 @@ impl Introduction {
             caller,
             server,
             meeting: RefCell::default(),
+            opening: tokio::sync::Mutex::default(),
             over: Cell::new(false),
         })
     }
@@ -232,6 +235,7 @@ impl Introduction {
     }
 
     async fn met_beyond(&self, agent: &Agent) -> Result<Rc<Meeting>, Error> {
+        let _one = self.opening.lock().await;
         let standing = self.meeting.borrow().clone();
         if let Some(standing) = standing {
             return Ok(standing);
@@ -242,12 +246,7 @@ impl Introduction {
         let bridge = Bridge::open(&self.control, caller, agent, &self.server).await?;
         let AnyService(service) = capnp_rpc::new_client(Far(bridge.service()));
         let server = PersonaId::new(self.control.host_id(), agent.name.clone());
-        let standing = self.meeting.borrow().clone();
-        match standing {
-            // Another call was first.
-            Some(standing) => Ok(standing),
-            None => self.arrange(Party::Beyond(server), service, None, Some(bridge)),
-        }
+        self.arrange(Party::Beyond(server), service, None, Some(bridge))
     }
 
     /// Puts a membrane between the two.
@@ -287,9 +286,9 @@ impl Introduction {
         Ok(meeting)
     }
 
-    /// What the caller is told. Stale is not for the server to say: its caller would graft anew, for nothing.
+    /// What the caller is told when the server was cut.
     fn explain(&self, error: Error, meeting: &Rc<Meeting>) -> Error {
-        if error::classify(&error) != error::Kind::Stale || self.over.get() {
+        if !error.extra.contains(CUT) || self.over.get() {
             return error;
         }
         let stands = match &meeting.offer {
@@ -308,7 +307,7 @@ impl Introduction {
             }
         };
         match stands {
-            true => error::failed(error::reason(&error)),
+            true => error,
             false => error::busy(&format!(
                 "agent '{}' was cut or served something else while it was at it, so the outcome is unknown",
                 self.server
@@ -316,6 +315,10 @@ impl Introduction {
         }
     }
 }
+
+/// How an error begins that says of the other agent, or of what it gave, what stale says of one's own graft. Stale itself is not for
+/// another to say: its caller would graft anew, for nothing.
+const CUT: &str = "the other agent was cut, or what it gave is over: ";
 
 /// A party, as the policy between two knows it.
 #[derive(Clone)]
@@ -332,12 +335,28 @@ impl End {
         }
     }
 
+    /// Whether it can be sent one more answer.
+    fn takes_answers(&self) -> Result<(), Error> {
+        let Self::Here(_, wire) = self else {
+            return Ok(());
+        };
+        let (bytes, held) = (wire.waiting(), wire.handed_over());
+        match bytes <= limits::PEER_ANSWERS_WAITING_MAX
+            && held <= limits::PEER_ANSWER_CAPABILITIES_MAX
+        {
+            true => Ok(()),
+            false => Err(error::failed(&format!(
+                "{bytes} bytes wait for it, and it holds {held} capabilities"
+            ))),
+        }
+    }
+
     /// Whether it can be sent more.
     fn bears_more(&self) -> Result<(), Error> {
         let Self::Here(_, wire) = self else {
             return Ok(());
         };
-        let (bytes, held) = (wire.waiting(), wire.handed_over());
+        let (bytes, held, asked) = (wire.waiting(), wire.handed_over(), wire.asked());
         if bytes > limits::PEER_BYTES_WAITING_MAX {
             return Err(error::busy(&format!(
                 "the other agent does not take what it is sent ({bytes} bytes wait)"
@@ -346,6 +365,11 @@ impl End {
         if held > limits::PEER_CAPABILITIES_MAX {
             return Err(error::busy(&format!(
                 "the other agent holds {held} capabilities and can't be given more"
+            )));
+        }
+        if asked > limits::PEER_CALLS_UNANSWERED_MAX {
+            return Err(error::busy(&format!(
+                "the other agent leaves {asked} calls unanswered"
             )));
         }
         Ok(())
@@ -394,6 +418,33 @@ impl Policy for Lending {
 
     fn words_max(&self) -> u64 {
         limits::MESSAGE_WORDS_MAX
+    }
+
+    fn answers(&self) -> bool {
+        true
+    }
+
+    /// An answer that its caller does not take must not end the caller, who can't know what it is answered.
+    fn results(&self, callee: Side) -> Result<(), Error> {
+        let caller = match callee {
+            Side::Inside => &self.caller,
+            Side::Outside => &self.server,
+        };
+        caller.takes_answers().map_err(|why| {
+            error::failed(&format!(
+                "the answer is lost, since this agent does not take what it is sent ({why})"
+            ))
+        })
+    }
+
+    fn error(&self, _callee: Side, mut error: Error) -> Error {
+        if error.extra.len() > limits::PEER_ERROR_BYTES_MAX {
+            error.extra = crate::cut_text(&error.extra, limits::PEER_ERROR_BYTES_MAX);
+        }
+        match error::classify(&error) {
+            error::Kind::Stale => error::failed(&format!("{CUT}{}", error::reason(&error))),
+            _ => error,
+        }
     }
 
     fn exchanges(&self) -> bool {
@@ -451,6 +502,8 @@ impl Lending {
                 .upgrade()
                 .ok_or_else(|| error::stale("the graft is over"))?;
             let known = claimed.borrow().get(&grant).and_then(Weak::upgrade);
+            // The same grant is lent again after the lender's earlier graft, and what came of that with it, is over.
+            let known = known.filter(|facet| !facet.is_cut());
             let facet = match known {
                 Some(facet) => facet,
                 None => {

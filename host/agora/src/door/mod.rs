@@ -4,6 +4,7 @@ pub mod bridge;
 pub mod control;
 pub mod gate;
 pub mod graft;
+mod heed;
 pub mod introduction;
 pub mod operator;
 pub mod service;

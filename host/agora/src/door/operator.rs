@@ -247,6 +247,15 @@ impl operator::Server for Desk {
         status.set_log(log.as_str());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
+        let hosts: Vec<_> = state.hosts().collect();
+        let mut list = status.reborrow().init_hosts(hosts.len() as u32);
+        for (i, (id, host)) in hosts.into_iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            to.set_id(&id.0);
+            to.set_revoked(host.revoked);
+            let personas = state.personas().filter(|(persona, _)| persona.host == *id);
+            to.set_personas(personas.count() as u32);
+        }
         let mut list = status.reborrow().init_agents(agents.len() as u32);
         for (i, agent) in agents.iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);
@@ -434,6 +443,40 @@ impl operator::Server for Desk {
         let (control, by) = (self.control.clone(), self.by());
         let decided = self
             .run(async move { control.kill(&agent, &reason, &by).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn invite(
+        self: Rc<Self>,
+        params: operator::InviteParams,
+        mut results: operator::InviteResults,
+    ) -> Result<(), Error> {
+        let key = params.get()?.get_key()?.to_string()?;
+        let control = self.control.clone();
+        let decided = self
+            .run(async move { control.invite(&key).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn revoke_host(
+        self: Rc<Self>,
+        params: operator::RevokeHostParams,
+        mut results: operator::RevokeHostResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (host, reason) = (
+            params.get_host()?.to_string()?,
+            params.get_reason()?.to_string()?,
+        );
+        let (control, by) = (self.control.clone(), self.by());
+        let decided = self
+            .run(async move { control.revoke_host(&host, &reason, &by).await })
             .await?
             .map_err(refuse)?;
         write_decided(&decided, results.get().init_outcome());

@@ -36,8 +36,8 @@ enum What {
         only: Option<PersonaName>,
         end: bool,
     },
-    /// Cuts the facets whose grants are cut, whoever holds them.
-    Facets,
+    /// Cuts what hangs on grants that are cut: facets, whoever holds them, and the walls of those who were granted one.
+    Revoked,
 }
 
 /// A start.
@@ -140,9 +140,9 @@ impl Worker {
         self.act(What::Agents { only: agent, end }, reason).await;
     }
 
-    /// Cuts the facets whose grants are cut, and answers when that is done.
-    pub async fn cut_facets(&self, reason: &str) {
-        self.act(What::Facets, reason).await;
+    /// Cuts what hangs on grants that are cut, and answers when that is done.
+    pub async fn cut_revoked(&self, reason: &str) {
+        self.act(What::Revoked, reason).await;
     }
 
     async fn act(&self, what: What, reason: &str) {
@@ -176,9 +176,25 @@ impl Residents {
     async fn stop(&self, stop: Stop) {
         match stop.what {
             What::Agents { only, end } => self.stop_agents(only, end, &stop.reason).await,
-            What::Facets => self.thread.facets.cut_revoked(&stop.reason),
+            What::Revoked => self.cut_revoked(&stop.reason),
         }
         let _ = stop.done.send(());
+    }
+
+    fn cut_revoked(&self, reason: &str) {
+        let doors: Vec<_> = {
+            let residents = self.agents.borrow();
+            let doors = residents
+                .values()
+                .map(|resident| resident.door.borrow().clone());
+            doors.flatten().collect()
+        };
+        for door in doors {
+            if door.holds_revoked() {
+                door.fall(&format!("{reason}; graft again"));
+            }
+        }
+        self.thread.facets.cut_revoked(reason);
     }
 
     async fn stop_agents(&self, only: Option<PersonaName>, end: bool, reason: &str) {

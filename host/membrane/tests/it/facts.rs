@@ -912,3 +912,88 @@ fn what_is_too_large_for_one_of_the_walls_fails_in_either_direction() {
         }
     });
 }
+
+#[test]
+fn a_policy_may_keep_answers_back_and_say_what_errors_are_told_as() {
+    #[derive(Clone, Default)]
+    struct Answers {
+        full: Rc<Cell<bool>>,
+        asked: Rc<Cell<usize>>,
+    }
+    impl Policy for Answers {
+        fn check(&self, _call: &CallInfo) -> Verdict {
+            Verdict::Allow
+        }
+        fn answers(&self) -> bool {
+            true
+        }
+        fn results(&self, callee: Side) -> Result<(), capnp::Error> {
+            assert_eq!(callee, Side::Inside);
+            self.asked.set(self.asked.get() + 1);
+            match self.full.get() {
+                true => Err(error::busy("no room")),
+                false => Ok(()),
+            }
+        }
+        fn error(&self, _callee: Side, error: capnp::Error) -> capnp::Error {
+            error::failed(&format!("told as: {}", error.extra))
+        }
+    }
+    play(async {
+        for topology in TOPOLOGIES {
+            let (inside, naked) = node();
+            let mut connections = Vec::new();
+            let policy = Answers::default();
+            let (told, told_revoker) = Membrane::new(policy.clone());
+            let (within_it, within_revoker) = Membrane::new(allow);
+            let to_inside = match topology {
+                Topology::Local | Topology::BehindPromise => told.export(naked),
+                Topology::Nested => told.export(within_it.export(naked)),
+                Topology::ServerSide => connect(told.export(naked), &mut connections),
+                Topology::ClientSide => told.export(connect(naked, &mut connections)),
+                Topology::Proxy => {
+                    let proxied = told.export(connect(naked, &mut connections));
+                    connect(proxied, &mut connections)
+                }
+            };
+            assert_eq!(
+                within(ping(&to_inside, 1)).await.unwrap(),
+                2,
+                "{topology:?}"
+            );
+            assert_eq!(policy.asked.get(), 1, "{topology:?}");
+            policy.full.set(true);
+            let kept = within(ping(&to_inside, 1)).await.unwrap_err();
+            assert_eq!(classify(&kept), Kind::Busy, "{topology:?}");
+            assert_eq!(inside.pings.get(), 2, "it was done all the same");
+            policy.full.set(false);
+            // The callee's own error, and what is pipelined on it.
+            let next = to_inside.next_request().send();
+            let refused = within(ping(&next.pipeline.get_node(), 1))
+                .await
+                .unwrap_err();
+            assert!(
+                refused.extra.contains("nothing kept"),
+                "{topology:?}: {refused}"
+            );
+            let refused = within(next.promise).await.map(drop).unwrap_err();
+            assert!(
+                refused.extra.contains("told as: "),
+                "{topology:?}: {refused}"
+            );
+            if topology == Topology::Nested {
+                // Another wall's revocation is told; its own is not.
+                let hanging = begin(to_inside.hang_request().send().promise).await;
+                within_revoker.revoke("the inner");
+                let cut = within(hanging).await.unwrap().map(drop).unwrap_err();
+                assert_eq!(classify(&cut), Kind::Stale, "its text still says so: {cut}");
+                assert!(cut.extra.starts_with("told as: "), "{cut}");
+                let later = within(ping(&to_inside, 1)).await.unwrap_err();
+                assert!(later.extra.starts_with("told as: "), "{later}");
+            }
+            told_revoker.revoke("the outer");
+            assert_stale(within(ping(&to_inside, 1)).await.map(drop), "the outer");
+            connections.iter().for_each(tokio::task::JoinHandle::abort);
+        }
+    });
+}

@@ -649,6 +649,41 @@ fn a_persona_has_so_many_grants_at_once() {
 }
 
 #[test]
+fn lenders_leave_room_for_the_host_and_for_each_other() {
+    let (mut w, a, ga, b, _) = two();
+    let put = |w: &mut World, to: &PersonaId, parent| {
+        let entry = w.grant_entry(to, "c", Terms::ALL, parent);
+        w.put(entry).verdict
+    };
+    for _ in 0..LENT_TO_ONE_MAX {
+        assert_eq!(put(&mut w, &b, Some(ga)), Ok(()));
+    }
+    assert_eq!(put(&mut w, &b, Some(ga)), Err(Refusal::Overloaded));
+    // Others may still lend to it, and the same lender to others, until only what is kept for the host is left.
+    let mut held = 1 + LENT_TO_ONE_MAX;
+    for n in 0.. {
+        let other = w.persona(&format!("other-{n}"));
+        let grant = w.grant(&other, "c", Terms::ALL);
+        assert_eq!(put(&mut w, &other, Some(ga)), Ok(()));
+        for _ in 0..LENT_TO_ONE_MAX {
+            match put(&mut w, &b, Some(grant)) {
+                Ok(()) => held += 1,
+                Err(refusal) => assert_eq!(refusal, Refusal::Overloaded),
+            }
+        }
+        if held == PERSONA_GRANTS_MAX - PERSONA_GRANTS_RESERVED {
+            break;
+        }
+        assert!(n < 8, "{held}");
+    }
+    for _ in 0..PERSONA_GRANTS_RESERVED {
+        assert_eq!(put(&mut w, &b, None), Ok(()));
+    }
+    assert_eq!(put(&mut w, &b, None), Err(Refusal::Overloaded));
+    assert_eq!(put(&mut w, &a, Some(ga)), Ok(()));
+}
+
+#[test]
 fn what_a_persona_was_ever_granted_is_remembered() {
     let mut w = World::new();
     let a = w.persona("a");

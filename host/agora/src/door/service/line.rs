@@ -17,7 +17,7 @@ use agora_membrane::error;
 use capnp::capability::{Client, Promise};
 use capnp::private::capability::{ClientHook, ParamsHook, ResultsHook};
 use capnp::{Error, MessageSize, any_pointer};
-use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
+use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork};
 use futures::FutureExt;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -206,6 +206,10 @@ impl Connection {
         };
         let mut system = RpcSystem::new(Box::new(network), None);
         let bootstrap = system.bootstrap(Party::There);
+        let vat = Vat {
+            parting: system.get_disconnector(),
+            system,
+        };
         let socket = Rc::new(Socket::default());
         let task = Life {
             spec,
@@ -219,8 +223,21 @@ impl Connection {
             bootstrap,
             end,
             socket: Rc::downgrade(&socket),
-            task: tokio::task::spawn_local(task.live(system)),
+            task: tokio::task::spawn_local(task.live(vat)),
         }
+    }
+}
+
+/// The RPC system. Wherever it is dropped, it lets go of all that either side held of the other, which capnp-rpc's own would keep in a
+/// circle, for ever.
+struct Vat {
+    system: RpcSystem<Party>,
+    parting: Disconnector<Party>,
+}
+
+impl Drop for Vat {
+    fn drop(&mut self) {
+        let _ = (&mut self.parting).now_or_never();
     }
 }
 
@@ -235,12 +252,12 @@ struct Life {
 }
 
 impl Life {
-    async fn live(self, mut system: RpcSystem<Party>) {
+    async fn live(self, mut vat: Vat) {
         let carrying = AssertUnwindSafe(async {
             tokio::select! {
                 biased;
                 loss = self.carry() => loss,
-                () = self.given_up(&mut system) => {
+                () = self.given_up(&mut vat.system) => {
                     self.say_farewell();
                     let why = self.ends.given_up.get();
                     let why = why.map_or(String::new(), |error| format!(" ({})", error.extra));
@@ -258,7 +275,7 @@ impl Life {
         self.other.close();
         self.socket.shut();
         // Those who wait are told by the RPC system.
-        let telling = timeout(limits::SERVICE_ENDING_MAX, self.given_up(&mut system));
+        let telling = timeout(limits::SERVICE_ENDING_MAX, self.given_up(&mut vat.system));
         let _ = AssertUnwindSafe(telling).catch_unwind().await;
     }
 
