@@ -50,7 +50,7 @@ pub const WINDOW_CONTROL_BYTES: usize = 4 << 20;
 /// How long a connection may take to be made, in milliseconds.
 pub const CONNECT_PATIENCE_MS: u64 = 3_000;
 /// How long the server may take for a request, in milliseconds.
-pub const REQUEST_PATIENCE_MS: u64 = 3_000;
+pub const REQUEST_PATIENCE_MS: u64 = 1_500;
 /// How often a quiet connection is tried, in milliseconds; it is lost after a few tries without an answer.
 pub const PING_EVERY_MS: u64 = 2_000;
 /// How long an acknowledgement may be overdue, while none comes or later ones do, before the connection is thrown away;
@@ -85,6 +85,8 @@ pub const TAIL_REQUEST_ENTRIES: usize = 512;
 pub const TAIL_REQUEST_BYTES: usize = 512 << 10;
 /// How long the server holds such a request, in milliseconds; several heartbeats.
 pub const TAIL_REQUEST_MS: u64 = 30_000;
+/// How often a tail reads directly while the servers make no consumer for it, in milliseconds.
+pub const DIRECT_EVERY_MS: u64 = 100;
 /// How often the server says that it has nothing for a tail, in milliseconds. A tail whose server is gone notices after
 /// two and a half of these.
 pub const HEARTBEAT_MS: u64 = 500;

@@ -3,7 +3,8 @@
 //! Promise: every entry once and in order, each behind the one before it: a gap is fetched again, and a stream that
 //! lacks an entry, or has another one where the tail left off, is diverged.
 //! Failure: whatever happens to the connection, the server or the consumer, a new consumer begins at the last entry that
-//! was given; only a diverged log ends a tail with an error.
+//! was given; only a diverged log ends a tail with an error. A cluster that has lost servers makes no consumers for
+//! seconds, so until there is one the tail reads directly, which any server that has the stream answers.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +14,7 @@ use std::{
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -35,6 +36,10 @@ pub(super) struct Tail {
     /// The last entry that was given; the next consumer begins there to see that it is still the same.
     last: Option<(Seq, Bytes)>,
     consumer: Option<Consumer>,
+    /// The next consumer, while there is none.
+    beginning: Option<BoxFuture<'static, Result<Consumer, String>>>,
+    /// What was read directly meanwhile.
+    ahead: VecDeque<(Seq, Bytes)>,
     failures: u32,
     /// Since when every consumer has failed.
     stuck_since: Option<Instant>,
@@ -74,6 +79,8 @@ impl Tail {
             next: from.max(Seq::FIRST),
             last: None,
             consumer: None,
+            beginning: None,
+            ahead: VecDeque::new(),
             failures: 0,
             stuck_since: None,
             gaps: 0,
@@ -141,6 +148,9 @@ impl Tail {
 
     /// A message that is here already.
     fn heard_already(&mut self) -> Option<Result<Heard, String>> {
+        if let Some((seq, bytes)) = self.ahead.pop_front() {
+            return Some(Ok(Heard::Entry(seq, bytes)));
+        }
         let consumer = self.consumer.as_mut()?;
         if consumer.requests.len() < limits::TAIL_REQUESTS {
             return None;
@@ -153,6 +163,7 @@ impl Tail {
     /// Fetches again; what its leader does not have either is lost.
     async fn gap(&mut self) -> Result<(), LogError> {
         self.consumer = None;
+        self.ahead.clear();
         self.gaps += 1;
         if self.gaps >= limits::GAP_TRIES {
             let stream = &self.shared.options.stream;
@@ -166,16 +177,8 @@ impl Tail {
 
     /// Waits for one message, or for a reason to look around.
     async fn step(&mut self, closed: bool) -> Result<Heard, String> {
-        if self.consumer.is_none() {
-            if self.failures > 1 {
-                let pause = limits::RECONNECT_PAUSE_MS << self.failures.min(6);
-                sleep(ms(pause.min(limits::RECONNECT_PAUSE_MS_MAX))).await;
-            }
-            self.readers.mark_unchanged();
-            self.consumer = Some(self.begin().await?);
-        }
         let Some(consumer) = &mut self.consumer else {
-            return Ok(Heard::Nothing);
+            return self.step_without().await;
         };
         consumer.ask(&self.shared).await?;
         if std::mem::take(&mut consumer.is_heard) {
@@ -203,35 +206,59 @@ impl Tail {
         }
     }
 
-    async fn begin(&self) -> Result<Consumer, String> {
-        let (shared, from) = (
-            &self.shared,
-            self.last.as_ref().map_or(self.next, |(last, _)| *last),
-        );
-        if self.last.is_some() {
-            shared
-                .verify(&shared.reader)
-                .await
-                .map_err(|error| error.to_string())?;
+    /// Waits for a consumer, reading directly now and then.
+    async fn step_without(&mut self) -> Result<Heard, String> {
+        let from = self.last.as_ref().map_or(self.next, |(last, _)| *last);
+        let beginning = match &mut self.beginning {
+            Some(beginning) => beginning,
+            beginning => {
+                self.readers.mark_unchanged();
+                let pause = match self.failures {
+                    0 | 1 => 0,
+                    more => limits::RECONNECT_PAUSE_MS << more.min(6),
+                };
+                let pause = ms(pause.min(limits::RECONNECT_PAUSE_MS_MAX));
+                beginning.insert(begin(self.shared.clone(), from, pause).boxed())
+            }
+        };
+        match timeout(ms(limits::DIRECT_EVERY_MS), beginning).await {
+            Ok(consumer) => {
+                self.beginning = None;
+                self.consumer = Some(consumer?);
+            }
+            Err(_) => {
+                let stream = &self.shared.options.stream;
+                let (entries, bytes) = (limits::TAIL_REQUEST_ENTRIES, limits::TAIL_REQUEST_BYTES);
+                let found = api::get_batch(&self.shared.reader, stream, from, entries, bytes);
+                // If that does not work either, the consumer's failure says so.
+                let found = found.await.unwrap_or_default();
+                let new = found.into_iter().map(|stored| (stored.seq, stored.bytes));
+                self.ahead.extend(new);
+            }
         }
-        let inbox = shared.reader.new_inbox();
-        let patience = ms(limits::REQUEST_PATIENCE_MS);
-        let messages = timeout(patience, shared.reader.subscribe(format!("{inbox}.*"))).await;
-        let messages = messages
-            .map_err(|_| "not connected".to_owned())?
-            .map_err(|error| error.to_string())?;
-        let name = api::create_consumer(&shared.reader, &shared.options.stream, from).await;
-        Ok(Consumer {
-            name: name.map_err(|error| error.to_string())?,
-            inbox,
-            messages,
-            requests: VecDeque::new(),
-            asked: 0,
-            is_large_next: false,
-            heard: Instant::now(),
-            is_heard: false,
-        })
+        Ok(Heard::Nothing)
     }
+}
+
+async fn begin(shared: Arc<Shared>, from: Seq, pause: Duration) -> Result<Consumer, String> {
+    sleep(pause).await;
+    let inbox = shared.reader.new_inbox();
+    let patience = ms(limits::REQUEST_PATIENCE_MS);
+    let messages = timeout(patience, shared.reader.subscribe(format!("{inbox}.*"))).await;
+    let messages = messages
+        .map_err(|_| "not connected".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let name = api::create_consumer(&shared.reader, &shared.options.stream, from).await;
+    Ok(Consumer {
+        name: name.map_err(|error| error.to_string())?,
+        inbox,
+        messages,
+        requests: VecDeque::new(),
+        asked: 0,
+        is_large_next: false,
+        heard: Instant::now(),
+        is_heard: false,
+    })
 }
 
 impl Drop for Tail {
