@@ -2,6 +2,7 @@
 
 mod bench;
 mod codegen;
+mod nats;
 mod python;
 mod soak;
 mod test;
@@ -119,7 +120,7 @@ fn ensure_wasm_target() -> Result<()> {
     )
 }
 
-/// The packages of all agents.
+/// The packages of all agents: what lies there and makes a component.
 fn agents() -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![root().join("agents")];
@@ -129,14 +130,16 @@ fn agents() -> Result<Vec<String>> {
             if !path.is_dir() {
                 continue;
             }
-            match path.join("Cargo.toml").is_file() {
-                true => found.push(
-                    path.file_name()
-                        .and_then(|name| name.to_str())
-                        .context("an agent's folder has a plain name")?
+            let Ok(manifest) = std::fs::read_to_string(path.join("Cargo.toml")) else {
+                folders.push(path);
+                continue;
+            };
+            if manifest.contains("cdylib") {
+                let name = path.file_name().and_then(|name| name.to_str());
+                found.push(
+                    name.context("an agent's folder has a plain name")?
                         .to_owned(),
-                ),
-                false => folders.push(path),
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build_agents, cargo, codegen, ensure_wasm_target, python, step};
+use crate::{build_agents, cargo, codegen, ensure_wasm_target, nats, python, step};
 
 /// Runs it all; stops at the first step that fails.
 pub(crate) fn run() -> Result<()> {
@@ -26,6 +26,9 @@ pub(crate) fn run() -> Result<()> {
     suites.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
     if let Some(python) = python::with_pycapnp()? {
         suites.env("AGORA_PYTHON", python);
+    }
+    if let Some(server) = nats::server()? {
+        suites.env(nats::VARIABLE, server);
     }
     step("suites", &mut suites)
 }

@@ -561,3 +561,154 @@ async fn who_serves_nothing_keeps_its_callers_waiting_a_while_and_a_stranger_is_
     assert!(known.unwrap_err().contains("did you mean 'bob'"));
     host.close().await;
 }
+
+/// Eve asks cy, whom she was introduced to, to say something through what it keeps.
+async fn cy_speaks_still(eve: &Puppet, name: &str) -> String {
+    let name = name.to_owned();
+    let asking = eve.run(|stage| async move {
+        let graft = stage.graft.borrow().clone();
+        let cy: desk::Client = graft.unwrap().capability("cy")?;
+        agora_desk::ask(&cy, &name, "still?").await
+    });
+    let asked = within(asking).await.unwrap();
+    asked.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_borrower_lent_on_ends_with_the_borrowers_graft() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        let cy = Grantable::Service("cy".into());
+        control.grant("eve", cy).await.unwrap();
+        eve.graft().await.unwrap().unwrap();
+        bed.hand("square", "kept").await.unwrap();
+        assert_eq!(relay(&bed, "kept", "by cy").await.unwrap(), "");
+        assert_eq!(cy_speaks_still(&eve, "relayed").await, "");
+        // Bob's wall falls; ann's stands, and so does cy's.
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("the end of what bob lent", async || {
+            cy_speaks_still(&eve, "relayed").await.starts_with("Stale")
+        })
+        .await;
+        assert_eq!(bed.grants("cy").len(), 1, "it stays on the books");
+        bed.host.close().await;
+    }
+}
+
+/// Eve takes what bob has under a name, keeps it, and speaks through it.
+async fn fetches(eve: &Puppet, name: &str, keep: &str) -> String {
+    let (name, keep) = (name.to_owned(), keep.to_owned());
+    let fetching = eve.run(|stage| async move {
+        let mut request = bob(&stage)?.fetch_request();
+        request.get().set_name(name.as_str());
+        let fetched = request.send().promise.await?;
+        let facet = fetched.get()?.get_channel()?;
+        let held = agora_guest::Channel::from_client(&keep, facet.clone());
+        stage.facets.borrow_mut().insert(keep, held);
+        Ok::<_, Error>(agora_desk::say(facet, "fetched").await)
+    });
+    let said = within(fetching).await.unwrap();
+    said.unwrap_or_else(|error| format!("{:?}: {error}", error.kind()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_anew_lives_although_what_was_lent_before_is_still_held() {
+    for workers in THREADS {
+        let (bed, eve) = bed_with_eve(Granted::ALL, workers).await;
+        let control = &bed.host.control;
+        assert_eq!(fetches(&eve, "own", "first").await, "");
+        control.grant("bob", Grantable::Timer).await.unwrap();
+        eventually("bob's next graft", async || {
+            !fetches(&eve, "own", "second").await.starts_with("Busy")
+        })
+        .await;
+        assert_eq!(fetches(&eve, "own", "third").await, "");
+        let refused = eve.info("first").await.unwrap().unwrap_err();
+        assert!(refused.is_stale(), "{refused}");
+        bed.host.close().await;
+    }
+}
+
+/// Passed to and fro, a promise is held back once more each time, and each waits for the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promise_passed_to_and_fro_does_not_pile_up_without_end() {
+    for workers in THREADS {
+        let bed = bed(workers).await;
+        let playing = bed.ann.run(|stage| async move {
+            let bob = bob(&stage)?;
+            let mut ball: desk::Client = capnp_rpc::new_future_client(std::future::pending());
+            for _ in 0..3000 {
+                let mut request = bob.echo_request();
+                request.get().set_desk(ball);
+                let answer = request.send().promise.await?;
+                ball = answer.get()?.get_desk()?;
+            }
+            Ok::<_, Error>(())
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(120), playing).await;
+        bed.ann.graft().await.unwrap().unwrap();
+        assert_eq!(bed.ask("own", "alive").await.unwrap(), "");
+        bed.host.close().await;
+    }
+}
+
+/// Hands on whatever desk it is given to hold.
+struct Keeper(tokio::sync::mpsc::UnboundedSender<desk::Client>);
+
+impl desk::Server for Keeper {
+    async fn hold(
+        self: std::rc::Rc<Self>,
+        params: desk::HoldParams,
+        _results: desk::HoldResults,
+    ) -> Result<(), capnp::Error> {
+        let _ = self.0.send(params.get()?.get_desk()?);
+        Ok(())
+    }
+}
+
+/// Two who know each other pass one thing round, so that it is never home: there is one more wall about it each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thing_passed_round_does_not_pile_up_walls_without_end() {
+    let data = tempfile::tempdir().unwrap();
+    let names = ["ann", "bob"];
+    let puppets = [Puppet::new(), Puppet::new()];
+    let plan = Plan::new()
+        .agent("ann", puppets[0].native(), vec![service("bob")])
+        .agent("bob", puppets[1].native(), vec![service("ann")]);
+    let host = plan.open(data.path()).await.unwrap();
+    for puppet in &puppets {
+        puppet.until_life(1).await;
+        puppet.graft().await.unwrap().unwrap();
+    }
+    let (denied, mut was_denied) = tokio::sync::mpsc::unbounded_channel();
+    for (puppet, other) in puppets.iter().zip([names[1], names[0]]) {
+        let denied = denied.clone();
+        let serving = puppet.run(move |stage| async move {
+            let graft = stage.graft.borrow().clone().unwrap();
+            let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+            let keeper: desk::Client = capnp_rpc::new_client(Keeper(keep.clone()));
+            graft.serve(keeper).await?;
+            let other: desk::Client = graft.capability(other)?;
+            if graft.capability::<desk::Client>("bob").is_ok() {
+                let _ = keep.send(capnp_rpc::new_client(Keeper(keep.clone())));
+            }
+            tokio::task::spawn_local(async move {
+                while let Some(thing) = kept.recv().await {
+                    let tried = thing.echo_request().send().promise.await;
+                    if Error::from(tried.err().unwrap()).kind() == Kind::Denied {
+                        let _ = denied.send(());
+                        break;
+                    }
+                    let mut request = other.hold_request();
+                    request.get().set_desk(thing);
+                    let _ = request.send().promise.await;
+                }
+            });
+            Ok::<_, Error>(())
+        });
+        within(serving).await.unwrap().unwrap();
+    }
+    within(was_denied.recv()).await.unwrap();
+    host.close().await;
+}

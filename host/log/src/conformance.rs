@@ -19,6 +19,9 @@ pub trait Place: Send + Sync {
     fn entry_bytes_max(&self) -> usize;
 }
 
+/// How many random interleavings [`all`] runs, unless `AGORA_CASES` says; a failing one names its seed.
+pub const INTERLEAVINGS: u64 = 8;
+
 /// No step of the suite takes this long on a log that works.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -42,6 +45,11 @@ pub async fn all<P: Place>(mut new: impl FnMut() -> P) {
     a_dropped_append_takes_no_place_from_others(&new()).await;
     too_large_an_entry_is_refused_alone(&new()).await;
     a_closed_log_refuses_and_ends_its_tails(&new()).await;
+    let cases = std::env::var("AGORA_CASES").ok();
+    let cases = cases.and_then(|cases| cases.parse().ok());
+    for seed in 0..cases.unwrap_or(INTERLEAVINGS) {
+        any_interleaving_keeps_to_the_model(&new(), seed).await;
+    }
 }
 
 fn bytes(number: u64) -> Bytes {
@@ -329,4 +337,220 @@ pub async fn a_closed_log_refuses_and_ends_its_tails(place: &dyn Place) {
     let seen: Vec<_> = soon(tail.map(|found| found.expect("it can be read").0).collect()).await;
     assert_eq!(seen, (1..=20).map(Seq).collect::<Vec<_>>());
     close(log).await;
+}
+
+/// Random numbers that are the same for the same seed (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+}
+
+/// What was handed to a log, and what it must show of it.
+#[derive(Default)]
+struct Model {
+    /// By number.
+    entries: Vec<Handed>,
+}
+
+struct Handed {
+    class: Class,
+    bytes: Bytes,
+    /// What was answered before.
+    after: Seq,
+    /// Whether it got room at once: any queue holds the largest entry and 4 KiB.
+    has_room: bool,
+    /// Where it stands, once answered.
+    place: Option<Seq>,
+}
+
+impl Model {
+    /// Whether the entry may stand there: it was handed in, and not answered with another place.
+    fn check(&self, seq: Seq, found: &Bytes) {
+        let number = found.get(..8).expect("an entry of the suite");
+        let number = u64::from_le_bytes(number.try_into().expect("eight bytes"));
+        let entry = &self.entries[number as usize];
+        assert_eq!(*found, entry.bytes, "at {seq}");
+        assert!(
+            entry.place.is_none_or(|place| place == seq),
+            "not at {:?}",
+            entry.place
+        );
+        assert!(seq > entry.after, "before what was answered before");
+    }
+
+    fn answered(&self) -> Seq {
+        let places = self.entries.iter().filter_map(|entry| entry.place);
+        places.max().unwrap_or_default()
+    }
+
+    /// All is there, once, and each class in its order.
+    fn check_all(&self, found: &[Bytes]) {
+        let mut numbers = Vec::new();
+        for (seq, entry) in (1..).map(Seq).zip(found) {
+            self.check(seq, entry);
+            numbers.push(u64::from_le_bytes(
+                entry[..8].try_into().expect("eight bytes"),
+            ));
+        }
+        for class in [Class::Control, Class::Ordinary] {
+            let of_class: Vec<_> = numbers
+                .iter()
+                .filter(|number| {
+                    let entry = &self.entries[**number as usize];
+                    entry.class == class && entry.has_room
+                })
+                .collect();
+            assert!(
+                of_class.is_sorted(),
+                "{class:?} entries changed order: {of_class:?}"
+            );
+        }
+        let distinct: BTreeSet<_> = numbers.iter().collect();
+        assert_eq!(distinct.len(), numbers.len(), "an entry stands twice");
+        assert!(
+            self.answered() <= Seq(found.len() as u64),
+            "answered and lost"
+        );
+    }
+}
+
+/// Appends of both classes, dropped appends, reads, tails and reopening, in a random order: all agrees with a model.
+pub async fn any_interleaving_keeps_to_the_model(place: &dyn Place, seed: u64) {
+    let played = std::panic::AssertUnwindSafe(interleave(place, seed)).catch_unwind();
+    if let Err(panic) = played.await {
+        eprintln!("the interleaving of seed {seed} failed");
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn interleave(place: &dyn Place, seed: u64) {
+    const STEPS: usize = 80;
+    let mut random = Random(seed);
+    let mut model = Model::default();
+    let mut log = place.open().await;
+    let mut appending = Vec::new();
+    // Of what may still wait for room; nobody says so of what was dropped.
+    let (mut waiting_bytes, mut dropped_bytes) = (0, 0);
+    let mut tails: Vec<(Seq, futures::stream::BoxStream<'static, _>)> = Vec::new();
+    for _ in 0..STEPS {
+        match random.below(12) {
+            // Some appends, not yet waited for.
+            0..=4 => {
+                for _ in 0..=random.below(12) {
+                    let number = model.entries.len() as u64;
+                    let largest = if random.below(20) == 0 {
+                        place.entry_bytes_max()
+                    } else {
+                        400
+                    };
+                    let mut entry = number.to_le_bytes().to_vec();
+                    entry.resize(8 + random.below(largest - 8), number as u8);
+                    let class = [Class::Control, Class::Ordinary, Class::Ordinary][random.below(3)];
+                    let entry = Bytes::from(entry);
+                    let cost = entry.len() + crate::limits::QUEUE_ENTRY_BYTES;
+                    waiting_bytes += cost;
+                    model.entries.push(Handed {
+                        class,
+                        bytes: entry.clone(),
+                        after: model.answered(),
+                        has_room: waiting_bytes <= place.entry_bytes_max() + 4096,
+                        place: None,
+                    });
+                    let answer = log.append(id(number), entry, class);
+                    match random.below(10) {
+                        0 => {
+                            drop(answer);
+                            dropped_bytes += cost;
+                        }
+                        _ => appending.push((number, answer)),
+                    }
+                }
+            }
+            5 | 6 => {
+                settle(&mut model, &mut appending).await;
+                waiting_bytes = dropped_bytes;
+            }
+            7 | 8 => {
+                let answered = model.answered();
+                let from = Seq(random.below(answered.0 as usize + 4) as u64);
+                let (entries, bytes_max) = (random.below(40), 1 << random.below(16));
+                let found = soon(log.read(from, entries, bytes_max)).await;
+                let found = found.expect("it can be read");
+                assert!(found.len() <= entries);
+                let total: usize = found.iter().map(|(_, entry)| entry.len()).sum();
+                assert!(found.len() == 1 || total <= bytes_max);
+                if from.max(Seq::FIRST) <= answered && entries > 0 {
+                    assert!(!found.is_empty(), "nothing at {from} of {answered}");
+                }
+                for (expected, (seq, entry)) in (from.0.max(1)..).zip(&found) {
+                    assert_eq!(*seq, Seq(expected));
+                    model.check(*seq, entry);
+                }
+            }
+            9 if tails.len() < 4 => {
+                let from = Seq(random.below(model.answered().0 as usize + 4) as u64);
+                tails.push((from.max(Seq::FIRST), log.tail(from)));
+            }
+            9 | 10 => {
+                let answered = model.answered();
+                for (next, tail) in &mut tails {
+                    for _ in 0..random.below(60) {
+                        if *next > answered {
+                            break;
+                        }
+                        let found = soon(tail.next()).await.expect("the log is open");
+                        let (seq, entry): (Seq, Bytes) = found.expect("it can be read");
+                        assert_eq!(seq, *next);
+                        assert!(seq <= log.end());
+                        model.check(seq, &entry);
+                        *next = seq.next();
+                    }
+                }
+            }
+            _ => {
+                settle(&mut model, &mut appending).await;
+                tails.clear();
+                close(log).await;
+                (waiting_bytes, dropped_bytes) = (0, 0);
+                log = place.open().await;
+                assert!(log.end() >= model.answered());
+                model.check_all(&read_all(&*log).await);
+            }
+        }
+    }
+    settle(&mut model, &mut appending).await;
+    close(log.clone()).await;
+    let end = log.end();
+    for (next, tail) in tails {
+        let seen: Vec<_> = soon(tail.collect()).await;
+        let expected = (end.0 + 1).saturating_sub(next.0) as usize;
+        assert_eq!(seen.len(), expected, "a tail ended early");
+        for (seq, found) in (next.0..).zip(seen) {
+            let (at, entry) = found.expect("it can be read");
+            assert_eq!(at, Seq(seq));
+            model.check(at, &entry);
+        }
+    }
+    drop(log);
+    let log = place.open().await;
+    assert_eq!(log.end(), end);
+    model.check_all(&read_all(&*log).await);
+    close(log).await;
+}
+
+type Appending = (u64, BoxFuture<'static, Result<crate::Appended, LogError>>);
+
+async fn settle(model: &mut Model, appending: &mut Vec<Appending>) {
+    let (numbers, answers): (Vec<_>, Vec<_>) = appending.drain(..).unzip();
+    for (number, answer) in numbers.into_iter().zip(soon(join_all(answers)).await) {
+        let seq = answer.expect("there is room").seq;
+        model.entries[number as usize].place = Some(seq);
+    }
 }

@@ -71,7 +71,7 @@ pub trait Log: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`LogError::TooLarge`]; [`LogError::Unavailable`] and [`LogError::Closed`]: the entry is not in the log and
-    /// never will be; [`LogError::Unknown`]: it may turn up after a restart.
+    /// never will be, and so with [`LogError::Diverged`]; [`LogError::Unknown`]: it may turn up later.
     fn append(
         &self,
         id: [u8; 32],
@@ -83,7 +83,8 @@ pub trait Log: Send + Sync + 'static {
     /// if there is one (and `entries` is not 0). Both are cut to [`limits`](crate::limits). `Seq(0)` reads as `Seq(1)`.
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] if the entry at `from` can't be read; entries before a corrupt one are returned first.
+    /// [`LogError::Corrupt`] or [`LogError::Diverged`] if the entry at `from` can't be read; entries before such a one
+    /// are returned first. [`LogError::Unavailable`]: not now.
     fn read(
         &self,
         from: Seq,

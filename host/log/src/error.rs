@@ -18,8 +18,8 @@ pub enum LogError {
         /// What the operator can do.
         mend: String,
     },
-    /// Writing failed in a way that leaves open whether the entry will be found after a restart. While this process
-    /// runs it is not in the log.
+    /// Writing failed in a way that leaves open whether the entry will be found. In an embedded log it can turn up after
+    /// a restart only; in a broker's at any time.
     #[error("log {place}: whether the entry was appended is not known: {why} ({mend})")]
     Unknown {
         /// The folder or broker.
@@ -92,6 +92,34 @@ pub enum LogError {
         path: PathBuf,
         /// The operating system's answer.
         source: Arc<io::Error>,
+    },
+    /// The log's servers can't be reached, or don't offer what is needed.
+    #[error("log {place}: can't be opened: {why} ({mend})")]
+    Unreachable {
+        /// The broker.
+        place: String,
+        /// What is wrong.
+        why: String,
+        /// What the operator can do.
+        mend: String,
+    },
+    /// The stream could lose or change entries. It was left as it is.
+    #[error("log {place}: the stream is not safe: {}", found.join("; "))]
+    Unsafe {
+        /// The broker and the stream.
+        place: String,
+        /// Each setting that does not fit, and its mend.
+        found: Vec<String>,
+    },
+    /// The log no longer holds what it held. Nothing is appended to it any more.
+    #[error("log {place}: it has diverged: {why} ({mend})")]
+    Diverged {
+        /// The broker and the stream.
+        place: String,
+        /// What is missing, or different.
+        why: String,
+        /// What the operator can do.
+        mend: String,
     },
     /// The log was closed; the entry is not in it.
     #[error("the log is closed (open it again)")]

@@ -7,6 +7,7 @@
 //! - [`LogError`]: how it fails, and what to do then.
 //! - [`limits`]: every bound, beside the relations between them.
 //! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
+//! - [`JetStream`]: the log of a team, in a stream on NATS servers.
 #![cfg_attr(
     feature = "conformance",
     doc = "- [`conformance`]: what every log is held to, as one suite."
@@ -17,9 +18,11 @@ pub mod conformance;
 mod contract;
 mod embedded;
 mod error;
+mod jetstream;
 pub mod limits;
 
 pub use contract::{Appended, Class, Durability, Log, Seq};
 pub use embedded::{Embedded, Opened, ReadOnly, TornTail};
 pub use error::LogError;
+pub use jetstream::{ConnectionState, JetStream, JetStreamOptions};
 pub use limits::Options;

@@ -26,6 +26,72 @@ pub const RESERVE_RETRY_MS: u64 = 250;
 /// How long another holder of the folder's lock is waited for before it is refused, in milliseconds.
 pub const LOCK_PATIENCE_MS: u64 = 400;
 
+/// Size that a new stream is limited to by default, bytes; its servers set that much aside.
+pub const STREAM_BYTES_MAX: u64 = 4 << 30;
+/// Room below a stream's limit that only control entries may use by default, bytes. Covers what all hosts together send
+/// between two looks at the stream's size.
+pub const STREAM_RESERVE_BYTES: u64 = 64 << 20;
+/// Largest entry that a stream can be asked to take, bytes; a server's own bound is 1 MiB unless it is told otherwise.
+pub const STREAM_ENTRY_BYTES_LIMIT: usize = 8 << 20;
+/// What a message counts for, to a server, besides its entry and its subject: headers and framing, bytes. At most.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 256;
+/// Ordinary entries that wait to be sent, or for their acknowledgement, before writers wait; bytes. More than any window.
+pub const ORDINARY_QUEUE_BYTES: usize = 16 << 20;
+/// The same of control entries.
+pub const CONTROL_QUEUE_BYTES: usize = 16 << 20;
+/// Ordinary entries that may be sent and not yet acknowledged. A control entry waits behind these at most.
+pub const WINDOW_ENTRIES: usize = 1024;
+/// The same in bytes, except for a single entry larger than that.
+pub const WINDOW_BYTES: usize = 4 << 20;
+/// Control entries that may be sent and not yet acknowledged.
+pub const WINDOW_CONTROL_ENTRIES: usize = 256;
+/// The same in bytes, except for a single entry larger than that.
+pub const WINDOW_CONTROL_BYTES: usize = 4 << 20;
+/// How long a connection may take to be made, in milliseconds.
+pub const CONNECT_PATIENCE_MS: u64 = 3_000;
+/// How long the server may take for a request, in milliseconds.
+pub const REQUEST_PATIENCE_MS: u64 = 3_000;
+/// How often a quiet connection is tried, in milliseconds; it is lost after a few tries without an answer.
+pub const PING_EVERY_MS: u64 = 2_000;
+/// How long an acknowledgement may be overdue, while none comes or later ones do, before the connection is thrown away;
+/// in milliseconds.
+pub const ACK_PATIENCE_MS: u64 = 3_000;
+/// How long an entry waits to be sent by default while none is acknowledged, in milliseconds.
+pub const WAITING_PATIENCE_MS: u64 = 5_000;
+/// How long a sent entry's acknowledgement is sought by default, in milliseconds; several times `ACK_PATIENCE_MS`.
+pub const SENT_PATIENCE_MS: u64 = 30_000;
+/// How long a stream must know an entry's id, in milliseconds; an entry is sent again for half as long at most.
+pub const DUPLICATE_WINDOW_MS: u64 = 120_000;
+/// How often entries are looked over that wait too long, in milliseconds.
+pub const EXPIRE_EVERY_MS: u64 = 100;
+/// The shortest pause before a connection is made again, in milliseconds; doubled with each failure.
+pub const RECONNECT_PAUSE_MS: u64 = 20;
+/// The longest.
+pub const RECONNECT_PAUSE_MS_MAX: u64 = 2_000;
+/// How often the stream is asked for its end and size, in milliseconds.
+pub const INFO_EVERY_MS: u64 = 1_000;
+/// The pause after that, however urgent the next is; in milliseconds.
+pub const INFO_PAUSE_MS: u64 = 50;
+/// The stream is asked for its size after so many bytes were sent, too; well below the reserve.
+pub const ASK_SIZE_EVERY_BYTES: u64 = 8 << 20;
+/// How long a replicated stream may end before what was seen until it is taken to be diverged, in milliseconds: longer
+/// than a leader that was cut off from the others goes on answering.
+pub const BEHIND_PATIENCE_MS: u64 = 15_000;
+/// Requests of a tail that the server holds at once; each asks for its share of what may be read ahead.
+pub const TAIL_REQUESTS: usize = 2;
+/// How long the server holds such a request, in milliseconds; several heartbeats.
+pub const TAIL_REQUEST_MS: u64 = 30_000;
+/// How often the server says that it has nothing for a tail, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 2_000;
+/// How long the server keeps a tail's place that is not asked for; it is made again if needed. In milliseconds.
+pub const CONSUMER_UNUSED_MS: u64 = 60_000;
+/// How often a missing entry is fetched again before the stream's leader is asked whether it has it.
+pub const GAP_TRIES: u32 = 3;
+/// The same when reading, which may meet replicas that are behind.
+pub const READ_TRIES: u32 = 7;
+/// How often a tail of a closed log tries to give the rest.
+pub const TAIL_TRIES_CLOSED: u32 = 5;
+
 /// The embedded log's settings. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {

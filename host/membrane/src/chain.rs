@@ -1,9 +1,9 @@
-//! How far a chain of promises is followed.
+//! How far a chain of promises, or of wrappers, goes.
 //!
 //! In: a step along a chain, which may lead to further steps from within.
 //! Promise: a promise that was made to resolve to itself, by whoever could choose what it resolves to, costs a bounded
-//! number of steps and a bounded depth of stack.
-//! Failure: past the bound a promise counts as unresolved, and a call as failed.
+//! number of steps and a bounded depth of stack. So does a capability that strangers pass round and round, so that it never comes home.
+//! Failure: past the bound a promise counts as unresolved, a call as failed, and a capability is not let across.
 
 use capnp::Error;
 use std::cell::Cell;
@@ -13,6 +13,10 @@ const STEPS_MAX: u32 = 100;
 
 /// Calls handed on from promise to promise, each polled from within the one before.
 const DEPTH_MAX: u32 = 100;
+
+/// Walls about one capability, each of another membrane: a call asks all of them, and one that waits, or is dropped, does so at each
+/// from within the one before.
+pub(crate) const WALLS_MAX: u32 = 64;
 
 thread_local! {
     static STEPS: Cell<Option<u32>> = const { Cell::new(None) };
@@ -49,7 +53,7 @@ impl Drop for Search {
     }
 }
 
-/// A call being polled; polls from within it are deeper.
+/// A call, or a promise that is held back, being polled; polls from within it are deeper.
 pub(crate) struct Depth;
 
 impl Depth {

@@ -8,7 +8,7 @@
 //! No borrow of a `RefCell` here is held while foreign code runs: dropping a capability, a promise or a policy may run
 //! any destructor, and that may call back in.
 
-use crate::chain::Search;
+use crate::chain::{Depth, Search};
 use crate::error;
 use crate::flight::{Flight, Waiting};
 use crate::policy::{Exchange, Policy, Side};
@@ -19,6 +19,7 @@ use capnp::capability::Promise;
 use capnp::private::capability::ClientHook;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::{Rc, Weak};
 
@@ -126,25 +127,22 @@ impl Wall {
             brand,
             ptr: hook.get_ptr(),
         };
-        if self.exchanges {
-            return self.exchange(identity, hook);
+        match self.wrapper(identity, hook) {
+            Ok(wrapped) if self.exchanges => self.exchange(identity, Wrapper(wrapped)),
+            Ok(wrapped) => Box::new(Wrapper(wrapped)),
+            Err(error) => broken(&error),
         }
-        Box::new(Wrapper(self.wrapper(identity, hook)))
     }
 
     /// As the end of [`cross`](Wall::cross), for a policy that exchanges capabilities.
-    fn exchange(
-        self: &Rc<Self>,
-        identity: Identity,
-        hook: Box<dyn ClientHook>,
-    ) -> Box<dyn ClientHook> {
-        let wrapper = Wrapper(self.wrapper(identity, hook));
+    fn exchange(self: &Rc<Self>, identity: Identity, wrapper: Wrapper) -> Box<dyn ClientHook> {
         if let Some(resolution) = wrapper.when_more_resolved() {
             // What it resolves to crosses in its turn. Until then nothing may reach it.
-            let settled: capnp::capability::Client = capnp_rpc::new_future_client(async move {
-                let hook = resolution.await?;
-                Ok(capnp::capability::Client::new(hook))
-            });
+            let settled: capnp::capability::Client =
+                capnp_rpc::new_future_client(deeper(async move {
+                    let hook = resolution.await?;
+                    Ok(capnp::capability::Client::new(hook))
+                }));
             return settled.hook;
         }
         let exchanged = self.policy().and_then(|policy| {
@@ -155,41 +153,46 @@ impl Wall {
             Ok(Exchange::Wrap) => Box::new(wrapper),
             Ok(Exchange::Give(instead)) => instead,
             Ok(Exchange::Later(later)) => {
-                let told: capnp::capability::Client = capnp_rpc::new_future_client(async move {
-                    let mut later = later;
-                    loop {
-                        let waiting = Promise::from_future(later);
-                        let waiting = Flight::wait(Route::across(&wrapper.0), waiting);
-                        match Waiting(waiting).await? {
-                            Exchange::Wrap => {
-                                let wrapper = Box::new(wrapper);
-                                return Ok(capnp::capability::Client::new(wrapper));
+                let told: capnp::capability::Client =
+                    capnp_rpc::new_future_client(deeper(async move {
+                        let mut later = later;
+                        loop {
+                            let waiting = Promise::from_future(later);
+                            let waiting = Flight::wait(Route::across(&wrapper.0), waiting);
+                            match Waiting(waiting).await? {
+                                Exchange::Wrap => {
+                                    let wrapper = Box::new(wrapper);
+                                    return Ok(capnp::capability::Client::new(wrapper));
+                                }
+                                Exchange::Give(instead) => {
+                                    return Ok(capnp::capability::Client::new(instead));
+                                }
+                                Exchange::Later(further) => later = further,
                             }
-                            Exchange::Give(instead) => {
-                                return Ok(capnp::capability::Client::new(instead));
-                            }
-                            Exchange::Later(further) => later = further,
                         }
-                    }
-                });
+                    }));
                 told.hook
             }
             Err(error) => broken(&error),
         }
     }
 
-    fn wrapper(self: &Rc<Self>, identity: Identity, hook: Box<dyn ClientHook>) -> Rc<Wrapped> {
+    fn wrapper(
+        self: &Rc<Self>,
+        identity: Identity,
+        hook: Box<dyn ClientHook>,
+    ) -> Result<Rc<Wrapped>, Error> {
         let berth = self.known.borrow().get(&identity).copied();
         if let Some(berth) = berth {
             let known = self.wrappers.borrow().get(berth).and_then(Weak::upgrade);
             // It is forgotten before it is dropped, so it is alive.
-            return known.expect("a known wrapper is alive");
+            return Ok(known.expect("a known wrapper is alive"));
         }
-        let wrapped = Wrapped::new(self.clone(), identity, hook);
+        let wrapped = Wrapped::new(self.clone(), identity, hook)?;
         let berth = self.wrappers.borrow_mut().take(Rc::downgrade(&wrapped));
         self.known.borrow_mut().insert(identity, berth);
         wrapped.berth(berth);
-        wrapped
+        Ok(wrapped)
     }
 
     /// The wrapper of `identity`, which was given `berth`, is gone.
@@ -246,6 +249,18 @@ impl Wall {
             flight.wake();
         }
     }
+}
+
+/// What is waited for may wait for another such, and so on, as far as strangers pass it to and fro; each is polled, and dropped, from
+/// within the next.
+fn deeper<T>(
+    work: impl Future<Output = Result<T, Error>>,
+) -> impl Future<Output = Result<T, Error>> {
+    let mut work = Box::pin(work);
+    std::future::poll_fn(move |cx| {
+        let _depth = Depth::enter()?;
+        work.as_mut().poll(cx)
+    })
 }
 
 /// A capability that answers everything with `error`.

@@ -5,7 +5,8 @@
 //! revocation it holds nothing and fails everything as stale.
 //! Failure: see [`Wall`]; what the capability itself answers passes unchanged.
 
-use crate::chain::Search;
+use crate::chain::{Search, WALLS_MAX};
+use crate::error;
 use crate::flight::{Flight, Waiting};
 use crate::policy::Side;
 use crate::request::Request;
@@ -22,6 +23,8 @@ pub(crate) struct Wrapped {
     wall: Rc<Wall>,
     identity: Identity,
     berth: Cell<usize>,
+    /// How many walls there are about the capability, this one included.
+    walls: u32,
     target: RefCell<Option<Target>>,
 }
 
@@ -37,22 +40,29 @@ impl Wrapped {
         wall: Rc<Wall>,
         identity: Identity,
         hook: Box<dyn ClientHook>,
-    ) -> Rc<Wrapped> {
+    ) -> Result<Rc<Wrapped>, Error> {
         let within = if identity.brand == 0 {
             None
         } else {
             reveal(&*hook)
         };
+        let walls = 1 + within.as_ref().map_or(0, |within| within.walls);
+        if walls > WALLS_MAX {
+            return Err(error::denied(&format!(
+                "a capability was passed through {WALLS_MAX} membranes and never came home"
+            )));
+        }
         let target = Target {
             hook: Rc::from(hook),
             within,
         };
-        Rc::new(Wrapped {
+        Ok(Rc::new(Wrapped {
             wall,
             identity,
             berth: Cell::new(0),
+            walls,
             target: RefCell::new(Some(target)),
-        })
+        }))
     }
 
     /// Its wall has given it `berth`.

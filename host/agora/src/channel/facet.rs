@@ -283,14 +283,14 @@ impl Facet {
         }
     }
 
+    /// Whether it has been cut.
+    pub fn is_cut(&self) -> bool {
+        self.leash.stale().is_some()
+    }
+
     /// Who holds it.
     pub fn holder(&self) -> &Rc<Holder> {
         &self.holder
-    }
-
-    /// Whether it does nothing any more.
-    pub fn is_cut(&self) -> bool {
-        self.leash.stale().is_some()
     }
 
     /// What arrives when its holder passes it to another: the other's own facet, once the grant stands.

@@ -108,6 +108,8 @@ pub struct Introduction {
     caller: Party,
     server: ServiceName,
     meeting: RefCell<Option<Rc<Meeting>>>,
+    /// Held while a bridge is being opened, so that calls that come at once don't open one each.
+    opening: tokio::sync::Mutex<()>,
     over: Cell<bool>,
 }
 
@@ -157,6 +159,7 @@ impl Introduction {
             caller,
             server,
             meeting: RefCell::default(),
+            opening: tokio::sync::Mutex::default(),
             over: Cell::new(false),
         })
     }
@@ -232,6 +235,7 @@ impl Introduction {
     }
 
     async fn met_beyond(&self, agent: &Agent) -> Result<Rc<Meeting>, Error> {
+        let _one = self.opening.lock().await;
         let standing = self.meeting.borrow().clone();
         if let Some(standing) = standing {
             return Ok(standing);
@@ -242,12 +246,7 @@ impl Introduction {
         let bridge = Bridge::open(&self.control, caller, agent, &self.server).await?;
         let AnyService(service) = capnp_rpc::new_client(Far(bridge.service()));
         let server = PersonaId::new(self.control.host_id(), agent.name.clone());
-        let standing = self.meeting.borrow().clone();
-        match standing {
-            // Another call was first.
-            Some(standing) => Ok(standing),
-            None => self.arrange(Party::Beyond(server), service, None, Some(bridge)),
-        }
+        self.arrange(Party::Beyond(server), service, None, Some(bridge))
     }
 
     /// Puts a membrane between the two.

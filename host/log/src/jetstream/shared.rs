@@ -1,0 +1,370 @@
+//! What the log's parts know in common: how far it is, how full the stream is, and whether it is still the same log.
+//!
+//! Promise: what this process has seen stays so. A stream that ends before it, or has something else in its place, is
+//! diverged from then on: nothing is appended, tails end with the reason.
+//! Failure: a replica may be behind for a while; only where that can't be, or lasts, the log is taken to be diverged.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::Client;
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    ConnectionState,
+    api::{self, ApiError, StreamInfo},
+    options::JetStreamOptions,
+    queue::Queue,
+};
+use crate::{LogError, Seq, limits};
+
+pub(super) struct Shared {
+    pub(super) options: JetStreamOptions,
+    pub(super) place: String,
+    pub(super) entry_bytes_max: usize,
+    pub(super) queue: Queue,
+    /// For all but publishing. It connects again by itself.
+    pub(super) reader: Client,
+    pub(super) links: std::sync::Arc<Links>,
+    pub(super) budget: Budget,
+    /// Set once nothing is being appended any more, which is after the last answer.
+    pub(super) closed: watch::Sender<bool>,
+    end: AtomicU64,
+    tip: Mutex<Print>,
+    created: String,
+    behind_since: Mutex<Option<Instant>>,
+    diverged: OnceLock<String>,
+}
+
+/// An entry, as far as it takes to know it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Print {
+    pub(super) seq: Seq,
+    bytes: usize,
+    crc: u32,
+}
+
+impl Print {
+    pub(super) fn of(seq: Seq, bytes: &Bytes) -> Self {
+        Print {
+            seq,
+            bytes: bytes.len(),
+            crc: crc32c::crc32c(bytes),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(
+        options: JetStreamOptions,
+        reader: Client,
+        links: std::sync::Arc<Links>,
+        info: &StreamInfo,
+        entry_bytes_max: usize,
+    ) -> Self {
+        let budget = Budget::new(info, options.reserve_bytes);
+        Shared {
+            place: options.place(),
+            options,
+            entry_bytes_max,
+            queue: Queue::new(),
+            reader,
+            links,
+            budget,
+            closed: watch::channel(false).0,
+            end: AtomicU64::new(info.state.last_seq),
+            tip: Mutex::default(),
+            created: info.created.clone(),
+            behind_since: Mutex::default(),
+            diverged: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn end(&self) -> Seq {
+        Seq(self.end.load(Ordering::Acquire))
+    }
+
+    /// Some entry is known to stand there.
+    pub(super) fn saw_end(&self, seq: Seq) {
+        self.end.fetch_max(seq.0, Ordering::AcqRel);
+    }
+
+    /// This entry is known to stand there.
+    pub(super) fn saw(&self, seq: Seq, bytes: &Bytes) {
+        self.end.fetch_max(seq.0, Ordering::AcqRel);
+        let mut tip = lock(&self.tip);
+        if seq > tip.seq {
+            *tip = Print::of(seq, bytes);
+        }
+    }
+
+    pub(super) fn tip(&self) -> Print {
+        *lock(&self.tip)
+    }
+
+    /// Ends all appending and tailing, for good.
+    pub(super) fn diverge(&self, why: impl Into<String>) -> LogError {
+        let why = self.diverged.get_or_init(|| why.into()).clone();
+        tracing::error!(log = %self.place, "the log has diverged: {why}");
+        self.links.diverge(&why);
+        self.queue.close();
+        self.diverged_error(why)
+    }
+
+    pub(super) fn check_diverged(&self) -> Result<(), LogError> {
+        match self.diverged.get() {
+            None => Ok(()),
+            Some(why) => Err(self.diverged_error(why.clone())),
+        }
+    }
+
+    fn diverged_error(&self, why: String) -> LogError {
+        LogError::Diverged {
+            place: self.place.clone(),
+            why,
+            mend: "stop the host; restore the stream from a copy that has what it had".into(),
+        }
+    }
+
+    /// Whether the stream still has what was seen of it; learns its end and its size on the way.
+    ///
+    /// # Errors
+    /// [`LogError::Diverged`]; [`LogError::Unavailable`]: it can't be told now.
+    pub(super) async fn verify(&self, client: &Client) -> Result<StreamInfo, LogError> {
+        self.check_diverged()?;
+        let (end, tip, acked) = (self.end(), self.tip(), self.budget.acked());
+        let info = api::stream_info(client, &self.options.stream).await;
+        let info = info.map_err(|error| match error {
+            ApiError::Refused { err_code, .. } if err_code == api::code::STREAM_NOT_FOUND => {
+                self.diverge("the stream is gone")
+            }
+            error => self.unavailable(&error),
+        })?;
+        let last = Seq(info.state.last_seq);
+        if info.created != self.created {
+            return Err(self.diverge("the stream was made anew"));
+        }
+        if last < end {
+            let since = *lock(&self.behind_since).get_or_insert_with(Instant::now);
+            let patience = Duration::from_millis(limits::BEHIND_PATIENCE_MS);
+            if !info.is_replicated() || since.elapsed() >= patience {
+                let why = format!("it ends at {last}, and {end} was seen");
+                return Err(self.diverge(why));
+            }
+            return Err(self.unavailable(&format!("it is at {last} of {end}")));
+        }
+        *lock(&self.behind_since) = None;
+        if info.state.messages != last.0 {
+            let left = info.state.messages;
+            return Err(self.diverge(format!("entries were deleted: {left} of {last} are left")));
+        }
+        if tip.seq > Seq(0) {
+            let stream = &self.options.stream;
+            let stored = api::get_batch(client, stream, tip.seq, 1, limits::READ_BYTES_MAX).await;
+            let stored = stored.map_err(|error| self.unavailable(&error))?;
+            if let Some(stored) = stored.first()
+                && stored.seq == tip.seq
+                && Print::of(stored.seq, &stored.bytes) != tip
+            {
+                return Err(self.diverge(format!("entry {} is not the one that was seen", tip.seq)));
+            }
+        }
+        self.end.fetch_max(last.0, Ordering::AcqRel);
+        self.budget.refresh(info.state.bytes, acked);
+        Ok(info)
+    }
+
+    pub(super) fn unavailable(&self, why: &dyn ToString) -> LogError {
+        LogError::Unavailable {
+            place: self.place.clone(),
+            why: why.to_string(),
+            mend: "see that the server runs and can be reached; what waits goes on by itself"
+                .into(),
+        }
+    }
+
+    pub(super) fn unknown(&self, why: &dyn ToString) -> LogError {
+        LogError::Unknown {
+            place: self.place.clone(),
+            why: why.to_string(),
+            mend: "look whether it stands in the log, or append it again under the same id".into(),
+        }
+    }
+}
+
+/// How much of the stream's room is taken, from its own account and from what was sent since.
+pub(super) struct Budget {
+    ordinary_bytes_max: u64,
+    /// The stream's account, less what was acknowledged when it was asked for. May be below zero, so it wraps.
+    base: AtomicU64,
+    /// All that was ever sent, less what was refused.
+    sent: AtomicU64,
+    /// All that was ever acknowledged.
+    acked: AtomicU64,
+    /// Told when the stream's account should be asked for.
+    pub(super) stale: Notify,
+    asked_at_sent: AtomicU64,
+}
+
+impl Budget {
+    fn new(info: &StreamInfo, reserve_bytes: u64) -> Self {
+        let bytes_max = info.config["max_bytes"].as_u64().unwrap_or(0);
+        Budget {
+            ordinary_bytes_max: bytes_max.saturating_sub(reserve_bytes),
+            base: AtomicU64::new(info.state.bytes),
+            sent: AtomicU64::new(0),
+            acked: AtomicU64::new(0),
+            stale: Notify::new(),
+            asked_at_sent: AtomicU64::new(0),
+        }
+    }
+
+    fn acked(&self) -> u64 {
+        self.acked.load(Ordering::Acquire)
+    }
+
+    /// `acked`: what was acknowledged before the stream was asked, and so is contained in `bytes`.
+    fn refresh(&self, bytes: u64, acked: u64) {
+        self.base
+            .store(bytes.wrapping_sub(acked), Ordering::Release);
+        self.asked_at_sent
+            .store(self.sent.load(Ordering::Acquire), Ordering::Release);
+    }
+
+    fn used(&self) -> u64 {
+        let sent = self.sent.load(Ordering::Acquire);
+        self.base.load(Ordering::Acquire).wrapping_add(sent)
+    }
+
+    /// Why an ordinary entry of this size has no room, if so.
+    pub(super) fn refuses(&self, bytes: u64) -> Option<String> {
+        let used = self.used();
+        if used.saturating_add(bytes) <= self.ordinary_bytes_max {
+            return None;
+        }
+        self.stale.notify_one();
+        let most = self.ordinary_bytes_max;
+        Some(format!(
+            "the stream holds {used} bytes of the {most} that ordinary entries may fill"
+        ))
+    }
+
+    pub(super) fn sent(&self, bytes: u64) {
+        let sent = self.sent.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if sent.wrapping_sub(self.asked_at_sent.load(Ordering::Acquire))
+            > limits::ASK_SIZE_EVERY_BYTES
+        {
+            self.asked_at_sent.store(sent, Ordering::Release);
+            self.stale.notify_one();
+        }
+    }
+
+    pub(super) fn was_acked(&self, bytes: u64) {
+        self.acked.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// It does not count: refused, or kept before.
+    pub(super) fn was_not_kept(&self, bytes: u64) {
+        self.sent.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// Whether the log's two connections stand.
+pub(super) struct Links {
+    state: watch::Sender<ConnectionState>,
+    /// Counts the reader's connections.
+    pub(super) readers: watch::Sender<u64>,
+    up: Mutex<Up>,
+}
+
+#[derive(Clone, Copy)]
+struct Up {
+    reader: bool,
+    publisher: bool,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Link {
+    Reader,
+    Publisher,
+}
+
+impl Links {
+    pub(super) fn new() -> Self {
+        Links {
+            state: watch::channel(ConnectionState::Reconnecting {
+                since: Instant::now(),
+            })
+            .0,
+            readers: watch::channel(0).0,
+            up: Mutex::new(Up {
+                reader: false,
+                publisher: false,
+            }),
+        }
+    }
+
+    pub(super) fn set(&self, link: Link, is_up: bool) {
+        let mut up = lock(&self.up);
+        match link {
+            Link::Reader => up.reader = is_up,
+            Link::Publisher => up.publisher = is_up,
+        }
+        if matches!(link, Link::Reader) && is_up {
+            self.readers.send_modify(|count| *count += 1);
+        }
+        let all = up.reader && up.publisher;
+        self.state.send_if_modified(|state| match (&*state, all) {
+            (ConnectionState::Reconnecting { .. }, true) => {
+                *state = ConnectionState::Connected;
+                true
+            }
+            (ConnectionState::Connected, false) => {
+                let since = Instant::now();
+                *state = ConnectionState::Reconnecting { since };
+                true
+            }
+            _ => false,
+        });
+    }
+
+    fn diverge(&self, why: &str) {
+        self.state.send_if_modified(|state| {
+            let first = !matches!(
+                state,
+                ConnectionState::Diverged { .. } | ConnectionState::Closed
+            );
+            if first {
+                *state = ConnectionState::Diverged { why: why.into() };
+            }
+            first
+        });
+    }
+
+    pub(super) fn close(&self) {
+        self.state.send_if_modified(|state| {
+            let first = !matches!(
+                state,
+                ConnectionState::Diverged { .. } | ConnectionState::Closed
+            );
+            if first {
+                *state = ConnectionState::Closed;
+            }
+            first
+        });
+    }
+
+    pub(super) fn state(&self) -> watch::Receiver<ConnectionState> {
+        self.state.subscribe()
+    }
+}

@@ -1,0 +1,375 @@
+//! Follows the stream in order, and reads parts of it.
+//!
+//! Promise: every entry once and in order, each behind the one before it: a gap is fetched again, and a stream that
+//! lacks an entry, or has another one where the tail left off, is diverged.
+//! Failure: whatever happens to the connection, the server or the consumer, a new consumer begins at the last entry that
+//! was given; only a diverged log ends a tail with an error.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    api::{self, ApiError},
+    shared::{Print, Shared},
+};
+use crate::{LogError, Seq, limits};
+
+/// Where one follower stands.
+pub(super) struct Tail {
+    shared: Arc<Shared>,
+    readers: watch::Receiver<u64>,
+    closed: watch::Receiver<bool>,
+    next: Seq,
+    /// The last entry that was given; the next consumer begins there to see that it is still the same.
+    last: Option<Print>,
+    consumer: Option<Consumer>,
+    failures: u32,
+    /// Consumers in a row that had a gap at `next`.
+    gaps: u32,
+}
+
+struct Consumer {
+    name: String,
+    inbox: String,
+    messages: Subscriber,
+    /// Requests that the server has not served in full yet: their number, and how many entries they still ask for.
+    requests: VecDeque<(u64, usize)>,
+    asked: u64,
+    /// The next request is to be for one entry of any size.
+    is_large_next: bool,
+    heard: Instant,
+}
+
+enum Heard {
+    Entry(Seq, Bytes),
+    Nothing,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Tail {
+    pub(super) fn new(shared: Arc<Shared>, from: Seq) -> Self {
+        Tail {
+            readers: shared.links.readers.subscribe(),
+            closed: shared.closed.subscribe(),
+            shared,
+            next: from.max(Seq::FIRST),
+            last: None,
+            consumer: None,
+            failures: 0,
+            gaps: 0,
+        }
+    }
+
+    /// The next entry; none: the log is closed, and all was given.
+    pub(super) async fn next(&mut self) -> Result<Option<(Seq, Bytes)>, LogError> {
+        loop {
+            self.shared.check_diverged()?;
+            let closed = *self.closed.borrow_and_update();
+            if closed && self.next > self.shared.end() {
+                return Ok(None);
+            }
+            let heard = match self.step(closed).await {
+                Ok(heard) => heard,
+                Err(why) => {
+                    tracing::debug!(log = %self.shared.place, "a tail begins anew at {}: {why}", self.next);
+                    self.consumer = None;
+                    self.failures += 1;
+                    if closed && self.failures > limits::TAIL_TRIES_CLOSED {
+                        return Err(LogError::Closed);
+                    }
+                    continue;
+                }
+            };
+            let Heard::Entry(seq, bytes) = heard else {
+                continue;
+            };
+            if let Some(last) = self.last
+                && seq == last.seq
+            {
+                if Print::of(seq, &bytes) != last {
+                    let why = format!("entry {seq} is not the one that was seen");
+                    return Err(self.shared.diverge(why));
+                }
+                continue;
+            }
+            if seq < self.next {
+                continue;
+            }
+            if seq > self.next {
+                self.gap().await?;
+                continue;
+            }
+            self.failures = 0;
+            self.gaps = 0;
+            self.next = seq.next();
+            self.last = Some(Print::of(seq, &bytes));
+            self.shared.saw(seq, &bytes);
+            return Ok(Some((seq, bytes)));
+        }
+    }
+
+    /// Fetches again; what its leader does not have either is lost.
+    async fn gap(&mut self) -> Result<(), LogError> {
+        self.consumer = None;
+        self.gaps += 1;
+        if self.gaps >= limits::GAP_TRIES {
+            let stream = &self.shared.options.stream;
+            if let Ok(false) = api::has_entry(&self.shared.reader, stream, self.next).await {
+                let why = format!("entry {} is missing", self.next);
+                return Err(self.shared.diverge(why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for one message, or for a reason to look around.
+    async fn step(&mut self, closed: bool) -> Result<Heard, String> {
+        if self.consumer.is_none() {
+            if self.failures > 1 {
+                let pause = limits::RECONNECT_PAUSE_MS << self.failures.min(6);
+                sleep(ms(pause.min(limits::RECONNECT_PAUSE_MS_MAX))).await;
+            }
+            self.readers.mark_unchanged();
+            self.consumer = Some(self.begin().await?);
+        }
+        let Some(consumer) = &mut self.consumer else {
+            return Ok(Heard::Nothing);
+        };
+        consumer.ask(&self.shared).await?;
+        let quiet = ms(limits::HEARTBEAT_MS * 5 / 2).saturating_sub(consumer.heard.elapsed());
+        let message = tokio::select! {
+            biased;
+            message = timeout(quiet, consumer.messages.next()) => message,
+            changed = self.readers.changed() => {
+                return match changed {
+                    Ok(()) => Err("the connection was made anew".into()),
+                    Err(_) => Err("the connection is gone".into()),
+                };
+            }
+            _ = self.closed.wait_for(|closed| *closed), if !closed => return Ok(Heard::Nothing),
+        };
+        let now = Instant::now();
+        match message {
+            Ok(Some(message)) => {
+                consumer.heard = now;
+                consumer.take(message)
+            }
+            Ok(None) => Err("the subscription ended".into()),
+            Err(_) => Err("the server is silent".into()),
+        }
+    }
+
+    async fn begin(&self) -> Result<Consumer, String> {
+        let (shared, from) = (&self.shared, self.last.map_or(self.next, |last| last.seq));
+        if self.last.is_some() {
+            shared
+                .verify(&shared.reader)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        let inbox = shared.reader.new_inbox();
+        let patience = ms(limits::REQUEST_PATIENCE_MS);
+        let messages = timeout(patience, shared.reader.subscribe(format!("{inbox}.*"))).await;
+        let messages = messages
+            .map_err(|_| "not connected".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let name = api::create_consumer(&shared.reader, &shared.options.stream, from).await;
+        Ok(Consumer {
+            name: name.map_err(|error| error.to_string())?,
+            inbox,
+            messages,
+            requests: VecDeque::new(),
+            asked: 0,
+            is_large_next: false,
+            heard: Instant::now(),
+        })
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let (Some(consumer), Ok(runtime)) =
+            (self.consumer.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let shared = self.shared.clone();
+        runtime.spawn(async move {
+            let forgetting =
+                api::forget_consumer(&shared.reader, &shared.options.stream, &consumer.name);
+            let _ = timeout(ms(limits::REQUEST_PATIENCE_MS), forgetting).await;
+        });
+    }
+}
+
+impl Consumer {
+    /// Keeps so many entries asked for that the server need not wait, and no more than may be read ahead.
+    async fn ask(&mut self, shared: &Shared) -> Result<(), String> {
+        while self.requests.len() < limits::TAIL_REQUESTS {
+            if self.is_large_next && !self.requests.is_empty() {
+                return Ok(());
+            }
+            let number = self.asked;
+            let entries = match self.is_large_next {
+                true => 1,
+                false => limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS,
+            };
+            let mut request = json!({
+                "batch": entries,
+                "expires": nanos(limits::TAIL_REQUEST_MS),
+                "idle_heartbeat": nanos(limits::HEARTBEAT_MS),
+            });
+            if !self.is_large_next {
+                request["max_bytes"] = (limits::TAIL_AHEAD_BYTES / limits::TAIL_REQUESTS).into();
+            }
+            let subject = format!(
+                "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
+                shared.options.stream, self.name
+            );
+            let reply = format!("{}.{number}", self.inbox);
+            let payload = request.to_string().into();
+            let asking = shared.reader.publish_with_reply(subject, reply, payload);
+            timeout(ms(limits::REQUEST_PATIENCE_MS), asking)
+                .await
+                .map_err(|_| "not connected".to_owned())?
+                .map_err(|error| error.to_string())?;
+            self.asked += 1;
+            self.requests.push_back((number, entries));
+            if std::mem::take(&mut self.is_large_next) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message) -> Result<Heard, String> {
+        let Some(status) = message.status.map(|status| status.as_u16()) else {
+            let seq = message.reply.as_deref().and_then(place);
+            let Some(seq) = seq else {
+                return Err("an entry came without its place".into());
+            };
+            // The server serves requests in their order.
+            if let Some((_, left)) = self.requests.front_mut() {
+                *left -= 1;
+                if *left == 0 {
+                    self.requests.pop_front();
+                }
+            }
+            return Ok(Heard::Entry(seq, message.payload));
+        };
+        let why = message.description.unwrap_or_default();
+        let number = message.subject.rsplit('.').next();
+        let number: Option<u64> = number.and_then(|number| number.parse().ok());
+        let (large, done) = (why.contains("Exceeds MaxBytes"), why == "Batch Completed");
+        match status {
+            100 => {}
+            // That many bytes are sent, or it has waited long enough; more than one request can have been for the same.
+            408 | 409 if status == 408 || large || done => {
+                let asked = self
+                    .requests
+                    .iter()
+                    .find(|(asked, _)| Some(*asked) == number);
+                let whole = limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS;
+                self.is_large_next = large && asked.is_some_and(|(_, left)| *left == whole);
+                self.requests.retain(|(asked, _)| Some(*asked) != number);
+            }
+            _ => return Err(format!("{status} {why}")),
+        }
+        Ok(Heard::Nothing)
+    }
+}
+
+fn nanos(ms: u64) -> u64 {
+    ms.saturating_mul(1_000_000)
+}
+
+/// The entry's place, from `$JS.ACK.[domain.account.]stream.consumer.delivered.PLACE.consumer_place.time.pending[.token]`.
+fn place(reply: &str) -> Option<Seq> {
+    let parts: Vec<&str> = reply.split('.').collect();
+    let at = match parts.len() {
+        9 => 5,
+        11.. => 7,
+        _ => return None,
+    };
+    (parts[..2] == ["$JS", "ACK"]).then_some(())?;
+    parts[at].parse().ok().map(Seq)
+}
+
+/// What stands from `from` on, within bounds as [`crate::Log::read`] has them.
+pub(super) async fn read(
+    shared: &Shared,
+    from: Seq,
+    entries: usize,
+    bytes_max: usize,
+) -> Result<Vec<(Seq, Bytes)>, LogError> {
+    shared.check_diverged()?;
+    let (from, end) = (from.max(Seq::FIRST), shared.end());
+    let entries = entries.min(limits::READ_ENTRIES_MAX);
+    let bytes_max = bytes_max.min(limits::READ_BYTES_MAX);
+    let (mut found, mut bytes, mut next) = (Vec::new(), 0_usize, from);
+    let mut failures = 0;
+    while next <= end && found.len() < entries {
+        let wanted = usize::try_from(end.0 - next.0 + 1).unwrap_or(usize::MAX);
+        let wanted = wanted.min(entries - found.len());
+        // The server counts more than the entries' own bytes.
+        let room = bytes_max - bytes
+            + wanted.min(limits::READ_ENTRIES_MAX) * limits::MESSAGE_OVERHEAD_BYTES;
+        let batch =
+            api::get_batch(&shared.reader, &shared.options.stream, next, wanted, room).await;
+        let before = next;
+        let failed = match batch {
+            Ok(batch) => {
+                for stored in batch {
+                    if stored.seq != next || next > end {
+                        break;
+                    }
+                    if bytes + stored.bytes.len() > bytes_max && !found.is_empty() {
+                        return Ok(found);
+                    }
+                    bytes += stored.bytes.len();
+                    next = next.next();
+                    found.push((stored.seq, stored.bytes));
+                    if bytes >= bytes_max {
+                        return Ok(found);
+                    }
+                }
+                // A replica that is behind, or a hole.
+                ApiError::NoAnswer(format!("entry {next} can't be read"))
+            }
+            Err(error) => error,
+        };
+        if next > before {
+            failures = 0;
+            continue;
+        }
+        failures += 1;
+        if failures < limits::READ_TRIES {
+            sleep(ms(limits::RECONNECT_PAUSE_MS << failures)).await;
+            continue;
+        }
+        if !found.is_empty() {
+            break;
+        }
+        let stream = &shared.options.stream;
+        if let Ok(false) = api::has_entry(&shared.reader, stream, next).await {
+            return Err(shared.diverge(format!("entry {next} is missing")));
+        }
+        return Err(shared.unavailable(&failed));
+    }
+    Ok(found)
+}

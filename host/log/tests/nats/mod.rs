@@ -1,0 +1,163 @@
+//! Real NATS servers on loopback, each a process of its own that ends with its handle.
+#![allow(clippy::unwrap_used, reason = "all of this file is tests")]
+#![allow(dead_code, reason = "each user needs a part of it")]
+
+use std::{
+    env, fs,
+    io::Read,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use agora_log::{JetStream, JetStreamOptions};
+
+/// The server's program: what `AGORA_NATS_SERVER` names, else the one on the path. None: the test that asks is skipped,
+/// and says so.
+pub(crate) fn program() -> Option<PathBuf> {
+    let named = env::var_os("AGORA_NATS_SERVER").map(PathBuf::from);
+    let path = env::var_os("PATH").unwrap_or_default();
+    let program = named.or_else(|| {
+        env::split_paths(&path)
+            .map(|dir| dir.join("nats-server"))
+            .find(|program| program.is_file())
+    });
+    if program.is_none() {
+        eprintln!(
+            "\n*** SKIPPED: there is no nats-server (set AGORA_NATS_SERVER, or let `cargo xtask test` install one) ***\n"
+        );
+    }
+    program
+}
+
+/// A port that was free just now.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// One server with a folder of its own.
+pub(crate) struct Server {
+    program: PathBuf,
+    child: Option<Child>,
+    dir: tempfile::TempDir,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    /// Starts one by itself, which syncs before it acknowledges.
+    pub(crate) fn start(program: &Path) -> Self {
+        Self::start_with(program, "sync_interval: always")
+    }
+
+    pub(crate) fn start_with(program: &Path, jetstream: &str) -> Self {
+        let mut server = Self::new(program, free_port(), jetstream, "");
+        server.run();
+        server
+    }
+
+    /// One that is yet to run.
+    pub(crate) fn new(program: &Path, port: u16, jetstream: &str, rest: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        let config = format!(
+            "listen: 127.0.0.1:{port}\nmax_payload: 2MB\njetstream {{ store_dir: {store:?}, max_file_store: 8GB, {jetstream} }}\n{rest}\n"
+        );
+        fs::write(dir.path().join("nats.conf"), config).unwrap();
+        Server {
+            program: program.into(),
+            child: None,
+            dir,
+            port,
+        }
+    }
+
+    pub(crate) fn spawn(&mut self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let child = Command::new(&self.program)
+            .arg("--config")
+            .arg(self.dir.path().join("nats.conf"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    pub(crate) fn run(&mut self) {
+        self.spawn();
+        let begin = Instant::now();
+        while !self.greets() {
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "nats-server does not start: {}",
+                fs::read_to_string(self.dir.path().join("log")).unwrap()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn greets(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)) else {
+            return false;
+        };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        stream.read(&mut [0; 16]).is_ok_and(|read| read > 0)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Options for one of many streams on a server: streams of other numbers are other logs.
+pub(crate) fn options(url: String, number: u64) -> JetStreamOptions {
+    JetStreamOptions {
+        servers: vec![url],
+        name: "agora test".into(),
+        stream: format!("realm-{number}"),
+        subject_prefix: format!("agora.{number}"),
+        stream_bytes_max: 256 << 20,
+        reserve_bytes: 16 << 20,
+        ..JetStreamOptions::default()
+    }
+}
+
+pub(crate) async fn open(options: &JetStreamOptions) -> JetStream {
+    match JetStream::open(options.clone()).await {
+        Ok(log) => log,
+        Err(error) => panic!("{error}"),
+    }
+}
