@@ -6,12 +6,13 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result};
 
-use crate::{build_agents, cargo, target_dir};
+use crate::{build_agents, cargo, nats, target_dir};
 
 /// The packages that are measured, the example that does it, and the features that it needs.
-const MEASURED: [(&str, &str, &str); 4] = [
+const MEASURED: [(&str, &str, &str); 5] = [
     ("agora-membrane", "membrane-ratios", ""),
     ("agora-log", "log-ratios", ""),
+    ("agora-log", "jetstream-ratios", ""),
     ("agora", "host-ratios", ""),
     ("agora", "revocation-latency", "testbed"),
 ];
@@ -25,6 +26,11 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
         let mut command = cargo();
         command.args(["run", "--release", "--package", package]);
         command.args(["--features", features, "--example", example]);
+        if example == "jetstream-ratios"
+            && let Some(server) = nats::server()?
+        {
+            command.env(nats::VARIABLE, server);
+        }
         if example == "revocation-latency" {
             command.args(["--", "--bumps", &bumps.to_string()]);
         }

@@ -40,7 +40,7 @@ pub const ORDINARY_QUEUE_BYTES: usize = 16 << 20;
 /// The same of control entries.
 pub const CONTROL_QUEUE_BYTES: usize = 16 << 20;
 /// Ordinary entries that may be sent and not yet acknowledged. A control entry waits behind these at most.
-pub const WINDOW_ENTRIES: usize = 1024;
+pub const WINDOW_ENTRIES: usize = 512;
 /// The same in bytes, except for a single entry larger than that.
 pub const WINDOW_BYTES: usize = 4 << 20;
 /// Control entries that may be sent and not yet acknowledged.
@@ -77,20 +77,25 @@ pub const ASK_SIZE_EVERY_BYTES: u64 = 8 << 20;
 /// How long a replicated stream may end before what was seen until it is taken to be diverged, in milliseconds: longer
 /// than a leader that was cut off from the others goes on answering.
 pub const BEHIND_PATIENCE_MS: u64 = 15_000;
-/// Requests of a tail that the server holds at once; each asks for its share of what may be read ahead.
+/// Requests of a tail that the server holds at once. What they ask for together is what a tail reads ahead.
 pub const TAIL_REQUESTS: usize = 2;
+/// Entries that one asks for.
+pub const TAIL_REQUEST_ENTRIES: usize = 512;
+/// Bytes that one asks for, as the server counts them; a single entry larger than that is asked for by itself.
+pub const TAIL_REQUEST_BYTES: usize = 512 << 10;
 /// How long the server holds such a request, in milliseconds; several heartbeats.
 pub const TAIL_REQUEST_MS: u64 = 30_000;
-/// How often the server says that it has nothing for a tail, in milliseconds.
-pub const HEARTBEAT_MS: u64 = 2_000;
+/// How often the server says that it has nothing for a tail, in milliseconds. A tail whose server is gone notices after
+/// two and a half of these.
+pub const HEARTBEAT_MS: u64 = 500;
 /// How long the server keeps a tail's place that is not asked for; it is made again if needed. In milliseconds.
 pub const CONSUMER_UNUSED_MS: u64 = 60_000;
 /// How often a missing entry is fetched again before the stream's leader is asked whether it has it.
 pub const GAP_TRIES: u32 = 3;
 /// The same when reading, which may meet replicas that are behind.
 pub const READ_TRIES: u32 = 7;
-/// How often a tail of a closed log tries to give the rest.
-pub const TAIL_TRIES_CLOSED: u32 = 5;
+/// How long a tail of a closed log tries in vain to give the rest, in milliseconds.
+pub const TAIL_CLOSED_PATIENCE_MS: u64 = 5_000;
 
 /// The embedded log's settings. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -36,28 +36,11 @@ pub(super) struct Shared {
     /// Set once nothing is being appended any more, which is after the last answer.
     pub(super) closed: watch::Sender<bool>,
     end: AtomicU64,
-    tip: Mutex<Print>,
+    /// The last entry that was seen, and its place.
+    tip: Mutex<(Seq, Bytes)>,
     created: String,
     behind_since: Mutex<Option<Instant>>,
     diverged: OnceLock<String>,
-}
-
-/// An entry, as far as it takes to know it again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Print {
-    pub(super) seq: Seq,
-    bytes: usize,
-    crc: u32,
-}
-
-impl Print {
-    pub(super) fn of(seq: Seq, bytes: &Bytes) -> Self {
-        Print {
-            seq,
-            bytes: bytes.len(),
-            crc: crc32c::crc32c(bytes),
-        }
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,13 +86,9 @@ impl Shared {
     pub(super) fn saw(&self, seq: Seq, bytes: &Bytes) {
         self.end.fetch_max(seq.0, Ordering::AcqRel);
         let mut tip = lock(&self.tip);
-        if seq > tip.seq {
-            *tip = Print::of(seq, bytes);
+        if seq > tip.0 {
+            *tip = (seq, bytes.clone());
         }
-    }
-
-    pub(super) fn tip(&self) -> Print {
-        *lock(&self.tip)
     }
 
     /// Ends all appending and tailing, for good.
@@ -142,7 +121,8 @@ impl Shared {
     /// [`LogError::Diverged`]; [`LogError::Unavailable`]: it can't be told now.
     pub(super) async fn verify(&self, client: &Client) -> Result<StreamInfo, LogError> {
         self.check_diverged()?;
-        let (end, tip, acked) = (self.end(), self.tip(), self.budget.acked());
+        let (end, acked) = (self.end(), self.budget.acked());
+        let (tip, expected) = lock(&self.tip).clone();
         let info = api::stream_info(client, &self.options.stream).await;
         let info = info.map_err(|error| match error {
             ApiError::Refused { err_code, .. } if err_code == api::code::STREAM_NOT_FOUND => {
@@ -168,15 +148,15 @@ impl Shared {
             let left = info.state.messages;
             return Err(self.diverge(format!("entries were deleted: {left} of {last} are left")));
         }
-        if tip.seq > Seq(0) {
+        if tip > Seq(0) {
             let stream = &self.options.stream;
-            let stored = api::get_batch(client, stream, tip.seq, 1, limits::READ_BYTES_MAX).await;
+            let stored = api::get_batch(client, stream, tip, 1, limits::READ_BYTES_MAX).await;
             let stored = stored.map_err(|error| self.unavailable(&error))?;
             if let Some(stored) = stored.first()
-                && stored.seq == tip.seq
-                && Print::of(stored.seq, &stored.bytes) != tip
+                && stored.seq == tip
+                && stored.bytes != expected
             {
-                return Err(self.diverge(format!("entry {} is not the one that was seen", tip.seq)));
+                return Err(self.diverge(format!("entry {tip} is not the one that was seen")));
             }
         }
         self.end.fetch_max(last.0, Ordering::AcqRel);

@@ -13,7 +13,7 @@ use std::{
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     api::{self, ApiError},
-    shared::{Print, Shared},
+    shared::Shared,
 };
 use crate::{LogError, Seq, limits};
 
@@ -33,9 +33,11 @@ pub(super) struct Tail {
     closed: watch::Receiver<bool>,
     next: Seq,
     /// The last entry that was given; the next consumer begins there to see that it is still the same.
-    last: Option<Print>,
+    last: Option<(Seq, Bytes)>,
     consumer: Option<Consumer>,
     failures: u32,
+    /// Since when every consumer has failed.
+    stuck_since: Option<Instant>,
     /// Consumers in a row that had a gap at `next`.
     gaps: u32,
 }
@@ -50,6 +52,8 @@ struct Consumer {
     /// The next request is to be for one entry of any size.
     is_large_next: bool,
     heard: Instant,
+    /// It was heard since then, too.
+    is_heard: bool,
 }
 
 enum Heard {
@@ -71,6 +75,7 @@ impl Tail {
             last: None,
             consumer: None,
             failures: 0,
+            stuck_since: None,
             gaps: 0,
         }
     }
@@ -79,29 +84,39 @@ impl Tail {
     pub(super) async fn next(&mut self) -> Result<Option<(Seq, Bytes)>, LogError> {
         loop {
             self.shared.check_diverged()?;
-            let closed = *self.closed.borrow_and_update();
-            if closed && self.next > self.shared.end() {
-                return Ok(None);
-            }
-            let heard = match self.step(closed).await {
-                Ok(heard) => heard,
+            let heard = match self.heard_already() {
+                Some(heard) => heard,
+                None => {
+                    let closed = *self.closed.borrow_and_update();
+                    if closed && self.next > self.shared.end() {
+                        return Ok(None);
+                    }
+                    self.step(closed).await
+                }
+            };
+            let (seq, bytes) = match heard {
+                Ok(Heard::Entry(seq, bytes)) => (seq, bytes),
+                Ok(Heard::Nothing) => continue,
                 Err(why) => {
-                    tracing::debug!(log = %self.shared.place, "a tail begins anew at {}: {why}", self.next);
                     self.consumer = None;
                     self.failures += 1;
-                    if closed && self.failures > limits::TAIL_TRIES_CLOSED {
+                    let (place, next) = (&self.shared.place, self.next);
+                    match self.failures {
+                        5 => tracing::warn!(log = %place, "a tail can't go on at {next}: {why}"),
+                        _ => tracing::debug!(log = %place, "a tail begins anew at {next}: {why}"),
+                    }
+                    let stuck = *self.stuck_since.get_or_insert_with(Instant::now);
+                    let patience = ms(limits::TAIL_CLOSED_PATIENCE_MS);
+                    if *self.closed.borrow() && stuck.elapsed() > patience {
                         return Err(LogError::Closed);
                     }
                     continue;
                 }
             };
-            let Heard::Entry(seq, bytes) = heard else {
-                continue;
-            };
-            if let Some(last) = self.last
-                && seq == last.seq
+            if let Some((last, expected)) = &self.last
+                && seq == *last
             {
-                if Print::of(seq, &bytes) != last {
+                if bytes != expected {
                     let why = format!("entry {seq} is not the one that was seen");
                     return Err(self.shared.diverge(why));
                 }
@@ -115,12 +130,24 @@ impl Tail {
                 continue;
             }
             self.failures = 0;
+            self.stuck_since = None;
             self.gaps = 0;
             self.next = seq.next();
-            self.last = Some(Print::of(seq, &bytes));
+            self.last = Some((seq, bytes.clone()));
             self.shared.saw(seq, &bytes);
             return Ok(Some((seq, bytes)));
         }
+    }
+
+    /// A message that is here already.
+    fn heard_already(&mut self) -> Option<Result<Heard, String>> {
+        let consumer = self.consumer.as_mut()?;
+        if consumer.requests.len() < limits::TAIL_REQUESTS {
+            return None;
+        }
+        let message = consumer.messages.next().now_or_never()??;
+        consumer.is_heard = true;
+        Some(consumer.take(message))
     }
 
     /// Fetches again; what its leader does not have either is lost.
@@ -151,6 +178,9 @@ impl Tail {
             return Ok(Heard::Nothing);
         };
         consumer.ask(&self.shared).await?;
+        if std::mem::take(&mut consumer.is_heard) {
+            consumer.heard = Instant::now();
+        }
         let quiet = ms(limits::HEARTBEAT_MS * 5 / 2).saturating_sub(consumer.heard.elapsed());
         let message = tokio::select! {
             biased;
@@ -163,10 +193,9 @@ impl Tail {
             }
             _ = self.closed.wait_for(|closed| *closed), if !closed => return Ok(Heard::Nothing),
         };
-        let now = Instant::now();
         match message {
             Ok(Some(message)) => {
-                consumer.heard = now;
+                consumer.is_heard = true;
                 consumer.take(message)
             }
             Ok(None) => Err("the subscription ended".into()),
@@ -175,7 +204,10 @@ impl Tail {
     }
 
     async fn begin(&self) -> Result<Consumer, String> {
-        let (shared, from) = (&self.shared, self.last.map_or(self.next, |last| last.seq));
+        let (shared, from) = (
+            &self.shared,
+            self.last.as_ref().map_or(self.next, |(last, _)| *last),
+        );
         if self.last.is_some() {
             shared
                 .verify(&shared.reader)
@@ -197,6 +229,7 @@ impl Tail {
             asked: 0,
             is_large_next: false,
             heard: Instant::now(),
+            is_heard: false,
         })
     }
 }
@@ -227,7 +260,7 @@ impl Consumer {
             let number = self.asked;
             let entries = match self.is_large_next {
                 true => 1,
-                false => limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS,
+                false => limits::TAIL_REQUEST_ENTRIES,
             };
             let mut request = json!({
                 "batch": entries,
@@ -235,7 +268,7 @@ impl Consumer {
                 "idle_heartbeat": nanos(limits::HEARTBEAT_MS),
             });
             if !self.is_large_next {
-                request["max_bytes"] = (limits::TAIL_AHEAD_BYTES / limits::TAIL_REQUESTS).into();
+                request["max_bytes"] = limits::TAIL_REQUEST_BYTES.into();
             }
             let subject = format!(
                 "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
@@ -284,7 +317,7 @@ impl Consumer {
                     .requests
                     .iter()
                     .find(|(asked, _)| Some(*asked) == number);
-                let whole = limits::TAIL_AHEAD_ENTRIES / limits::TAIL_REQUESTS;
+                let whole = limits::TAIL_REQUEST_ENTRIES;
                 self.is_large_next = large && asked.is_some_and(|(_, left)| *left == whole);
                 self.requests.retain(|(asked, _)| Some(*asked) != number);
             }
@@ -300,14 +333,13 @@ fn nanos(ms: u64) -> u64 {
 
 /// The entry's place, from `$JS.ACK.[domain.account.]stream.consumer.delivered.PLACE.consumer_place.time.pending[.token]`.
 fn place(reply: &str) -> Option<Seq> {
-    let parts: Vec<&str> = reply.split('.').collect();
-    let at = match parts.len() {
-        9 => 5,
-        11.. => 7,
+    let parts = reply.strip_prefix("$JS.ACK.")?;
+    let at = match parts.bytes().filter(|byte| *byte == b'.').count() {
+        6 => 3,
+        8.. => 5,
         _ => return None,
     };
-    (parts[..2] == ["$JS", "ACK"]).then_some(())?;
-    parts[at].parse().ok().map(Seq)
+    parts.split('.').nth(at)?.parse().ok().map(Seq)
 }
 
 /// What stands from `from` on, within bounds as [`crate::Log::read`] has them.

@@ -63,7 +63,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         let config = format!(
-            "listen: 127.0.0.1:{port}\nmax_payload: 2MB\njetstream {{ store_dir: {store:?}, max_file_store: 8GB, {jetstream} }}\n{rest}\n"
+            "listen: 127.0.0.1:{port}\nmax_payload: 2MB\njetstream {{ store_dir: {store:?}, max_file_store: 16GB, {jetstream} }}\n{rest}\n"
         );
         fs::write(dir.path().join("nats.conf"), config).unwrap();
         Server {
@@ -72,6 +72,29 @@ impl Server {
             dir,
             port,
         }
+    }
+
+    /// Three of one cluster, running, with stores of their own.
+    pub(crate) fn cluster(program: &Path) -> Vec<Self> {
+        let ports: Vec<_> = (0..6).map(|_| free_port()).collect();
+        let routes: Vec<_> = ports[3..]
+            .iter()
+            .map(|port| format!("nats://127.0.0.1:{port}"))
+            .collect();
+        let mut servers: Vec<_> = (0..3)
+            .map(|at| {
+                let rest = format!(
+                    "server_name: s{at}\ncluster {{ name: c, listen: 127.0.0.1:{}, routes: [{}] }}",
+                    ports[3 + at],
+                    routes.join(", ")
+                );
+                Self::new(program, ports[at], "sync_interval: always", &rest)
+            })
+            .collect();
+        for server in &mut servers {
+            server.run();
+        }
+        servers
     }
 
     pub(crate) fn spawn(&mut self) {
