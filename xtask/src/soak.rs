@@ -23,6 +23,16 @@ pub(crate) fn run(kills: u32, cases: u32, fuzz_s: u32) -> Result<()> {
             .env("AGORA_CASES", cases.to_string()),
     )?;
     step(
+        &format!("the host against the model of grants, {cases} sequences"),
+        cargo()
+            .args(["test", "--release", "--package", "agora"])
+            .args(["--features", "testbed", "--test", "model"])
+            .args(["--", "--nocapture", "--test-threads=1"])
+            .env("AGORA_STEPS", "8")
+            .env("AGORA_PATHS", cases.to_string())
+            .env("PROPTEST_CASES", cases.to_string()),
+    )?;
+    step(
         &format!("judge against its model, {cases} cases a property"),
         cargo()
             .args(["test", "--release", "--package", "agora-realm"])

@@ -22,8 +22,7 @@ thread_local! {
 
 pub(crate) struct Flight<T: 'static> {
     route: Route,
-    berths: RefCell<Vec<usize>>,
-    berth: Cell<Option<usize>>,
+    boarded: Cell<bool>,
     counted: Cell<bool>,
     begun: Cell<u64>,
     work: RefCell<Work<T>>,
@@ -43,8 +42,7 @@ impl<T: 'static> Flight<T> {
     pub(crate) fn new(route: Route) -> Flight<T> {
         Flight {
             route,
-            berths: RefCell::default(),
-            berth: Cell::new(None),
+            boarded: Cell::new(false),
             counted: Cell::new(false),
             begun: Cell::new(0),
             work: RefCell::new(Work::Over),
@@ -82,14 +80,8 @@ impl<T: 'static> Flight<T> {
 
     /// Registers `whole`, which this flight is a part of, at every wall on the route.
     pub(crate) fn board(&self, whole: &Rc<dyn Cut>) {
-        let mut walls = self.route.walls().map(|wrapped| wrapped.wall());
-        let Some(first) = walls.next() else { return };
-        self.berth.set(Some(first.board(Rc::downgrade(whole))));
-        for wall in walls {
-            self.berths
-                .borrow_mut()
-                .push(wall.board(Rc::downgrade(whole)));
-        }
+        self.route.board(whole);
+        self.boarded.set(true);
         if let Some(error) = self.route.stale() {
             // Too late for the revocation to have seen it.
             whole.cut(&error);
@@ -118,12 +110,8 @@ impl<T: 'static> Flight<T> {
     /// Nothing of the other side is left to cut.
     pub(crate) fn leave(&self) {
         self.uncount();
-        let Some(berth) = self.berth.take() else {
-            return;
-        };
-        let berths = std::iter::once(berth).chain(self.berths.take());
-        for (wrapped, berth) in self.route.walls().zip(berths) {
-            wrapped.wall().leave(berth);
+        if self.boarded.replace(false) {
+            self.route.leave();
         }
     }
 

@@ -7,8 +7,8 @@
 
 use crate::error;
 use crate::policy::{CallInfo, Expiry, Verdict};
-use crate::wall::{Wall, broken};
-use crate::wrapper::Wrapped;
+use crate::wall::{Cut, broken};
+use crate::wrapper::{Cap, Passing, Wrapped};
 use capnp::Error;
 use capnp::private::capability::ClientHook;
 use capnp::private::layout::CapTable;
@@ -19,22 +19,45 @@ use std::task::{Context, Poll};
 
 /// The wrappers passed through, each at its wall, from the caller's to the callee's.
 pub(crate) struct Route {
-    first: Option<Rc<Wrapped>>,
-    /// Empty unless membranes are nested.
-    further: Vec<Rc<Wrapped>>,
+    /// So that one membrane in another takes no allocation.
+    near: [Option<Leg>; 2],
+    far: Vec<Leg>,
+    /// How many there are.
+    length: usize,
     /// How many of them the call crosses: fewer than all, if a policy redirects it.
     crossed: Cell<usize>,
+    /// What the walls that the call crosses demand, once it is admitted.
+    exchanges: Cell<bool>,
+    words_max: Cell<u64>,
     /// What cuts the call before its answer.
     expiry: Cell<Option<Expiry>>,
+}
+
+struct Leg {
+    wrapped: Rc<Wrapped>,
+    /// Where the flight on this route is registered at the wall, while it is.
+    berth: Cell<usize>,
+}
+
+impl Leg {
+    fn new(wrapped: Rc<Wrapped>) -> Leg {
+        Leg {
+            wrapped,
+            berth: Cell::new(0),
+        }
+    }
 }
 
 impl Route {
     /// From a caller to a callee on its own side.
     pub(crate) fn none() -> Route {
         Route {
-            first: None,
-            further: Vec::new(),
+            near: [None, None],
+            far: Vec::new(),
+            length: 0,
             crossed: Cell::new(0),
+            exchanges: Cell::new(false),
+            words_max: Cell::new(u64::MAX),
             expiry: Cell::default(),
         }
     }
@@ -42,10 +65,10 @@ impl Route {
     /// Across the outermost wall only.
     pub(crate) fn across(wrapped: &Rc<Wrapped>) -> Route {
         Route {
-            first: Some(wrapped.clone()),
-            further: Vec::new(),
+            near: [Some(Leg::new(wrapped.clone())), None],
+            length: 1,
             crossed: Cell::new(1),
-            expiry: Cell::default(),
+            ..Route::none()
         }
     }
 
@@ -53,15 +76,50 @@ impl Route {
     pub(crate) fn through(wrapped: &Rc<Wrapped>) -> Result<(Route, Rc<dyn ClientHook>), Error> {
         let mut route = Route::across(wrapped);
         let mut target = wrapped.target()?;
-        while let Some(within) = target.within {
-            match within.target() {
-                Ok(further) => target = further,
-                Err(error) => return Err(route.told(error)),
+        loop {
+            match target {
+                Cap::Other(hook) => return Ok((route, hook)),
+                Cap::Wrapper(within) => {
+                    target = match within.target() {
+                        Ok(further) => further,
+                        Err(error) => return Err(route.told(error)),
+                    };
+                    route.extend(Leg::new(within));
+                }
             }
-            route.further.push(within);
-            route.crossed.set(1 + route.further.len());
         }
-        Ok((route, target.hook))
+    }
+
+    fn extend(&mut self, leg: Leg) {
+        match self.near.get_mut(self.length) {
+            Some(place) => *place = Some(leg),
+            None => self.far.push(leg),
+        }
+        self.length += 1;
+        self.crossed.set(self.length);
+    }
+
+    /// The first `length` of them.
+    fn legs(&self, length: usize) -> impl DoubleEndedIterator<Item = &Leg> {
+        (0..length).filter_map(|at| match self.near.get(at) {
+            Some(leg) => leg.as_ref(),
+            None => self.far.get(at - self.near.len()),
+        })
+    }
+
+    /// Registers the flight on this route at every wall on it.
+    pub(crate) fn board(&self, flight: &Rc<dyn Cut>) {
+        for leg in self.legs(self.length) {
+            leg.berth
+                .set(leg.wrapped.wall().board(Rc::downgrade(flight)));
+        }
+    }
+
+    /// Undoes [`board`](Route::board).
+    pub(crate) fn leave(&self) {
+        for leg in self.legs(self.length) {
+            leg.wrapped.wall().leave(leg.berth.get());
+        }
     }
 
     /// Asks every wall on the way about a call to `callee`; returns where it is to go.
@@ -73,8 +131,14 @@ impl Route {
     ) -> Result<Rc<dyn ClientHook>, Error> {
         let mut callee = callee;
         for (passed, wrapped) in self.walls().enumerate() {
+            let wall = wrapped.wall();
+            if wall.exchanges() {
+                self.exchanges.set(true);
+            }
+            self.words_max
+                .set(self.words_max.get().min(wall.words_max()));
             let call = CallInfo::new(wrapped.callee(), interface_id, method_id);
-            match wrapped.wall().policy()?.check(&call) {
+            match wall.policy()?.check(&call) {
                 Verdict::Allow => {}
                 Verdict::AllowUntil(expiry) => self.expire_by(expiry),
                 Verdict::Deny(error) => return Err(self.stale().unwrap_or(error)),
@@ -124,7 +188,7 @@ impl Route {
     /// Whether what comes with the answer may have to be exchanged. A promise for it that a connection gives may never tell that it
     /// has settled, so what is pipelined waits for the answer itself.
     pub(crate) fn exchanges(&self) -> bool {
-        self.crossings().any(|wrapped| wrapped.wall().exchanges())
+        self.exchanges.get()
     }
 
     /// Whether results may cross to the caller.
@@ -150,8 +214,7 @@ impl Route {
 
     /// Refuses a message that is too large for one of the walls it crosses. Measures only if there is a bound.
     pub(crate) fn fits(&self, words: impl FnOnce() -> Result<u64, Error>) -> Result<(), Error> {
-        let bounds = self.crossings().map(|wrapped| wrapped.wall().words_max());
-        let bound = bounds.min().unwrap_or(u64::MAX);
+        let bound = self.words_max.get();
         if bound == u64::MAX {
             return Ok(());
         }
@@ -166,12 +229,11 @@ impl Route {
 
     /// Every wrapper on the way, crossed or not.
     pub(crate) fn walls(&self) -> impl DoubleEndedIterator<Item = &Rc<Wrapped>> {
-        self.first.iter().chain(&self.further)
+        self.legs(self.length).map(|leg| &leg.wrapped)
     }
 
     pub(crate) fn crossings(&self) -> impl DoubleEndedIterator<Item = &Rc<Wrapped>> {
-        let further = self.crossed.get().saturating_sub(1);
-        self.first.iter().chain(&self.further[..further])
+        self.legs(self.crossed.get()).map(|leg| &leg.wrapped)
     }
 
     /// The error of the first revoked wall on the way, if there is one.
@@ -182,25 +244,20 @@ impl Route {
 
     /// Wraps what goes with the call, from the caller to the callee.
     pub(crate) fn inward(&self, caps: &mut CapTable) {
-        if caps.is_empty() {
-            return;
-        }
-        for wrapped in self.crossings() {
-            wrap_each(caps, wrapped.wall(), |wall, hook| {
-                wall.cross(hook, wrapped.callee().other())
+        for cap in caps {
+            *cap = cap.take().map(|hook| {
+                let crossed = self.crossings().fold(Cap::Other(hook), |cap, wrapped| {
+                    wrapped.wall().pass(cap, wrapped.callee().other())
+                });
+                crossed.into_hook()
             });
         }
     }
 
     /// Wraps what comes with the answer, from the callee to the caller.
     pub(crate) fn outward(&self, caps: &mut CapTable) {
-        if caps.is_empty() {
-            return;
-        }
-        for wrapped in self.crossings().rev() {
-            wrap_each(caps, wrapped.wall(), |wall, hook| {
-                wall.cross(hook, wrapped.callee())
-            });
+        for cap in caps {
+            *cap = cap.take().map(|hook| self.out(hook));
         }
     }
 
@@ -208,19 +265,15 @@ impl Route {
     pub(crate) fn outward_one(&self, hook: Box<dyn ClientHook>) -> Box<dyn ClientHook> {
         match self.stale() {
             Some(error) => broken(&error),
-            None => self.crossings().rev().fold(hook, |hook, wrapped| {
-                wrapped.wall().cross(hook, wrapped.callee())
-            }),
+            None => self.out(hook),
         }
     }
-}
 
-fn wrap_each(
-    caps: &mut CapTable,
-    wall: &Rc<Wall>,
-    wrap: impl Fn(&Rc<Wall>, Box<dyn ClientHook>) -> Box<dyn ClientHook>,
-) {
-    for cap in caps {
-        *cap = cap.take().map(|hook| wrap(wall, hook));
+    fn out(&self, hook: Box<dyn ClientHook>) -> Box<dyn ClientHook> {
+        let crossings = self.crossings().rev();
+        let crossed: Passing = crossings.fold(Cap::Other(hook), |cap, wrapped| {
+            wrapped.wall().pass(cap, wrapped.callee())
+        });
+        crossed.into_hook()
     }
 }

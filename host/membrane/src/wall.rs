@@ -5,15 +5,18 @@
 //! once and in one go, and nothing gets past it afterwards.
 //! Failure: once revoked, whatever is asked of the wall is answered with the stale error that says why.
 //!
+//! A wall finds its wrapper of a capability in a table; that of another wall's wrapper by a note on it, as long as no
+//! other wall has left one there. All its wrappers have a berth, by which revocation reaches them.
+//!
 //! No borrow of a `RefCell` here is held while foreign code runs: dropping a capability, a promise or a policy may run
 //! any destructor, and that may call back in.
 
-use crate::chain::{Depth, Search};
+use crate::chain::{Depth, Search, WALLS_MAX};
 use crate::error;
 use crate::flight::{Flight, Waiting};
 use crate::policy::{Exchange, Policy, Side};
 use crate::route::Route;
-use crate::wrapper::{Wrapped, Wrapper, reveal};
+use crate::wrapper::{Cap, Passing, Target, Wrapped, Wrapper, reveal};
 use capnp::Error;
 use capnp::capability::Promise;
 use capnp::private::capability::ClientHook;
@@ -47,6 +50,7 @@ pub(crate) struct Wall {
     words_max: u64,
     answers: bool,
     stale: OnceCell<Error>,
+    /// Where the wrappers are, save those that are noted on the wrapper they wrap.
     known: RefCell<HashMap<Identity, usize, BuildHasherDefault<AddressHasher>>>,
     wrappers: RefCell<Berths<Weak<Wrapped>>>,
     flights: RefCell<Berths<Weak<dyn Cut>>>,
@@ -108,44 +112,91 @@ impl Wall {
     /// `hook` lives on side `lives`; returns it as the other side may hold it: unwrapped if it comes home, else wrapped.
     pub(crate) fn cross(
         self: &Rc<Self>,
-        mut hook: Box<dyn ClientHook>,
+        hook: Box<dyn ClientHook>,
         lives: Side,
     ) -> Box<dyn ClientHook> {
-        if let Some(error) = self.stale.get() {
-            return broken(error);
-        }
-        let search = Search::begin();
-        while search.step()
-            && let Some(resolved) = hook.get_resolved()
-        {
-            hook = resolved;
-        }
-        drop(search);
-        let brand = hook.get_brand();
-        if brand == self.brand()
-            && let Some(wrapped) = reveal(&*hook)
-        {
-            return if wrapped.callee() == lives {
-                // The other side's kind of wrapper already.
-                hook
-            } else {
-                wrapped.home().unwrap_or_else(|error| broken(&error))
-            };
-        }
-        let identity = Identity {
-            lives,
-            brand,
-            ptr: hook.get_ptr(),
-        };
-        match self.wrapper(identity, hook) {
-            Ok(wrapped) if self.exchanges => self.exchange(identity, Wrapper(wrapped)),
-            Ok(wrapped) => Box::new(Wrapper(wrapped)),
-            Err(error) => broken(&error),
+        self.pass(Cap::Other(hook), lives).into_hook()
+    }
+
+    /// As [`cross`](Wall::cross), on the way across several walls.
+    #[inline]
+    pub(crate) fn pass(self: &Rc<Self>, cap: Passing, lives: Side) -> Passing {
+        match cap {
+            Cap::Wrapper(wrapped) => self.pass_wrapper(wrapped, lives),
+            Cap::Other(hook) => self.pass_other(settled(hook), lives),
         }
     }
 
-    /// As the end of [`cross`](Wall::cross), for a policy that exchanges capabilities.
-    fn exchange(self: &Rc<Self>, identity: Identity, wrapper: Wrapper) -> Box<dyn ClientHook> {
+    fn pass_other(self: &Rc<Self>, hook: Box<dyn ClientHook>, lives: Side) -> Passing {
+        let brand = hook.get_brand();
+        let (ptr, wrapped) = reveal(&*hook, brand);
+        if let Some(wrapped) = wrapped {
+            return self.pass_wrapper(wrapped, lives);
+        }
+        // Asked only now, as a capability that was asked may have revoked.
+        if let Some(error) = self.stale.get() {
+            return Cap::Other(broken(error));
+        }
+        let identity = Identity { lives, brand, ptr };
+        let wrapped = self.known(&identity).unwrap_or_else(|| {
+            let wrapped = self.wrap(identity, Cap::Other(Rc::from(hook)));
+            self.enter(&wrapped);
+            wrapped
+        });
+        self.passed(wrapped)
+    }
+
+    fn pass_wrapper(self: &Rc<Self>, within: Rc<Wrapped>, lives: Side) -> Passing {
+        if let Some(error) = self.stale.get() {
+            return Cap::Other(broken(error));
+        }
+        if Rc::ptr_eq(within.wall(), self) {
+            if within.callee() == lives {
+                // The other side's kind of wrapper already.
+                return Cap::Wrapper(within);
+            }
+            let home = within.home();
+            return home.unwrap_or_else(|error| Cap::Other(broken(&error)));
+        }
+        let identity = Identity {
+            lives,
+            brand: within.wall().brand(),
+            ptr: Rc::as_ptr(&within).addr(),
+        };
+        if within.walls() >= WALLS_MAX {
+            let error = error::denied(&format!(
+                "a capability was passed through {WALLS_MAX} membranes and never came home"
+            ));
+            return Cap::Other(broken(&error));
+        }
+        let known = match within.cover(self, lives) {
+            Some(berth) => Some(self.at(berth)),
+            None if within.is_crowded() => self.known(&identity),
+            None => None,
+        };
+        let wrapped = known.unwrap_or_else(|| {
+            let wrapped = self.wrap(identity, Cap::Wrapper(within.clone()));
+            if !wrapped.note_on(&within) {
+                self.enter(&wrapped);
+            }
+            wrapped
+        });
+        self.passed(wrapped)
+    }
+
+    #[inline]
+    fn passed(self: &Rc<Self>, wrapped: Rc<Wrapped>) -> Passing {
+        if self.exchanges {
+            Cap::Other(self.exchange(wrapped))
+        } else {
+            Cap::Wrapper(wrapped)
+        }
+    }
+
+    /// As the end of [`pass`](Wall::pass), for a policy that exchanges capabilities.
+    fn exchange(self: &Rc<Self>, wrapped: Rc<Wrapped>) -> Box<dyn ClientHook> {
+        let lives = wrapped.callee();
+        let wrapper = Wrapper(wrapped);
         if let Some(resolution) = wrapper.when_more_resolved() {
             // What it resolves to crosses in its turn. Until then nothing may reach it.
             let settled: capnp::capability::Client =
@@ -156,8 +207,8 @@ impl Wall {
             return settled.hook;
         }
         let exchanged = self.policy().and_then(|policy| {
-            let settled = wrapper.0.home()?;
-            Ok(policy.exchange(&*settled, identity.lives))
+            let settled = wrapper.0.home()?.into_hook();
+            Ok(policy.exchange(&*settled, lives))
         });
         match exchanged {
             Ok(Exchange::Wrap) => Box::new(wrapper),
@@ -187,28 +238,33 @@ impl Wall {
         }
     }
 
-    fn wrapper(
-        self: &Rc<Self>,
-        identity: Identity,
-        hook: Box<dyn ClientHook>,
-    ) -> Result<Rc<Wrapped>, Error> {
-        let berth = self.known.borrow().get(&identity).copied();
-        if let Some(berth) = berth {
-            let known = self.wrappers.borrow().get(berth).and_then(Weak::upgrade);
-            // It is forgotten before it is dropped, so it is alive.
-            return Ok(known.expect("a known wrapper is alive"));
-        }
-        let wrapped = Wrapped::new(self.clone(), identity, hook)?;
-        let berth = self.wrappers.borrow_mut().take(Rc::downgrade(&wrapped));
-        self.known.borrow_mut().insert(identity, berth);
-        wrapped.berth(berth);
-        Ok(wrapped)
+    fn known(&self, identity: &Identity) -> Option<Rc<Wrapped>> {
+        let berth = self.known.borrow().get(identity).copied()?;
+        Some(self.at(berth))
     }
 
-    /// The wrapper of `identity`, which was given `berth`, is gone.
-    pub(crate) fn forget(&self, identity: &Identity, berth: usize) {
-        if self.known.borrow_mut().remove(identity).is_some() {
-            self.wrappers.borrow_mut().free(berth);
+    fn at(&self, berth: usize) -> Rc<Wrapped> {
+        let wrapped = self.wrappers.borrow().get(berth).and_then(Weak::upgrade);
+        // It is forgotten before it is dropped, so it is alive.
+        wrapped.expect("a known wrapper is alive")
+    }
+
+    fn wrap(self: &Rc<Self>, identity: Identity, target: Target) -> Rc<Wrapped> {
+        let wrapped = Wrapped::new(self.clone(), identity, target);
+        let berth = self.wrappers.borrow_mut().take(Rc::downgrade(&wrapped));
+        wrapped.board(berth);
+        wrapped
+    }
+
+    fn enter(&self, wrapped: &Wrapped) {
+        let mut known = self.known.borrow_mut();
+        known.insert(*wrapped.identity(), wrapped.berth());
+    }
+
+    /// `wrapped` is gone. If it was `noted`, that is undone already.
+    pub(crate) fn forget(&self, wrapped: &Wrapped, noted: bool) {
+        if noted || self.known.borrow_mut().remove(wrapped.identity()).is_some() {
+            self.wrappers.borrow_mut().free(wrapped.berth());
         }
     }
 
@@ -273,6 +329,17 @@ fn deeper<T>(
     })
 }
 
+/// What `hook` has resolved to, if it is a promise.
+fn settled(mut hook: Box<dyn ClientHook>) -> Box<dyn ClientHook> {
+    let search = Search::begin();
+    while search.step()
+        && let Some(resolved) = hook.get_resolved()
+    {
+        hook = resolved;
+    }
+    hook
+}
+
 /// A capability that answers everything with `error`.
 pub(crate) fn broken(error: &Error) -> Box<dyn ClientHook> {
     capnp_rpc::new_broken_cap(error.clone()).hook
@@ -281,48 +348,65 @@ pub(crate) fn broken(error: &Error) -> Box<dyn ClientHook> {
 /// Things that each know their place. In the order they came, as far as places were not reused: walking them in the
 /// order they were allocated is several times faster than in the order of a hash table.
 struct Berths<T> {
-    berths: Vec<Option<T>>,
-    free: Vec<usize>,
+    berths: Vec<Berth<T>>,
+    /// The last that became free. None is beyond the end.
+    free: usize,
+}
+
+enum Berth<T> {
+    Taken(T),
+    /// And which became free before it.
+    Free(usize),
 }
 
 impl<T> Default for Berths<T> {
     fn default() -> Self {
         Berths {
             berths: Vec::new(),
-            free: Vec::new(),
+            free: usize::MAX,
         }
     }
 }
 
 impl<T> Berths<T> {
     fn take(&mut self, thing: T) -> usize {
-        match self.free.pop() {
-            Some(berth) => {
-                self.berths[berth] = Some(thing);
-                berth
-            }
-            None => {
-                self.berths.push(Some(thing));
-                self.berths.len() - 1
-            }
+        if let Some(berth) = self.berths.get_mut(self.free)
+            && let Berth::Free(before) = *berth
+        {
+            *berth = Berth::Taken(thing);
+            return std::mem::replace(&mut self.free, before);
+        }
+        self.berths.push(Berth::Taken(thing));
+        self.berths.len() - 1
+    }
+
+    /// Nothing happens if all have been taken out before.
+    fn free(&mut self, at: usize) {
+        if let Some(berth @ Berth::Taken(_)) = self.berths.get_mut(at) {
+            *berth = Berth::Free(self.free);
+            self.free = at;
         }
     }
 
-    fn free(&mut self, berth: usize) {
-        self.berths[berth] = None;
-        self.free.push(berth);
-    }
-
-    fn get(&self, berth: usize) -> Option<&T> {
-        self.berths.get(berth)?.as_ref()
+    fn get(&self, at: usize) -> Option<&T> {
+        match self.berths.get(at)? {
+            Berth::Taken(thing) => Some(thing),
+            Berth::Free(_) => None,
+        }
     }
 
     fn iter(&self) -> impl Iterator<Item = &T> {
-        self.berths.iter().flatten()
+        self.berths.iter().filter_map(|berth| match berth {
+            Berth::Taken(thing) => Some(thing),
+            Berth::Free(_) => None,
+        })
     }
 
     fn into_iter(self) -> impl Iterator<Item = T> {
-        self.berths.into_iter().flatten()
+        self.berths.into_iter().filter_map(|berth| match berth {
+            Berth::Taken(thing) => Some(thing),
+            Berth::Free(_) => None,
+        })
     }
 }
 

@@ -8,7 +8,8 @@
 //! - Judge: every one of these transitions, each after the first path to its state; after each, every grant that ever was is tried.
 //! - The host: of the paths that together make every transition, a sample; after each step, every facet that any agent has is tried.
 //!
-//! `AGORA_STEPS` says up to how many steps, `AGORA_PATHS` how many paths the host takes (0: all), `PROPTEST_RNG_SEED` which.
+//! `AGORA_STEPS` says up to how many steps (else 6 for the model and the host's paths, 4 for judge), `AGORA_PATHS` how many paths the
+//! host takes (0: all), `PROPTEST_RNG_SEED` which. Beyond so many steps nothing is searched: there is more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -819,6 +819,71 @@ fn either_of_two_nested_membranes_cuts_alone() {
 }
 
 #[test]
+fn many_membranes_around_one_wrapper_have_one_wrapper_each() {
+    play(async {
+        let alive = Rc::new(Cell::new(0));
+        let (inner, _inner_revoker) = Membrane::new(allow);
+        let shared = inner.export(fresh(&alive));
+        let outer: Vec<_> = (0..4).map(|_| Membrane::new(allow)).collect();
+        let wrap = || -> Vec<node::Client> {
+            let each = outer.iter().flat_map(|(membrane, _)| {
+                [
+                    membrane.export(shared.clone()),
+                    membrane.import(shared.clone()),
+                ]
+            });
+            each.collect()
+        };
+        let mut held = wrap();
+        let mut known = Vec::new();
+        for wrapped in &held {
+            known.push(identity(wrapped).await);
+        }
+        for (at, this) in known.iter().enumerate() {
+            assert!(!known[..at].contains(this));
+        }
+        // Each in turn is dropped, and comes back beside the others.
+        for at in 0..held.len() {
+            drop(held.remove(at));
+            let again = wrap();
+            held.insert(at, again[at].clone());
+            for (kept, again) in held.iter().zip(&again) {
+                assert_eq!(identity(kept).await, identity(again).await);
+                assert_eq!(
+                    ping(again, 1).await.unwrap(),
+                    ping(&shared, 1).await.unwrap()
+                );
+            }
+        }
+        // Each wall reaches its own, and only those.
+        for (at, (membrane, revoker)) in outer.iter().enumerate() {
+            revoker.revoke("one of many");
+            for (of, wrapped) in held.iter().enumerate() {
+                let outcome = ping(wrapped, 1).await;
+                if of / 2 <= at {
+                    assert_stale(outcome.map(drop), "one of many");
+                } else {
+                    outcome.unwrap();
+                }
+            }
+            let late = membrane.export(shared.clone());
+            assert_stale(ping(&late, 1).await.map(drop), "one of many");
+            // A membrane that comes after may stand where this one stood.
+            let (next, _next_revoker) = Membrane::new(allow);
+            let fresh = next.export(shared.clone());
+            ping(&fresh, 1).await.unwrap();
+            assert_eq!(
+                identity(&fresh).await,
+                identity(&next.export(shared.clone())).await
+            );
+        }
+        ping(&shared, 1).await.unwrap();
+        drop(shared);
+        assert_eq!(alive.get(), 0, "what is revoked holds nothing");
+    });
+}
+
+#[test]
 fn revoking_from_a_destructor_that_a_revocation_runs_is_harmless() {
     struct Last(Option<agora_membrane::Revoker>);
     impl node::Server for Last {}
