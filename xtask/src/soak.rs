@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 
-use crate::{build_agents, cargo, root, step};
+use crate::{build_agents, cargo, nats, root, step};
 
 /// Runs the campaigns, one after the other; stops at the first that fails.
 pub(crate) fn run(kills: u32, cases: u32, fuzz_s: u32) -> Result<()> {
@@ -15,12 +15,18 @@ pub(crate) fn run(kills: u32, cases: u32, fuzz_s: u32) -> Result<()> {
             .args(["test", "--package", "agora", "--test", "journeys", "crash"])
             .env("AGORA_KILLS", kills.to_string()),
     )?;
+    let mut logs = cargo();
+    logs.args(["test", "--package", "agora-log", "--all-features"])
+        .env("AGORA_KILLS", kills.to_string())
+        .env("AGORA_CASES", cases.to_string())
+        // Each of them syncs hundreds of times.
+        .env("AGORA_INTERLEAVINGS", cases.div_ceil(50).to_string());
+    if let Some(server) = nats::server()? {
+        logs.env(nats::VARIABLE, server);
+    }
     step(
-        &format!("the embedded log, killed {kills} times"),
-        cargo()
-            .args(["test", "--package", "agora-log", "--all-features"])
-            .env("AGORA_KILLS", kills.to_string())
-            .env("AGORA_CASES", cases.to_string()),
+        &format!("both logs, the embedded one killed {kills} times"),
+        &mut logs,
     )?;
     step(
         &format!("the host against the model of grants, {cases} sequences"),

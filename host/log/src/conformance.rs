@@ -19,7 +19,7 @@ pub trait Place: Send + Sync {
     fn entry_bytes_max(&self) -> usize;
 }
 
-/// How many random interleavings [`all`] runs, unless `AGORA_CASES` says; a failing one names its seed.
+/// How many random interleavings [`all`] runs, unless `AGORA_INTERLEAVINGS` says; a failing one names its seed.
 pub const INTERLEAVINGS: u64 = 8;
 
 /// No step of the suite takes this long on a log that works.
@@ -45,7 +45,7 @@ pub async fn all<P: Place>(mut new: impl FnMut() -> P) {
     a_dropped_append_takes_no_place_from_others(&new()).await;
     too_large_an_entry_is_refused_alone(&new()).await;
     a_closed_log_refuses_and_ends_its_tails(&new()).await;
-    let cases = std::env::var("AGORA_CASES").ok();
+    let cases = std::env::var("AGORA_INTERLEAVINGS").ok();
     let cases = cases.and_then(|cases| cases.parse().ok());
     for seed in 0..cases.unwrap_or(INTERLEAVINGS) {
         any_interleaving_keeps_to_the_model(&new(), seed).await;

@@ -132,6 +132,18 @@ impl JetStream {
             {
                 unreachable(&format!("JetStream is not enabled there: {error}"))
             }
+            ApiError::Refused { err_code, .. }
+                if [code::INSUFFICIENT_STORAGE, code::ACCOUNT_RESOURCES].contains(err_code) =>
+            {
+                LogError::Unreachable {
+                    place: options.place(),
+                    why: format!("the stream can't be created: {error}"),
+                    mend: format!(
+                        "raise the servers' max_file_store, or ask for less than {} bytes",
+                        options.stream_bytes_max
+                    ),
+                }
+            }
             _ => unreachable(&error),
         })?;
         settings::check(&info, &options)?;
