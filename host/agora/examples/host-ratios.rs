@@ -274,6 +274,7 @@ async fn publishing(dir: &Path) {
     let manifest = MANIFEST.replace("COMPONENT", component().to_str().unwrap());
     std::fs::write(image.join("agora.toml"), manifest).unwrap();
     let setup = Setup {
+        log: agora::boot::host::LogChoice::Own,
         image: Image::read(&image).unwrap(),
         data: dir.join("data"),
         workers: 1,

@@ -28,7 +28,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::boot::host::{Host, Programs, open_with};
+use crate::boot::host::{Host, LogChoice, Programs, open_with};
 use crate::boot::manifest::{AgentSpec, ChannelSpec, GrantSpec, Manifest, Restart};
 use crate::limits;
 use crate::persona::agent::Program;
@@ -131,7 +131,7 @@ impl Plan {
     /// # Errors
     /// For people.
     pub async fn open(&self, data: &Path) -> anyhow::Result<Host> {
-        self.open_on(data, None).await
+        self.open_on(data, LogChoice::Own).await
     }
 
     /// The same, on a log that is shared with other hosts. Closing the host leaves it open.
@@ -143,10 +143,10 @@ impl Plan {
             log: log.clone(),
             closed: watch::channel(false).0,
         };
-        self.open_on(data, Some(Arc::new(kept))).await
+        self.open_on(data, LogChoice::Open(Arc::new(kept))).await
     }
 
-    async fn open_on(&self, data: &Path, log: Option<Arc<dyn Log>>) -> anyhow::Result<Host> {
+    async fn open_on(&self, data: &Path, log: LogChoice) -> anyhow::Result<Host> {
         let (manifest, programs) = (self.manifest.clone(), self.programs.clone());
         let opened = open_with(manifest, programs, data, self.workers, log, &mut |_| {}).await?;
         opened.start_with(false).await

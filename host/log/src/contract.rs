@@ -49,6 +49,8 @@ pub enum Durability {
     Fsync,
     /// Acknowledged by a broker whose sync setting can't be seen from here.
     Acknowledged,
+    /// Acknowledged by a broker of which the operator asserts that it syncs first.
+    Asserted,
 }
 
 /// An entry's place, and what its receipt may claim.

@@ -9,13 +9,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agora_log::{Embedded, Log, Options};
+use agora_log::{ConnectionState, Embedded, JetStream, JetStreamOptions, Log, Options};
 use agora_realm::{
     Body, ChannelBody, Entry, Epoch, Genesis, GrantBody, KeyBody, KeySubject, Object, PersonaId,
-    PersonaName, REALM_FORMAT,
+    PersonaName, REALM_FORMAT, RealmId, Sealed,
 };
 
-use super::data::{DataFolder, check_format};
+use tokio::sync::watch;
+
+use super::data::{DataFolder, check_format, replace};
 use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
@@ -40,6 +42,45 @@ pub struct Setup {
     pub data: PathBuf,
     /// How many vat threads.
     pub workers: usize,
+    /// What it runs on.
+    pub log: LogChoice,
+}
+
+/// Which log a host runs on.
+pub enum LogChoice {
+    /// The one in its data folder.
+    Own,
+    /// A stream on NATS servers. Which stream follows from the realm.
+    JetStream(Box<JetStreamOptions>),
+    /// One that is open already.
+    #[cfg(feature = "testbed")]
+    Open(Arc<dyn Log>),
+}
+
+/// How the log is shown to people.
+pub enum LogPlace {
+    /// In the data folder.
+    Own,
+    /// Elsewhere: where, and how it is reached now.
+    JetStream(String, watch::Receiver<ConnectionState>),
+}
+
+impl LogPlace {
+    /// As "embedded", or the servers, with their state.
+    pub fn show(&self) -> String {
+        match self {
+            Self::Own => "embedded".to_owned(),
+            Self::JetStream(place, state) => match &*state.borrow() {
+                ConnectionState::Connected => format!("{place}, connected"),
+                ConnectionState::Reconnecting { since } => format!(
+                    "{place}, out of reach for {:.0} s",
+                    since.elapsed().as_secs_f32()
+                ),
+                ConnectionState::Diverged { why } => format!("{place}, DIVERGED: {why}"),
+                ConnectionState::Closed => format!("{place}, closed"),
+            },
+        }
+    }
 }
 
 /// A running host.
@@ -99,18 +140,18 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .collect();
     let manifest = setup.image.manifest;
     let (data, workers) = (&setup.data, setup.workers);
-    let opened = open_with(manifest, programs, data, workers, None, progress).await?;
+    let opened = open_with(manifest, programs, data, workers, setup.log, progress).await?;
     workshop.keep(&opened.control().folder().folder("cache")?);
     Ok(opened)
 }
 
-/// The same, of a manifest whose programs are in hand, and on a log that is open already, if one is given.
+/// The same, of a manifest whose programs are in hand.
 pub(crate) async fn open_with(
     manifest: Manifest,
     programs: Programs,
     data: &Path,
     workers: usize,
-    log: Option<Arc<dyn Log>>,
+    log: LogChoice,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Opened, Failure> {
     let folder = Arc::new(DataFolder::open(data)?);
@@ -122,9 +163,21 @@ pub(crate) async fn open_with(
     };
     let keys = Arc::new(Keys::new(secret));
     let mut notices = Vec::new();
-    let log = match log {
-        Some(log) => log,
-        None => own_log(&folder, &mut notices)?,
+    let mut genesis = None;
+    let (log, place): (Arc<dyn Log>, _) = match log {
+        LogChoice::Own => (own_log(&folder, &mut notices)?, LogPlace::Own),
+        LogChoice::JetStream(options) => {
+            // The stream is named after the realm, so a realm that is to begin has its first entry before it has a log.
+            let realm = match folder.realm()? {
+                Some(realm) => realm,
+                None => RealmId::from(genesis.insert(drafted_genesis(&keys, &folder)?).id()),
+            };
+            progress("connecting to the log");
+            let (log, place) = stream_log(*options, realm, genesis.is_some(), &keys).await?;
+            (log, place)
+        }
+        #[cfg(feature = "testbed")]
+        LogChoice::Open(log) => (log, LogPlace::Own),
     };
     let derived = Derived {
         index: folder.folder("index")?,
@@ -140,7 +193,7 @@ pub(crate) async fn open_with(
     })
     .await?;
     let following = tokio::spawn(record.clone().follow());
-    begin_realm(&record, &keys, &folder).await?;
+    begin_realm(&record, &keys, &folder, genesis).await?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -155,7 +208,7 @@ pub(crate) async fn open_with(
     };
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
-    let control = Control::new(stage, folder.clone(), services);
+    let control = Control::new(stage, folder.clone(), services, place);
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -200,11 +253,74 @@ fn own_log(folder: &DataFolder, notices: &mut Vec<String>) -> Result<Arc<dyn Log
     Ok(Arc::new(log))
 }
 
+/// The log of a realm in a stream on NATS servers.
+async fn stream_log(
+    mut options: JetStreamOptions,
+    realm: RealmId,
+    create: bool,
+    keys: &Keys,
+) -> Result<(Arc<dyn Log>, LogPlace), Failure> {
+    options.stream = format!("agora-{}", &realm.to_string()[..16]);
+    options.subject_prefix = options.stream.clone();
+    options.subject = keys.host_id().short();
+    options.name = format!("agora {}", options.subject);
+    options.create = create;
+    let bare = |url: &String| match url.rsplit_once('@') {
+        Some((_, host)) => host.to_owned(),
+        None => url.clone(),
+    };
+    let servers: Vec<_> = options.servers.iter().map(bare).collect();
+    let place = format!("{} stream {}", servers.join(","), options.stream);
+    let log = JetStream::open(options).await?;
+    let state = log.state();
+    Ok((Arc::new(log), LogPlace::JetStream(place, state)))
+}
+
+/// The first entry of a realm of this host's, kept until the realm is pinned: a start that was interrupted goes on with the same.
+fn drafted_genesis(keys: &Keys, folder: &DataFolder) -> Result<Sealed, Failure> {
+    let path = folder.join("genesis");
+    if let Ok(kept) = std::fs::read(&path)
+        && let Ok(sealed) = Sealed::open(kept.into())
+        && sealed.entry().host == keys.host_id()
+    {
+        return Ok(sealed);
+    }
+    let sealed = genesis(keys)?;
+    replace(&path, sealed.stored())?;
+    Ok(sealed)
+}
+
+/// The first entry of a realm that this host begins.
+fn genesis(keys: &Keys) -> Result<Sealed, Failure> {
+    let entry = Entry {
+        realm: None,
+        host: keys.host_id(),
+        author: None,
+        signer: keys.host().public(),
+        epoch: Epoch(1),
+        time_ms: crate::now_ms(),
+        grant: None,
+        body: Body::Key(KeyBody {
+            subject: KeySubject::Host(keys.host_id()),
+            public_key: keys.host().public(),
+            component: None,
+            started: false,
+            genesis: Some(Genesis {
+                format: REALM_FORMAT,
+                nonce: random_bytes()?,
+                fencers: Vec::new(),
+            }),
+        }),
+    };
+    keys.seal(entry, keys.host()).map_err(Failure::msg)
+}
+
 /// Writes the genesis of a new realm, or finds this host in the realm there is, and pins the realm in the folder.
 async fn begin_realm(
     record: &Arc<Record>,
     keys: &Arc<Keys>,
     folder: &DataFolder,
+    drafted: Option<Sealed>,
 ) -> Result<(), Failure> {
     let pinned = folder.realm()?;
     let found = record.state().realm();
@@ -213,31 +329,14 @@ async fn begin_realm(
         None => {
             if let Some(pinned) = pinned {
                 anyhow::bail!(
-                    "the log is empty, but this data folder belongs to realm {} (restore the folder's own log)",
+                    "the log is empty, but this data folder belongs to realm {} (restore the log; or, if it is on a server, say --log)",
                     pinned.short()
                 );
             }
-            let entry = Entry {
-                realm: None,
-                host: keys.host_id(),
-                author: None,
-                signer: keys.host().public(),
-                epoch: Epoch(1),
-                time_ms: crate::now_ms(),
-                grant: None,
-                body: Body::Key(KeyBody {
-                    subject: KeySubject::Host(keys.host_id()),
-                    public_key: keys.host().public(),
-                    component: None,
-                    started: false,
-                    genesis: Some(Genesis {
-                        format: REALM_FORMAT,
-                        nonce: random_bytes()?,
-                        fencers: Vec::new(),
-                    }),
-                }),
+            let sealed = match drafted {
+                Some(drafted) => drafted,
+                None => genesis(keys)?,
             };
-            let sealed = keys.seal(entry, keys.host()).map_err(Failure::msg)?;
             let committed = record.commit(sealed, agora_log::Class::Ordinary).await?;
             if let Err(refusal) = committed.settled.judged.verdict {
                 anyhow::bail!("the realm can't begin: {refusal}");

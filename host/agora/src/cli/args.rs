@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::show;
+use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use agora_log::JetStreamOptions;
 use agora_realm::{Act, ActSet, Rights, Terms};
 
 /// A host for untrusted wasm agents that coordinate on durable, signed channels.
@@ -119,9 +121,67 @@ pub(super) struct RunArgs {
     /// Build nothing; run the components as they are.
     #[arg(long, conflicts_with = "trust_source")]
     pub(super) no_build: bool,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
     /// Vat threads; each agent lives on one [default: one less than there are cores, at least one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) workers: Option<u16>,
+}
+
+/// A log on servers.
+#[derive(Args, Clone)]
+pub(super) struct LogServerArgs {
+    /// Run on a log on NATS servers with JetStream instead of the one in the data folder. Several servers of one cluster are separated
+    /// by commas.
+    #[arg(long = "log", value_name = "nats://HOST:PORT", value_delimiter = ',')]
+    pub(super) servers: Vec<String>,
+    /// The credentials for them: a file with a JWT and its seed.
+    #[arg(long = "log-credentials", value_name = "FILE", requires = "servers")]
+    credentials: Option<PathBuf>,
+    /// Certificates to trust besides the system's, as PEM.
+    #[arg(long = "log-ca", value_name = "FILE", requires = "servers")]
+    ca: Option<PathBuf>,
+    /// This host's TLS certificate, as PEM.
+    #[arg(long = "log-cert", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its key, as PEM.
+    #[arg(long = "log-key", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// How many servers keep a copy; a stream with fewer is refused.
+    #[arg(long = "log-replicas", value_name = "N", requires = "servers", value_parser = clap::value_parser!(u8).range(1..=5))]
+    replicas: Option<u8>,
+    /// The size that a new stream is limited to, as in 8GiB.
+    #[arg(long = "log-bytes", value_name = "SIZE", requires = "servers", value_parser = parse_bytes)]
+    bytes: Option<u64>,
+    /// Assert that the servers sync before they acknowledge (sync_interval: always); receipts then say so.
+    #[arg(long = "log-synced", requires = "servers")]
+    synced: bool,
+}
+
+impl LogServerArgs {
+    /// The log that they name.
+    pub(super) fn choice(&self) -> LogChoice {
+        if self.servers.is_empty() {
+            return LogChoice::Own;
+        }
+        let mut options = JetStreamOptions {
+            servers: self.servers.clone(),
+            credentials: self.credentials.clone(),
+            tls_roots: self.ca.clone(),
+            tls_identity: self.certificate.clone().zip(self.key.clone()),
+            ..JetStreamOptions::default()
+        };
+        if let Some(replicas) = self.replicas {
+            options.replicas = usize::from(replicas);
+        }
+        if let Some(bytes) = self.bytes {
+            options.stream_bytes_max = bytes;
+        }
+        if self.synced {
+            options.durability = agora_log::Durability::Asserted;
+        }
+        LogChoice::JetStream(Box::new(options))
+    }
 }
 
 fn parse_say(text: &str) -> Result<(String, String), String> {

@@ -38,6 +38,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             .workers
             .map_or_else(|| cores.saturating_sub(1).clamp(1, 16), usize::from),
         image,
+        log: args.log.choice(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, 8))

@@ -59,6 +59,7 @@ pub fn write_outcome(outcome: &Outcome, mut to: channel_capnp::outcome::Builder<
             receipt.set_durability(match durability {
                 Durability::Fsync => channel_capnp::Durability::Fsync,
                 Durability::Acknowledged => channel_capnp::Durability::Acknowledged,
+                Durability::Asserted => channel_capnp::Durability::Asserted,
             });
             receipt.set_repeated(*repeated);
         }

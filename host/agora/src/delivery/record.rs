@@ -88,7 +88,7 @@ pub enum RecordError {
     },
     /// The log ends before what this host has seen.
     #[error(
-        "the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them)"
+        "the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them; or, if it is on a server, say --log)"
     )]
     WentBack {
         /// Where it ends.

@@ -23,6 +23,7 @@ use super::gate::Gate;
 use super::service::Services;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
+use crate::boot::host::LogPlace;
 use crate::boot::manifest::unknown;
 use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
@@ -110,6 +111,7 @@ pub struct Control {
     agents: RwLock<BTreeMap<PersonaName, Arc<Agent>>>,
     workers: RwLock<Vec<Arc<Worker>>>,
     services: Services,
+    log_place: LogPlace,
     busy: Arc<AtomicUsize>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
@@ -141,7 +143,12 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 
 impl Control {
     /// Controls of a host whose record is open.
-    pub fn new(stage: Stage, folder: Arc<DataFolder>, services: Services) -> Arc<Self> {
+    pub fn new(
+        stage: Stage,
+        folder: Arc<DataFolder>,
+        services: Services,
+        log_place: LogPlace,
+    ) -> Arc<Self> {
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -154,6 +161,7 @@ impl Control {
             agents: RwLock::default(),
             workers: RwLock::default(),
             services,
+            log_place,
             busy: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
@@ -233,6 +241,11 @@ impl Control {
             || self.speakers.waiting() > 0
             || self.record.commits_waiting() > 0
             || self.services.is_busy()
+    }
+
+    /// Where the log is, and how it is reached.
+    pub fn log_place(&self) -> &LogPlace {
+        &self.log_place
     }
 
     /// The services outside.
@@ -969,6 +982,10 @@ impl Control {
         });
         let (felled, mut decided) = tokio::join!(felled, self.make_durable(body, None));
         decided.note.push_str(felled);
+        if decided.void == Some(Refusal::Repeated) {
+            // Its agent let go of it, or another host was first.
+            decided.void = None;
+        }
         if decided.pending.is_none() {
             write(&self.cut).remove(&id);
         }

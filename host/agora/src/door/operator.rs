@@ -241,8 +241,8 @@ impl operator::Server for Desk {
         status.set_held(shown.held);
         let failure = control.record().failure().borrow().clone();
         let log = match failure {
-            None => "embedded".to_owned(),
-            Some(failure) => format!("embedded, failed: {failure}"),
+            None => control.log_place().show(),
+            Some(failure) => format!("{}, failed: {failure}", control.log_place().show()),
         };
         status.set_log(log.as_str());
         status.set_log_end(control.record().log().end().0);

@@ -10,8 +10,11 @@ mod grants;
 mod harness;
 mod hostile;
 mod kill;
+#[path = "../../../log/tests/nats/mod.rs"]
+mod nats;
 mod quiet;
 mod reactors;
+mod realm;
 mod scaffold;
 mod services;
 mod strangers;

@@ -35,7 +35,7 @@ pub struct JetStreamOptions {
     pub reserve_bytes: u64,
     /// Largest entry; a server that takes less bounds it further.
     pub entry_bytes_max: usize,
-    /// What receipts claim. Say `Fsync` only of servers that sync before they acknowledge (`sync_interval: always`).
+    /// What receipts claim. Say `Asserted` only of servers that sync before they acknowledge (`sync_interval: always`).
     pub durability: Durability,
     /// How long an entry waits to be sent while the log makes no headway; then it is refused.
     pub waiting_patience: Duration,
