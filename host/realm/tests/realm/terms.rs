@@ -1,8 +1,10 @@
 //! Terms are a lattice.
 
 use agora_capnp::terms_capnp;
-use agora_realm::{ActSet, Rate, Rights, Terms};
+use agora_realm::{ActSet, Body, GrantId, Rate, Refusal, Rights, Terms};
 use proptest::prelude::*;
+
+use crate::support::World;
 
 fn rate() -> impl Strategy<Value = Option<Rate>> {
     prop_oneof![
@@ -65,6 +67,40 @@ proptest! {
                 prop_assert!(met.messages() <= of.messages() && met.gap() >= of.gap());
             }
             prop_assert!(met.gap() == a.gap() || met.gap() == b.gap());
+        }
+    }
+
+    /// Through judge, with holders that change along the way: what a grant allows only narrows, whatever is asked for.
+    #[test]
+    fn a_chain_of_grants_only_narrows(
+        chain in proptest::collection::vec((terms(), 0..3usize, any::<bool>()), 1..16)
+    ) {
+        let mut w = World::new();
+        let personas = ["a", "b", "c"].map(|name| w.persona(name));
+        let mut above: Vec<GrantId> = Vec::new();
+        for (mut asked, to, lasting) in chain {
+            if to > 0 {
+                // Else few chains would be long.
+                asked.rights = asked.rights | Rights::ATTENUATE;
+            }
+            let mut entry = w.grant_entry(&personas[to], "c", asked, above.last().copied());
+            let Body::Grant(body) = &mut entry.body else {
+                unreachable!()
+            };
+            body.lasting = lasting;
+            let judged = w.put(entry);
+            if judged.verdict.is_err() {
+                // Its lender may not pass it on.
+                prop_assert_eq!(judged.verdict, Err(Refusal::NoRight));
+                continue;
+            }
+            let id = GrantId::from(judged.id.unwrap());
+            let allowed = w.state.grant(&id).unwrap().effective;
+            prop_assert!(allowed.narrows(&asked));
+            for id in &above {
+                prop_assert!(allowed.narrows(&w.state.grant(id).unwrap().effective));
+            }
+            above.push(id);
         }
     }
 
