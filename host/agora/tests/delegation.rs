@@ -381,7 +381,8 @@ async fn calls_in_flight_and_deliveries_through_what_was_lent_end_with_it() {
             request.send().promise.await.map(drop).map_err(Error::from)
         });
         let ended = eve.ended();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // What is sent behind it is answered only once it is there.
+        assert_eq!(speaks_still(&bed, &eve, "own").await, "");
         bed.host.control.bump("a test", false, "test").await;
         let refused = within(holding).await.unwrap().unwrap_err();
         assert!(refused.is_stale(), "{refused}");
@@ -392,7 +393,8 @@ async fn calls_in_flight_and_deliveries_through_what_was_lent_end_with_it() {
             let request = bob(&stage)?.hold_request();
             request.send().promise.await.map(drop).map_err(Error::from)
         });
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // What is sent behind it is answered only once it is there.
+        assert_eq!(speaks_still(&bed, &eve, "own").await, "");
         bed.host
             .control
             .kill("bob", "a test", "test")
@@ -769,12 +771,14 @@ async fn a_server_cannot_end_its_caller_by_large_answers() {
         };
         let mut asking = Box::pin(asking);
         for busy in [true, false] {
-            let some = tokio::time::timeout(Duration::from_millis(900), async {
+            // Long enough to send everything, and in the end to take what came.
+            let span = Duration::from_millis(if busy { 900 } else { 20_000 });
+            let some = tokio::time::timeout(span, async {
                 tokio::select! {
                     _ = &mut system => End::Failed("closed".into()),
                     done = &mut asking => match done {
                         // What did not fit is lost, and said so.
-                        Ok(1..40) => End::Done,
+                        Ok(1..=40) => End::Done,
                         other => End::Failed(format!("{other:?}")),
                     },
                 }

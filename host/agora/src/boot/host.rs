@@ -265,12 +265,7 @@ async fn stream_log(
     options.subject = keys.host_id().short();
     options.name = format!("agora {}", options.subject);
     options.create = create;
-    let bare = |url: &String| match url.rsplit_once('@') {
-        Some((_, host)) => host.to_owned(),
-        None => url.clone(),
-    };
-    let servers: Vec<_> = options.servers.iter().map(bare).collect();
-    let place = format!("{} stream {}", servers.join(","), options.stream);
+    let place = options.place();
     let log = JetStream::open(options).await?;
     let state = log.state();
     Ok((Arc::new(log), LogPlace::JetStream(place, state)))

@@ -125,8 +125,8 @@ impl JetStreamOptions {
         format!("{}.>", self.subject_prefix)
     }
 
-    /// The servers, with what a URL may carry of passwords left out.
-    pub(super) fn place(&self) -> String {
+    /// The servers and the stream, for people, with what a URL may carry of passwords left out.
+    pub fn place(&self) -> String {
         let bare = |url: &String| match url.split_once("://") {
             Some((scheme, rest)) => {
                 let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
