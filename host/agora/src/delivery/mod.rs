@@ -1,8 +1,11 @@
 //! How what counts gets out.
 
+pub mod checkpoints;
 pub mod cursors;
 pub mod feed;
+pub mod forks;
 pub mod index;
 pub mod message;
 pub mod record;
 pub mod subscription;
+pub mod tree;
