@@ -659,7 +659,7 @@ impl Host {
         let _ = self.following.await;
         // All that will be judged is.
         let checkpoints = self.checkpoints;
-        let _ = tokio::task::spawn_blocking(move || checkpoints.make()).await;
+        let _ = tokio::task::spawn_blocking(move || checkpoints.make_last()).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `checkpoint` and `witness` act by themselves; the other verbs are clients of a running
+//! host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;

@@ -240,6 +240,8 @@ struct Making {
     /// Checkpoints in the history's file.
     count: usize,
     is_failing: bool,
+    /// What had arrived when the newest one was made.
+    arrived: Option<u64>,
 }
 
 /// Makes the checkpoints of a running host.
@@ -285,6 +287,7 @@ impl Checkpoints {
                 newest: newest.map(|signed| *signed.checkpoint()),
                 count,
                 is_failing: false,
+                arrived: None,
             }),
         }))
     }
@@ -298,17 +301,28 @@ impl Checkpoints {
         self.making().newest
     }
 
-    /// Makes one, where there is something new. Blocks. What goes wrong is said in the host's log, once.
+    /// Makes one, where something has arrived since the newest. Blocks. What goes wrong is said in the host's log, once.
     pub fn make(&self) {
         let mut making = self.making();
+        let arrived = Some(self.record.arrived());
+        if making.arrived == arrived {
+            // What hosts tell each other to keep going is covered by the next one.
+            return;
+        }
         match self.try_make(&mut making) {
-            Ok(()) => making.is_failing = false,
+            Ok(()) => (making.is_failing, making.arrived) = (false, arrived),
             Err(error) if making.is_failing => tracing::debug!("no checkpoint: {error}"),
             Err(error) => {
                 making.is_failing = true;
                 tracing::warn!("no checkpoint is kept: {error}");
             }
         }
+    }
+
+    /// Makes the last one of a host that ends: of all that was judged. Blocks.
+    pub fn make_last(&self) {
+        self.making().arrived = None;
+        self.make();
     }
 
     fn try_make(&self, making: &mut Making) -> Result<(), CheckpointError> {
@@ -321,7 +335,7 @@ impl Checkpoints {
             let path = path.clone();
             move |source| CheckpointError::Io { path, source }
         };
-        // The file first, so that what proves the checkpoint is there when the checkpoint is.
+        // The tree's file first, so that what proves the checkpoint is there when the checkpoint is.
         tree.keep().map_err(io(&self.kept.history))?;
         let realm = self.realm;
         let checkpoint = Checkpoint { realm, size, root };
