@@ -3,6 +3,7 @@
 pub mod cursors;
 pub mod feed;
 pub mod index;
+pub mod lease;
 pub mod message;
 pub mod record;
 pub mod subscription;
