@@ -89,6 +89,19 @@ impl DataArgs {
 }
 
 #[derive(Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
+    /// again what the host itself had decided.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_loss: Option<String>,
+    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_fork: Option<String>,
+}
+
+#[derive(Args)]
 pub(super) struct ImageArgs {
     /// The image: a folder with an agora.toml.
     pub(super) image: PathBuf,
@@ -239,15 +252,6 @@ pub(super) struct LogArgs {
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
-}
-
-#[derive(Args)]
-pub(super) struct DoctorArgs {
-    #[command(flatten)]
-    pub(super) data: DataArgs,
-    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
-    #[arg(long, value_name = "REASON")]
-    pub(super) accept_fork: Option<String>,
 }
 
 #[derive(Args)]
@@ -499,5 +503,8 @@ pub(super) enum EpochCommand {
         /// Why, for the record and for the agents.
         #[arg(long)]
         reason: String,
+        /// Wait until every other host of the realm has confirmed it, or can't be acting on what ended any more.
+        #[arg(long)]
+        wait: bool,
     },
 }

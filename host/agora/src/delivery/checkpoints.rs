@@ -54,7 +54,7 @@ pub enum NotExtended {
     /// It ends before.
     #[error(
         "the log is not what it was: it ends at {end}, and this host signed a checkpoint of {size} entries (restore the log from a \
-         copy that has them; or, if it is on a server, say --log)"
+         copy that has them; if it is on a server, say --log; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
     WentBack {
         /// Where it ends.
@@ -65,7 +65,7 @@ pub enum NotExtended {
     /// It holds something else.
     #[error(
         "the log is not what it was: its first {size} entries are not those of the checkpoint that this host signed (restore the log \
-         from a copy that has them)"
+         from a copy that has them; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
     Changed {
         /// What the checkpoint covers.
@@ -154,6 +154,29 @@ impl Kept {
         let mut all = self.all()?.into_iter();
         let found = all.find(|signed| signed.checkpoint().size >= seq);
         found.map(|signed| self.with_witnesses(signed)).transpose()
+    }
+
+    /// Puts what is kept behind what was set aside before, and begins anew.
+    fn set_aside(&self) -> Result<(), CheckpointError> {
+        let lost = self.history.with_extension("lost");
+        let mut text = read(&lost)?.unwrap_or_default();
+        self.all()?
+            .iter()
+            .for_each(|signed| text.push_str(&in_a_row(signed)));
+        replace(&lost, text.as_bytes())?;
+        for path in [&self.newest, &self.history] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let path = path.clone();
+                    return Err(CheckpointError::Io {
+                        path,
+                        source: error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn with_witnesses(&self, mut signed: Signed) -> Result<Signed, CheckpointError> {
@@ -253,30 +276,63 @@ pub struct Checkpoints {
     making: Mutex<Making>,
 }
 
+/// What a data folder keeps, and its log extends.
+pub struct Vouched {
+    kept: Kept,
+    newest: Option<Checkpoint>,
+}
+
+/// Looks whether a log that was just opened extends the newest checkpoint in the data folder, before anything goes on. Where it does not
+/// and the operator accepts the loss, the checkpoints are set aside: what the host signed of the log that was stands in
+/// `checkpoints.lost`.
+///
+/// # Errors
+/// For people: the files can't be read, or the log is not what it was ([`NotExtended`]).
+pub async fn vouch(
+    folder: &DataFolder,
+    record: &Record,
+    accepts_loss: bool,
+) -> anyhow::Result<Vouched> {
+    let kept = Kept::of(&folder.join(""));
+    let Some(signed) = kept.newest()? else {
+        return Ok(Vouched { kept, newest: None });
+    };
+    let newest = *signed.checkpoint();
+    let realm = record.state().realm();
+    if realm.is_some_and(|realm| realm != newest.realm) || signed.hosts().is_empty() {
+        anyhow::bail!(
+            "{}: the newest checkpoint is not of this realm, or nobody signed it (restore the file, or move it away if you know \
+             how it came there)",
+            kept.newest.display()
+        );
+    }
+    match extends(record.tree(), &newest).await {
+        Err(NotExtended::WentBack { .. } | NotExtended::Changed { .. }) if accepts_loss => {
+            kept.set_aside()?;
+            Ok(Vouched { kept, newest: None })
+        }
+        extends => {
+            extends?;
+            Ok(Vouched {
+                kept,
+                newest: Some(newest),
+            })
+        }
+    }
+}
+
 impl Checkpoints {
-    /// Goes on from what the folder keeps, if the log extends it.
+    /// Goes on from what the folder keeps.
     ///
     /// # Errors
-    /// For people: the files can't be read, or the log is not what it was ([`NotExtended`]).
-    pub async fn open(
-        folder: &DataFolder,
+    /// The files can't be read.
+    pub fn open(
+        vouched: Vouched,
         record: Arc<Record>,
         keys: Arc<Keys>,
         realm: RealmId,
-    ) -> anyhow::Result<Arc<Self>> {
-        let kept = Kept::of(&folder.join(""));
-        let newest = kept.newest()?;
-        if let Some(newest) = &newest {
-            let checkpoint = newest.checkpoint();
-            if checkpoint.realm != realm || newest.hosts().is_empty() {
-                anyhow::bail!(
-                    "{}: the newest checkpoint is not of this realm, or nobody signed it (restore the file, or move it away if \
-                     you know how it came there)",
-                    kept.newest.display()
-                );
-            }
-            extends(record.tree(), checkpoint).await?;
-        }
+    ) -> Result<Arc<Self>, CheckpointError> {
+        let Vouched { kept, newest } = vouched;
         let count = several(&kept.history)?.len();
         Ok(Arc::new(Self {
             kept,
@@ -284,7 +340,7 @@ impl Checkpoints {
             keys,
             realm,
             making: Mutex::new(Making {
-                newest: newest.map(|signed| *signed.checkpoint()),
+                newest,
                 count,
                 is_failing: false,
                 arrived: None,
