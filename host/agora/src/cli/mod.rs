@@ -1,15 +1,18 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `checkpoint` and `witness` act by themselves; the other verbs are clients of a running
+//! host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
+mod checkpoint;
 mod client;
 mod diary;
 mod local;
 mod new;
 mod run;
 pub mod show;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -47,9 +50,14 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
+        Command::Doctor(args) => match &args.accept_loss {
+            None => local::doctor(&args),
+            Some(reason) => local::accept_loss(&args.data.data(), reason),
+        },
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),
@@ -59,8 +67,8 @@ pub fn main() -> ExitCode {
         Command::Start(args) => client::start(&args),
         Command::Epoch(args) => match args.command {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
-            Some(EpochCommand::Bump { hold, reason }) => {
-                client::epoch_bump(&args.data.data(), hold, &reason)
+            Some(EpochCommand::Bump { hold, reason, wait }) => {
+                client::epoch_bump(&args.data.data(), hold, &reason, wait)
             }
         },
         Command::Realm(args) => match args.command {
