@@ -6,6 +6,8 @@
 mod args;
 mod client;
 mod diary;
+mod facts;
+mod id;
 mod local;
 mod new;
 mod run;
@@ -47,8 +49,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
-        Command::Id(args) => local::id(&args.data()),
+        Command::Doctor(args) => local::doctor(&args.data.data(), &args.identity.identity()),
+        Command::Id(args) => id::id(&args),
         Command::Log(args) => local::log(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Revoke(args) => client::revoke(&args),
         Command::Kill(args) => client::kill(&args),
         Command::Start(args) => client::start(&args),
+        Command::Rotate(args) => client::rotate(&args),
         Command::Epoch(args) => match args.command {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
             Some(EpochCommand::Bump { hold, reason }) => {
@@ -66,7 +69,9 @@ pub fn main() -> ExitCode {
         Command::Realm(args) => match args.command {
             None | Some(RealmCommand::Show) => client::realm_show(&args.data.data()),
             Some(RealmCommand::Invite { key }) => client::realm_invite(&args.data.data(), &key),
-            Some(RealmCommand::Join { realm }) => local::realm_join(&args.data.data(), &realm),
+            Some(RealmCommand::Join { realm, identity }) => {
+                id::realm_join(&args.data.data(), &identity.identity(), &realm)
+            }
             Some(RealmCommand::Revoke { host, reason }) => {
                 client::realm_revoke(&args.data.data(), &host, &reason)
             }

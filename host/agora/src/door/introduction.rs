@@ -30,6 +30,7 @@ use super::bridge::Bridge;
 use super::control::Control;
 use crate::channel::facet::{Facet, Facets, Holder};
 use crate::channel::leash::Leash;
+use crate::channel::signer::not_passed_on;
 use crate::limits;
 use crate::persona::agent::{Agent, Phase};
 
@@ -376,7 +377,7 @@ impl End {
     }
 }
 
-/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent.
+/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent; and signers: those stay.
 struct Lending {
     facets: Rc<Facets>,
     caller: End,
@@ -458,6 +459,9 @@ impl Policy for Lending {
         };
         if let (End::Beyond(_), End::Here(to, _)) = (from, to) {
             return self.claim(capability, to);
+        }
+        if self.facets.is_signer(capability) {
+            return Exchange::Give(capnp_rpc::new_broken_cap(not_passed_on()).hook);
         }
         let Some(facet) = self.facets.find(capability) else {
             return Exchange::Wrap;
