@@ -289,6 +289,12 @@ impl Introduction {
 
     /// What the caller is told when the server was cut.
     fn explain(&self, error: Error, meeting: &Rc<Meeting>) -> Error {
+        if let Party::Here(caller) = &self.caller
+            && !self.control.gate().is_open(caller.epoch)
+        {
+            // A bump fells the server's wall, too, and on another thread that may come first.
+            return error::stale("the epoch has ended; graft again");
+        }
         if !error.extra.contains(CUT) || self.over.get() {
             return error;
         }
