@@ -7,6 +7,7 @@
 //! - [`LogError`]: how it fails, and what to do then.
 //! - [`limits`]: every bound, beside the relations between them.
 //! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
+//! - [`Whole`]: every byte of such a folder, for who verifies it.
 //! - [`JetStream`]: the log of a team, in a stream on NATS servers.
 #![cfg_attr(
     feature = "conformance",
@@ -22,7 +23,7 @@ mod jetstream;
 pub mod limits;
 
 pub use contract::{Appended, Class, Durability, Log, Seq};
-pub use embedded::{Embedded, Opened, ReadOnly, TornTail};
+pub use embedded::{Embedded, Opened, ReadOnly, Stood, TornTail, Whole};
 pub use error::LogError;
 pub use jetstream::{ConnectionState, JetStream, JetStreamOptions};
 pub use limits::Options;

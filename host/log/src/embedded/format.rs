@@ -220,6 +220,17 @@ impl<'a> Chunks<'a> {
         Ok(last)
     }
 
+    /// How many bytes of zeros end the record of an entry of this size.
+    pub(super) fn padding_bytes(entry_bytes: usize) -> u64 {
+        record_bytes(entry_bytes) - RECORD_HEADER_BYTES - entry_bytes as u64
+    }
+
+    /// Whether nothing but zeros stands there.
+    pub(super) fn is_zero(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        let found = self.get(from, to - from)?;
+        Ok(found.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
+    }
+
     /// Whether nothing but zeros stands behind the header's place.
     pub(super) fn is_blank(&mut self) -> io::Result<bool> {
         Ok(self.last_set(HEADER_BYTES, self.file_bytes)? == HEADER_BYTES)

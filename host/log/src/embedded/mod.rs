@@ -13,6 +13,7 @@ mod recent;
 mod simulated;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod writer;
 
 use std::{
@@ -37,6 +38,7 @@ use futures::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::whole::{Stood, Whole};
 use self::{
     chain::Chain,
     files::{Disk, Files},
