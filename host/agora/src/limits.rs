@@ -240,3 +240,14 @@ pub const OPERATORS_MAX: usize = 64;
 pub const COMMANDS_WAITING_MAX: usize = 256;
 /// A reason given for a stop, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 256;
+
+// -- Verifying a record
+
+/// Entries that one thread takes in hand at once: a few milliseconds of work.
+pub const AUDIT_LOT_ENTRIES: usize = 256;
+/// The same in bytes, except for a single entry larger than that.
+pub const AUDIT_LOT_BYTES: usize = 1 << 20;
+/// Lots that wait, opened, for one before them; more than there are ever cores at work on them.
+pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
+/// A checkpoint's file, in bytes.
+pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;

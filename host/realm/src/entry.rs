@@ -12,7 +12,7 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PersonaName, PublicKey, RealmId, ServiceName,
 };
-use crate::key::{SigningKey, tagged_hash};
+use crate::key::{SigningKey, Verifier, tagged_hash};
 use crate::limits::{
     BY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, ENTRY_BYTES_MAX, HOSTS_MAX, REASON_BYTES_MAX,
     TURN_MESSAGES_MAX,
@@ -396,6 +396,19 @@ impl Sealed {
         let sealed = Sealed::reread(stored)?;
         let signature = sealed.stored.first_chunk().ok_or(Junk::BadSignature)?;
         if !sealed.entry.signer.verifies(&sealed.id.0, signature) {
+            return Err(Junk::BadSignature);
+        }
+        Ok(sealed)
+    }
+
+    /// As [`Sealed::open`], with a verifier that remembers keys: for who opens many.
+    ///
+    /// # Errors
+    /// [`Junk`], which judge takes in the entry's place.
+    pub fn open_with(stored: Bytes, verifier: &mut Verifier) -> Result<Sealed, Junk> {
+        let sealed = Sealed::reread(stored)?;
+        let signature = sealed.stored.first_chunk().ok_or(Junk::BadSignature)?;
+        if !verifier.verifies(&sealed.entry.signer, &sealed.id.0, signature) {
             return Err(Junk::BadSignature);
         }
         Ok(sealed)

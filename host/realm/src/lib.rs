@@ -9,10 +9,13 @@
 //! | `entry`, `codec`, `key` | an [`Entry`] and a [`SigningKey`], or bytes | a [`Sealed`] entry, or [`Junk`] |
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
+//! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
 //! | `state`, `channel` | | what the fold remembers, and what may be asked of it |
 //! | [`limits`] | | every bound |
 
 mod act;
+mod audit;
+mod causes;
 mod channel;
 mod codec;
 mod entry;
@@ -25,6 +28,8 @@ mod state;
 mod terms;
 
 pub use act::{Act, Refusal};
+pub use audit::{Audit, Compared, Finding, Held, Report, Stored, Totals, Wrong};
+pub use causes::{CAUSES, Cause, cause};
 pub use channel::Settings;
 pub use entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
@@ -36,7 +41,7 @@ pub use ids::{
     Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
 };
 pub use judge::{Change, Judged, MessageVerdict, Placed, judge};
-pub use key::{NotAKey, SigningKey, tagged_hash};
+pub use key::{NotAKey, SigningKey, Verifier, tagged_hash};
 pub use rules::{Admitted, Draft};
 pub use state::{ChannelView, Grant, Host, Persona, State, Tally, ThreadView};
 pub use terms::{ActSet, Rate, Rights, Terms};

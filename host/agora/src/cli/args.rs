@@ -46,6 +46,8 @@ pub(super) enum Command {
     Watch(WatchArgs),
     /// Show what the record holds; works without a running host.
     Log(LogArgs),
+    /// Say whether a record is what correct hosts wrote; offline, and without a running host.
+    Verify(VerifyArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -235,6 +237,25 @@ pub(super) struct LogArgs {
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// A data folder, or the folder of a log by itself [default: the data folder].
+    pub(super) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The realm that the record must be of.
+    #[arg(long, value_name = "ID")]
+    pub(super) realm: Option<agora_realm::RealmId>,
+    /// A checkpoint that was kept elsewhere: up to it, nothing may be missing, moved or changed. May be given again.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Vec<PathBuf>,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
 }
 
 #[derive(Args)]

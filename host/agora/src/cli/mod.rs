@@ -10,6 +10,7 @@ mod local;
 mod new;
 mod run;
 pub mod show;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => local::doctor(&args.data()),
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
+        Command::Verify(args) => verify::verify(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -1,5 +1,6 @@
 //! How what counts gets out.
 
+pub mod auditing;
 pub mod cursors;
 pub mod feed;
 pub mod index;

@@ -510,6 +510,11 @@ struct Snapshot {
     state: State,
 }
 
+/// The last place that the host had judged when it kept its snapshot, and the hash of what stood there.
+pub fn snapshot_place(path: &std::path::Path) -> Option<(u64, [u8; 32])> {
+    read_snapshot(path).map(|snapshot| (snapshot.seq, snapshot.leaf))
+}
+
 /// A snapshot that is whole, or none.
 fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     let file = std::fs::read(path).ok()?;

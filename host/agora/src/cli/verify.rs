@@ -1,0 +1,477 @@
+//! `agora verify`: an auditor's verdict on a record, offline.
+//!
+//! In: a data folder, a log's folder by itself, or a log on servers; checkpoints that were kept elsewhere. Out: what the record comes
+//! to, and whether it is what correct hosts wrote. Promise: nothing is locked or changed; a host may be running.
+//! Failure: the first bad entry is named, with its place, and where it lies.
+
+use std::io::Read;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use agora_log::{LogError, Whole};
+use agora_realm::{Audit, Finding, Held, RealmId, Refusal, Report};
+use serde_json::json;
+
+use super::args::VerifyArgs;
+use super::show;
+use crate::boot::data::check_format;
+use crate::boot::host::LogChoice;
+use crate::delivery::auditing::{self, Audited, Lies, Shared, Source};
+use crate::delivery::record::snapshot_place;
+use crate::limits;
+
+/// What a path is of.
+enum What {
+    /// A data folder.
+    Data,
+    /// A log's folder by itself.
+    Log,
+}
+
+fn what(path: &Path) -> anyhow::Result<What> {
+    if !path.is_dir() {
+        anyhow::bail!(
+            "{}: there is no folder here (name a data folder, or the folder of a log)",
+            path.display()
+        );
+    }
+    let mut head = Vec::new();
+    if let Ok(format) = std::fs::File::open(path.join("format")) {
+        let _ = format.take(16).read_to_end(&mut head);
+    }
+    match () {
+        () if head.starts_with(b"agora-log ") => Ok(What::Log),
+        () => {
+            check_format(path)?;
+            Ok(What::Data)
+        }
+    }
+}
+
+/// Says what a record comes to.
+pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        None => args.data.data(),
+    };
+    let mut audit = Audit::new();
+    let on_servers = !args.log.servers.is_empty();
+    let mut realm = args.realm;
+    let mut ends = None;
+    let place = match (on_servers, what(&path)) {
+        // All that a folder adds to a log on servers is which realm it is, and what was kept.
+        (true, Err(error)) if realm.is_none() => {
+            return Err(error.context("which realm? say --realm ID, or name a data folder of it"));
+        }
+        (true, Err(_)) => None,
+        (_, what) => match what? {
+            What::Log => Some(path.clone()),
+            What::Data => {
+                let pinned = std::fs::read_to_string(path.join("realm")).unwrap_or_default();
+                let pinned: Option<RealmId> = pinned.trim().parse().ok();
+                realm = realm.or(pinned);
+                ends = snapshot_place(&path.join("state"));
+                Some(path.join("log"))
+            }
+        },
+    };
+    if let Some(realm) = realm {
+        audit.expect_realm(realm);
+    }
+    for file in &args.checkpoint {
+        for held in read_checkpoints(file)? {
+            audit.hold(held);
+        }
+    }
+    if let Some((seq, leaf)) = ends {
+        let whence = format!("the snapshot in {}", path.display());
+        audit.hold_leaf(seq, leaf, whence);
+    }
+    let told = match (on_servers, place) {
+        (true, _) => on_the_servers(args, realm, audit)?,
+        (false, Some(place)) => {
+            let whole = match Whole::open(&place) {
+                Err(LogError::Missing { .. }) if !place.is_dir() => anyhow::bail!(
+                    "{}: there is no log in this folder (of a realm on servers, say --log URL)",
+                    path.display()
+                ),
+                opened => opened,
+            };
+            match whole {
+                Ok(whole) => {
+                    let torn = whole.torn().cloned();
+                    let mut told = run(whole, audit);
+                    told.torn = torn;
+                    told
+                }
+                Err(error @ LogError::Corrupt { .. }) => Told {
+                    audited: Audited {
+                        audit,
+                        lies: Default::default(),
+                        broken: Some(error),
+                    },
+                    torn: None,
+                },
+                Err(error) => return Err(error.into()),
+            }
+        }
+        (false, None) => anyhow::bail!("no record was named"),
+    };
+    told.say(args.json)
+}
+
+/// All checkpoints in a file.
+fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
+    use anyhow::Context;
+    let mut text = String::new();
+    std::fs::File::open(file)
+        .and_then(|opened| {
+            opened
+                .take(limits::CHECKPOINT_FILE_BYTES_MAX)
+                .read_to_string(&mut text)
+        })
+        .with_context(|| format!("{}: can't be read", file.display()))?;
+    let signed = text
+        .parse()
+        .with_context(|| format!("{}: this is no checkpoint", file.display()))?;
+    Ok(vec![Held {
+        signed,
+        whence: file.display().to_string(),
+        elsewhere: true,
+    }])
+}
+
+fn on_the_servers(
+    args: &VerifyArgs,
+    realm: Option<RealmId>,
+    audit: Audit,
+) -> anyhow::Result<Told> {
+    let Some(realm) = realm else {
+        anyhow::bail!("which realm? say --realm ID, or name a data folder of it");
+    };
+    let LogChoice::JetStream(mut options) = args.log.choice() else {
+        anyhow::bail!("no servers were named");
+    };
+    options.read_only_of(realm);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let log = runtime.block_on(agora_log::JetStream::open(*options))?;
+    let source = Shared::new(std::sync::Arc::new(log), runtime.handle().clone());
+    Ok(run(source, audit))
+}
+
+/// Feeds an audit on all cores, and says how far it is.
+pub(super) fn run(source: impl Source, audit: Audit) -> Told {
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let (end, mut progress) = (source.end(), show::Progress::new());
+    let (mut told, mut at) = (Instant::now(), 0);
+    let audited = auditing::audit(source, audit, threads, |stored, _| {
+        at += 1;
+        if at % 256 == 0 && told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            progress.show(&format!("verifying: {} of {end} entries", stored.seq));
+        }
+    });
+    progress.done();
+    Told {
+        audited,
+        torn: None,
+    }
+}
+
+/// What is to be told of a record.
+pub(super) struct Told {
+    audited: Audited,
+    torn: Option<agora_log::TornTail>,
+}
+
+/// A refusal in a word or two.
+fn word(refusal: Refusal) -> String {
+    let mut word = String::new();
+    for c in format!("{refusal:?}").chars() {
+        if c.is_uppercase() && !word.is_empty() {
+            word.push('-');
+        }
+        word.push(c.to_ascii_lowercase());
+    }
+    word
+}
+
+fn counted(n: u64, one: &str, more: &str) -> String {
+    match n {
+        1 => format!("1 {one}"),
+        n => format!("{n} {more}"),
+    }
+}
+
+impl Told {
+    /// Says it, and how it ends.
+    fn say(self, json: bool) -> anyhow::Result<ExitCode> {
+        let (lies, broken, torn) = (self.audited.lies, self.audited.broken, self.torn);
+        let corrupt = match broken {
+            Some(LogError::Corrupt {
+                seq,
+                file,
+                offset,
+                why,
+            }) => Some((seq.0, file, offset, why)),
+            Some(error) => return Err(error.into()),
+            None => None,
+        };
+        // Of a record that breaks off, nothing is to be said of how it ends.
+        let report = match corrupt.is_some() {
+            true => self.audited.audit.broken_off(),
+            false => self.audited.audit.end(),
+        };
+        let well = report.is_well() && corrupt.is_none();
+        let mut found: Vec<Bad> = report
+            .findings
+            .iter()
+            .map(|finding| Bad::of(finding, lies.get(&finding.seq)))
+            .collect();
+        if let Some((seq, file, offset, why)) = corrupt {
+            found.push(Bad {
+                seq,
+                since: seq,
+                lies: Some((file, offset)),
+                why: format!("damaged: {why}"),
+            });
+        }
+        let more = report.found - report.findings.len() as u64;
+        match json {
+            true => tell_json(&report, &found, well),
+            false => tell(&report, &found, more, torn.as_ref(), well),
+        }
+        Ok(match well {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    }
+}
+
+struct Bad {
+    seq: u64,
+    since: u64,
+    lies: Option<(PathBuf, u64)>,
+    why: String,
+}
+
+impl Bad {
+    fn of(finding: &Finding, lies: Option<&Lies>) -> Self {
+        Self {
+            seq: finding.seq,
+            since: finding.since,
+            lies: lies.map(|lies| ((*lies.file).clone(), lies.offset)),
+            why: finding.wrong.to_string(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let place = match self.seq == self.since {
+            true => format!("entry {}", self.seq),
+            false => format!("somewhere from entry {} to {}", self.since, self.seq),
+        };
+        match &self.lies {
+            Some((file, offset)) if self.seq == self.since => {
+                format!("{place} ({}, byte {offset}): {}", file.display(), self.why)
+            }
+            _ => format!("{place}: {}", self.why),
+        }
+    }
+}
+
+fn void(report: &Report) -> String {
+    let reasons = |by: &std::collections::BTreeMap<Refusal, u64>| {
+        let mut reasons: Vec<_> = by.iter().map(|(refusal, n)| (*n, word(*refusal))).collect();
+        reasons.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        let reasons: Vec<_> = reasons.iter().map(|(n, w)| format!("{w} {n}")).collect();
+        reasons.join(", ")
+    };
+    let totals = &report.totals;
+    let (entries, messages) = (
+        totals.void_entries.values().sum(),
+        totals.void_messages.values().sum(),
+    );
+    let mut parts = Vec::new();
+    if entries > 0 {
+        let text = counted(entries, "entry", "entries");
+        parts.push(format!("{text} ({})", reasons(&totals.void_entries)));
+    }
+    if messages > 0 {
+        let text = counted(messages, "message", "messages");
+        parts.push(format!(
+            "{text} of entries that stand ({})",
+            reasons(&totals.void_messages)
+        ));
+    }
+    match parts.is_empty() {
+        true => "nothing".into(),
+        false => parts.join("; "),
+    }
+}
+
+fn tell(
+    report: &Report,
+    found: &[Bad],
+    more: u64,
+    torn: Option<&agora_log::TornTail>,
+    well: bool,
+) {
+    let state = &report.state;
+    let mut text = String::new();
+    let mut row = |name: &str, what: String| {
+        text.push_str(&format!("{name:<12}{}\n", show::escape(&what)));
+    };
+    row(
+        "realm",
+        match report.realm {
+            Some(realm) => realm.to_string(),
+            None => "none".into(),
+        },
+    );
+    row(
+        "record",
+        format!(
+            "{}, {} that count, {}",
+            counted(report.totals.entries, "entry", "entries"),
+            counted(report.totals.messages, "message", "messages"),
+            counted(state.epoch().0, "epoch", "epochs"),
+        ),
+    );
+    row(
+        "who",
+        format!(
+            "{}, {} on {}",
+            counted(state.hosts().count() as u64, "host", "hosts"),
+            counted(state.personas().count() as u64, "persona", "personas"),
+            counted(state.channels().count() as u64, "channel", "channels"),
+        ),
+    );
+    row("void", void(report));
+    if report.totals.gaps > 0 {
+        let gaps = counted(report.totals.gaps, "loss was", "losses were");
+        row("gaps", format!("{gaps} accepted by an operator"));
+    }
+    if let Some(torn) = torn {
+        row(
+            "torn",
+            format!(
+                "{} bytes behind the end, at byte {} of {}: never acknowledged, as far as this folder shows",
+                torn.bytes,
+                torn.offset,
+                torn.file.display()
+            ),
+        );
+    }
+    for held in &report.checkpoints {
+        if held.elsewhere || !held.agrees {
+            let agrees = if held.agrees { "agrees" } else { "DISAGREES" };
+            let hosts: Vec<_> = held.hosts.iter().map(|(host, _)| host.short()).collect();
+            let by = match hosts.is_empty() {
+                true => "nobody known".to_owned(),
+                false => hosts.join(", "),
+            };
+            let witnesses = match held.witnesses {
+                0 => String::new(),
+                n => format!(", and by {}", counted(n as u64, "witness", "witnesses")),
+            };
+            row(
+                "checkpoint",
+                format!(
+                    "{} at {} {agrees}; signed by {by}{witnesses}",
+                    held.whence, held.size
+                ),
+            );
+        }
+    }
+    let kept: Vec<_> = report.checkpoints.iter().filter(|c| !c.elsewhere).collect();
+    if let Some(newest) = kept.iter().filter(|c| c.agrees).map(|c| c.size).max() {
+        let agreeing = kept.iter().filter(|c| c.agrees).count() as u64;
+        row(
+            "kept",
+            format!(
+                "{} beside the record, the newest at {newest}",
+                counted(agreeing, "checkpoint agrees", "checkpoints agree")
+            ),
+        );
+    }
+    for bad in found {
+        row("BAD", bad.text());
+    }
+    if more > 0 {
+        row("BAD", format!("and {more} more"));
+    }
+    let elsewhere = report.checkpoints.iter().any(|c| c.elsewhere);
+    row(
+        match well {
+            true => "verified",
+            false => "REFUSED",
+        },
+        match (well, elsewhere) {
+            (true, true) => "every entry is as its author's host signed it, and up to the checkpoint none is missing or moved".into(),
+            (true, false) => {
+                "every entry is as its author's host signed it; against the host itself only a checkpoint held elsewhere speaks \
+                 (--checkpoint FILE)"
+                    .into()
+            }
+            (false, _) => match found.first() {
+                Some(first) => format!("first bad: {}", first.text()),
+                None => "the record is not what correct hosts wrote".to_owned(),
+            },
+        },
+    );
+    show::print(&text);
+}
+
+fn tell_json(report: &Report, found: &[Bad], well: bool) {
+    let mut text = String::new();
+    let mut line = |value: serde_json::Value| {
+        text.push_str(&value.to_string());
+        text.push('\n');
+    };
+    for held in &report.checkpoints {
+        line(json!({
+            "event": "checkpoint",
+            "size": held.size,
+            "from": held.whence,
+            "elsewhere": held.elsewhere,
+            "agrees": held.agrees,
+            "hosts": held.hosts.iter().map(|(host, _)| host.to_string()).collect::<Vec<_>>(),
+            "witnesses": held.witnesses,
+        }));
+    }
+    for bad in found {
+        line(json!({
+            "event": "finding",
+            "seq": bad.seq,
+            "since": bad.since,
+            "file": bad.lies.as_ref().map(|(file, _)| file.display().to_string()),
+            "offset": bad.lies.as_ref().map(|(_, offset)| offset),
+            "why": bad.why,
+        }));
+    }
+    let by = |counts: &std::collections::BTreeMap<Refusal, u64>| {
+        let counts = counts.iter().map(|(refusal, n)| (word(*refusal), json!(n)));
+        serde_json::Value::Object(counts.collect())
+    };
+    line(json!({
+        "event": "verdict",
+        "well": well,
+        "realm": report.realm.map(|realm| realm.to_string()),
+        "entries": report.totals.entries,
+        "messages": report.totals.messages,
+        "epoch": report.state.epoch().0,
+        "hosts": report.state.hosts().count(),
+        "personas": report.state.personas().count(),
+        "channels": report.state.channels().count(),
+        "root": crate::hex(&report.root),
+        "void_entries": by(&report.totals.void_entries),
+        "void_messages": by(&report.totals.void_messages),
+        "findings": report.found.max(found.len() as u64),
+    }));
+    show::print(&text);
+}
