@@ -11,18 +11,23 @@
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
 //! | `state`, `channel` | | what the fold remembers, and what may be asked of it |
+//! | [`merkle`] | what is stored at each place | the root over all of it, and proofs |
+//! | [`checkpoint`] | a root and a key, or text | a host's signed word of what the log was, which others may keep and cosign |
 //! | [`limits`] | | every bound |
 
 mod act;
 mod audit;
 mod causes;
+mod base64;
 mod channel;
+pub mod checkpoint;
 mod codec;
 mod entry;
 mod ids;
 mod judge;
 mod key;
 pub mod limits;
+pub mod merkle;
 mod rules;
 mod state;
 mod terms;

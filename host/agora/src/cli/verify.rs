@@ -154,7 +154,11 @@ fn on_the_servers(
     let LogChoice::JetStream(mut options) = args.log.choice() else {
         anyhow::bail!("no servers were named");
     };
-    options.read_only_of(realm);
+    options.stream = format!("agora-{}", &realm.to_string()[..16]);
+    options.subject_prefix = options.stream.clone();
+    options.subject = "audit".into();
+    options.name = "agora verify".into();
+    options.create = false;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
