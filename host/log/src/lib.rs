@@ -8,6 +8,7 @@
 //! - [`limits`]: every bound, beside the relations between them.
 //! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
 //! - [`JetStream`]: the log of a team, in a stream on NATS servers.
+//! - [`export`]: a whole log in one file, to keep or to move it.
 #![cfg_attr(
     feature = "conformance",
     doc = "- [`conformance`]: what every log is held to, as one suite."
@@ -18,6 +19,7 @@ pub mod conformance;
 mod contract;
 mod embedded;
 mod error;
+pub mod export;
 mod jetstream;
 pub mod limits;
 
