@@ -9,6 +9,7 @@
 //! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
 //! - [`Whole`]: every byte of such a folder, for who verifies it.
 //! - [`JetStream`]: the log of a team, in a stream on NATS servers.
+//! - [`export`]: a whole log in one file, to keep or to move it.
 #![cfg_attr(
     feature = "conformance",
     doc = "- [`conformance`]: what every log is held to, as one suite."
@@ -19,6 +20,7 @@ pub mod conformance;
 mod contract;
 mod embedded;
 mod error;
+pub mod export;
 mod jetstream;
 pub mod limits;
 
