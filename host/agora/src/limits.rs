@@ -251,3 +251,5 @@ pub const AUDIT_LOT_BYTES: usize = 1 << 20;
 pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
 /// A checkpoint's file, in bytes.
 pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;
+/// A proof's file, in bytes.
+pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;

@@ -32,7 +32,10 @@ fn entry(n: u64) -> Bytes {
 async fn written(dir: &Path, entries: u64) {
     let (log, _) = Embedded::open(dir, small()).unwrap();
     for n in 1..=entries {
-        let appended = log.append([0; 32], entry(n), Class::Ordinary).await.unwrap();
+        let appended = log
+            .append([0; 32], entry(n), Class::Ordinary)
+            .await
+            .unwrap();
         assert_eq!(appended.seq, Seq(n));
     }
     log.close().await.unwrap();

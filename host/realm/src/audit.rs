@@ -388,9 +388,7 @@ impl Audit {
     fn is_race(&self, sealed: &Sealed, refusal: Refusal, message: Option<usize>) -> bool {
         let entry: &Entry = sealed.entry();
         match (refusal, &entry.body) {
-            (Refusal::StaleEpoch, _) => {
-                entry.epoch > Epoch(0) && entry.epoch < self.state.epoch()
-            }
+            (Refusal::StaleEpoch, _) => entry.epoch > Epoch(0) && entry.epoch < self.state.epoch(),
             (Refusal::WrongKey, _) => {
                 let signer = (entry.host, entry.author.clone());
                 let had = self.keys.get(&signer);
@@ -430,17 +428,19 @@ impl Audit {
     fn compare(&mut self, stored: &Stored) {
         self.tree.push(stored.leaf);
         let size = self.tree.size();
-        if let Some((vouched, whence)) = &self.vouched
-            && let Ok(at) = usize::try_from(size - 1)
-            && at < *vouched
-            && self.leaves[at] != stored.leaf
-        {
-            let wrong = Wrong::OtherLeaf {
-                whence: format!("the list of leaves, for which {whence} vouches,"),
-            };
-            // All that follow may differ too, and one is enough.
-            self.vouched = None;
-            self.find(stored.seq, stored.seq, wrong);
+        let vouched = self.vouched.as_ref().and_then(|(vouched, _)| {
+            let at = usize::try_from(size - 1).ok()?;
+            (at < *vouched).then(|| self.leaves[at] == stored.leaf)
+        });
+        match (vouched, &self.vouched) {
+            (Some(true), _) => self.agreed = size,
+            (Some(false), Some((_, whence))) => {
+                let whence = format!("the list of leaves, for which {whence} vouches,");
+                // All that follow may differ too, and one is enough.
+                self.vouched = None;
+                self.find(stored.seq, stored.seq, Wrong::OtherLeaf { whence });
+            }
+            _ => {}
         }
         if let Some((leaf, whence)) = self.seen.remove(&size)
             && leaf != stored.leaf
@@ -507,7 +507,11 @@ impl Audit {
             totals: self.totals,
             root: self.tree.root(),
             state: self.state,
-            checkpoints: self.compared.into_iter().map(|(compared, ..)| compared).collect(),
+            checkpoints: self
+                .compared
+                .into_iter()
+                .map(|(compared, ..)| compared)
+                .collect(),
             findings: self.findings,
             found: self.found,
         }

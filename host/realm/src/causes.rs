@@ -18,11 +18,7 @@ pub enum Cause {
 
 /// Every refusal, who can bring it about in a log, and why.
 pub const CAUSES: &[(Refusal, Cause, &str)] = &[
-    (
-        Refusal::Unknown,
-        Cause::Wrong,
-        "judge says no such thing",
-    ),
+    (Refusal::Unknown, Cause::Wrong, "judge says no such thing"),
     (
         Refusal::NoRight,
         Cause::Depends,
@@ -182,9 +178,10 @@ pub fn cause(refusal: Refusal) -> (Cause, &'static str) {
     CAUSES
         .iter()
         .find(|(known, _, _)| *known == refusal)
-        .map_or((Cause::Wrong, "judge says no such thing"), |(_, cause, why)| {
-            (*cause, *why)
-        })
+        .map_or(
+            (Cause::Wrong, "judge says no such thing"),
+            |(_, cause, why)| (*cause, *why),
+        )
 }
 
 #[cfg(test)]

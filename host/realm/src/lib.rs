@@ -10,6 +10,7 @@
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
+//! | [`evidence`] | a record, and a checkpoint of it | a proof of one entry that stands by itself; from that, what it shows |
 //! | `state`, `channel` | | what the fold remembers, and what may be asked of it |
 //! | [`merkle`] | what is stored at each place | the root over all of it, and proofs |
 //! | [`checkpoint`] | a root and a key, or text | a host's signed word of what the log was, which others may keep and cosign |
@@ -17,12 +18,13 @@
 
 mod act;
 mod audit;
-mod causes;
 mod base64;
+mod causes;
 mod channel;
 pub mod checkpoint;
 mod codec;
 mod entry;
+pub mod evidence;
 mod ids;
 mod judge;
 mod key;

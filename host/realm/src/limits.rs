@@ -72,3 +72,5 @@ pub const REACTIONS_DEFAULT: u32 = 256;
 pub const VERIFIER_KEYS_MAX: usize = 4096;
 /// Findings of one audit that are told; more are counted.
 pub const FINDINGS_MAX: usize = 100;
+/// Entries of one proof: what its entry rests on, and a fence for each epoch before it.
+pub const PROOF_ENTRIES_MAX: usize = 1 << 16;

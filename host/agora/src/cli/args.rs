@@ -48,6 +48,8 @@ pub(super) enum Command {
     Log(LogArgs),
     /// Say whether a record is what correct hosts wrote; offline, and without a running host.
     Verify(VerifyArgs),
+    /// Write a proof of one entry that stands by itself; `agora verify` checks it.
+    Prove(ProveArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -241,7 +243,7 @@ pub(super) struct LogArgs {
 
 #[derive(Args)]
 pub(super) struct VerifyArgs {
-    /// A data folder, or the folder of a log by itself [default: the data folder].
+    /// A data folder, the folder of a log by itself, an export, or a proof [default: the data folder].
     pub(super) path: Option<PathBuf>,
     #[command(flatten)]
     pub(super) data: DataArgs,
@@ -256,6 +258,20 @@ pub(super) struct VerifyArgs {
     pub(super) json: bool,
     #[command(flatten)]
     pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ProveArgs {
+    /// A place in the log, or a message's id.
+    pub(super) what: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The checkpoint in whose log it is proved: best one that whoever the proof is for holds already.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: PathBuf,
+    /// Where to write the proof [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -8,6 +8,7 @@ mod client;
 mod diary;
 mod local;
 mod new;
+mod prove;
 mod run;
 pub mod show;
 mod verify;
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Prove(args) => prove::prove(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -1,24 +1,24 @@
 //! `agora verify`: an auditor's verdict on a record, offline.
 //!
-//! In: a data folder, a log's folder by itself, or a log on servers; checkpoints that were kept elsewhere. Out: what the record comes
+//! In: a data folder, a log's folder by itself, an export, or a log on servers; checkpoints that were kept elsewhere. Out: what the record comes
 //! to, and whether it is what correct hosts wrote. Promise: nothing is locked or changed; a host may be running.
 //! Failure: the first bad entry is named, with its place, and where it lies.
 
 use std::io::Read;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agora_log::{LogError, Whole};
-use agora_realm::{Audit, Finding, Held, RealmId, Refusal, Report};
+use agora_realm::{Audit, Finding, Held, Judged, RealmId, Refusal, Report, Stored};
 use serde_json::json;
 
 use super::args::VerifyArgs;
 use super::show;
 use crate::boot::data::check_format;
 use crate::boot::host::LogChoice;
-use crate::delivery::auditing::{self, Audited, Lies, Shared, Source};
+use crate::delivery::auditing::{self, Audited, Broken, Exported, Lies, Shared, Source};
 use crate::delivery::record::snapshot_place;
 use crate::limits;
 
@@ -28,25 +28,36 @@ enum What {
     Data,
     /// A log's folder by itself.
     Log,
+    /// A log in one file.
+    Export,
+    /// A proof of one entry.
+    Proof,
 }
 
 fn what(path: &Path) -> anyhow::Result<What> {
-    if !path.is_dir() {
-        anyhow::bail!(
-            "{}: there is no folder here (name a data folder, or the folder of a log)",
-            path.display()
-        );
-    }
     let mut head = Vec::new();
-    if let Ok(format) = std::fs::File::open(path.join("format")) {
-        let _ = format.take(16).read_to_end(&mut head);
+    let named = match path.is_dir() {
+        true => path.join("format"),
+        false => path.to_owned(),
+    };
+    if let Ok(file) = std::fs::File::open(&named) {
+        file.take(16).read_to_end(&mut head)?;
     }
-    match () {
-        () if head.starts_with(b"agora-log ") => Ok(What::Log),
-        () => {
-            check_format(path)?;
-            Ok(What::Data)
+    if path.is_dir() {
+        if head.starts_with(b"agora-log ") {
+            return Ok(What::Log);
         }
+        check_format(path)?;
+        return Ok(What::Data);
+    }
+    match head.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => Ok(What::Proof),
+        Some(_) => Ok(What::Export),
+        None if path.exists() => anyhow::bail!("{}: the file is empty", path.display()),
+        None => anyhow::bail!(
+            "{}: there is nothing here (name a data folder, the folder of a log, an export or a proof)",
+            path.display()
+        ),
     }
 }
 
@@ -59,71 +70,85 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut audit = Audit::new();
     let on_servers = !args.log.servers.is_empty();
     let mut realm = args.realm;
-    let mut ends = None;
+    let mut seen = None;
     let place = match (on_servers, what(&path)) {
-        // All that a folder adds to a log on servers is which realm it is, and what was kept.
+        // All that a folder adds to a log on servers is which realm it is, and what was seen of it.
         (true, Err(error)) if realm.is_none() => {
             return Err(error.context("which realm? say --realm ID, or name a data folder of it"));
         }
-        (true, Err(_)) => None,
-        (_, what) => match what? {
-            What::Log => Some(path.clone()),
-            What::Data => {
-                let pinned = std::fs::read_to_string(path.join("realm")).unwrap_or_default();
-                let pinned: Option<RealmId> = pinned.trim().parse().ok();
-                realm = realm.or(pinned);
-                ends = snapshot_place(&path.join("state"));
-                Some(path.join("log"))
-            }
-        },
+        (true, Err(_)) => What::Log,
+        (_, found) => found?,
     };
+    if matches!(place, What::Proof) {
+        return super::prove::check(&path, realm, &args.checkpoint, args.json);
+    }
+    if matches!(place, What::Data) {
+        let pinned = std::fs::read_to_string(path.join("realm")).unwrap_or_default();
+        let pinned: Option<RealmId> = pinned.trim().parse().ok();
+        realm = realm.or(pinned);
+        seen = snapshot_place(&path.join("state"));
+    }
     if let Some(realm) = realm {
         audit.expect_realm(realm);
     }
     for file in &args.checkpoint {
-        for held in read_checkpoints(file)? {
-            audit.hold(held);
-        }
+        audit.hold(read_checkpoint(file)?);
     }
-    if let Some((seq, leaf)) = ends {
+    if let Some((seq, leaf)) = seen {
         let whence = format!("the snapshot in {}", path.display());
         audit.hold_leaf(seq, leaf, whence);
     }
-    let told = match (on_servers, place) {
-        (true, _) => on_the_servers(args, realm, audit)?,
-        (false, Some(place)) => {
-            let whole = match Whole::open(&place) {
-                Err(LogError::Missing { .. }) if !place.is_dir() => anyhow::bail!(
-                    "{}: there is no log in this folder (of a realm on servers, say --log URL)",
-                    path.display()
-                ),
-                opened => opened,
-            };
-            match whole {
-                Ok(whole) => {
-                    let torn = whole.torn().cloned();
-                    let mut told = run(whole, audit);
-                    told.torn = torn;
-                    told
-                }
-                Err(error @ LogError::Corrupt { .. }) => Told {
-                    audited: Audited {
-                        audit,
-                        lies: Default::default(),
-                        broken: Some(error),
-                    },
-                    torn: None,
-                },
-                Err(error) => return Err(error.into()),
-            }
+    let told = match place {
+        _ if on_servers => on_the_servers(args, realm, audit)?,
+        What::Export => {
+            use anyhow::Context;
+            let file = std::fs::File::open(&path)?;
+            let reader = agora_log::export::Reader::new(std::io::BufReader::new(file))
+                .with_context(|| path.display().to_string())?;
+            run(Exported::new(reader), audit, |_, _| {})
         }
-        (false, None) => anyhow::bail!("no record was named"),
+        What::Data => in_folder(&path.join("log"), audit)?,
+        What::Log | What::Proof => in_folder(&path, audit)?,
     };
     told.say(args.json)
 }
 
-/// All checkpoints in a file.
-fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
+/// A log in a folder.
+fn in_folder(folder: &Path, audit: Audit) -> anyhow::Result<Told> {
+    match open_folder(folder)? {
+        Ok(whole) => {
+            let torn = whole.torn().cloned();
+            let told = run(whole, audit, |_, _| {});
+            Ok(Told { torn, ..told })
+        }
+        Err(broken) => Ok(Told {
+            audited: Audited {
+                audit,
+                lies: Default::default(),
+                broken: Some(broken),
+            },
+            torn: None,
+        }),
+    }
+}
+
+/// Opens a log's folder, or says which place of it is damaged.
+pub(super) fn open_folder(folder: &Path) -> anyhow::Result<Result<Whole, Broken>> {
+    match Whole::open(folder) {
+        Ok(whole) => Ok(Ok(whole)),
+        Err(LogError::Missing { .. }) => anyhow::bail!(
+            "there is no log in {} (of a realm on servers, say --log URL)",
+            folder.display()
+        ),
+        Err(error) => match Broken::from(error) {
+            Broken::Unreadable(error) => Err(error),
+            broken => Ok(Err(broken)),
+        },
+    }
+}
+
+/// The checkpoint in a file.
+pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
     use anyhow::Context;
     let mut text = String::new();
     std::fs::File::open(file)
@@ -136,18 +161,14 @@ fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
     let signed = text
         .parse()
         .with_context(|| format!("{}: this is no checkpoint", file.display()))?;
-    Ok(vec![Held {
+    Ok(Held {
         signed,
-        whence: file.display().to_string(),
+        whence: format!("the checkpoint {}", file.display()),
         elsewhere: true,
-    }])
+    })
 }
 
-fn on_the_servers(
-    args: &VerifyArgs,
-    realm: Option<RealmId>,
-    audit: Audit,
-) -> anyhow::Result<Told> {
+fn on_the_servers(args: &VerifyArgs, realm: Option<RealmId>, audit: Audit) -> anyhow::Result<Told> {
     let Some(realm) = realm else {
         anyhow::bail!("which realm? say --realm ID, or name a data folder of it");
     };
@@ -165,19 +186,25 @@ fn on_the_servers(
         .build()?;
     let log = runtime.block_on(agora_log::JetStream::open(*options))?;
     let source = Shared::new(std::sync::Arc::new(log), runtime.handle().clone());
-    Ok(run(source, audit))
+    Ok(run(source, audit, |_, _| {}))
 }
 
 /// Feeds an audit on all cores, and says how far it is.
-pub(super) fn run(source: impl Source, audit: Audit) -> Told {
+pub(super) fn run(
+    source: impl Source,
+    audit: Audit,
+    mut watch: impl FnMut(&Stored, &Judged) + Send,
+) -> Told {
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let (end, mut progress) = (source.end(), show::Progress::new());
     let (mut told, mut at) = (Instant::now(), 0);
-    let audited = auditing::audit(source, audit, threads, |stored, _| {
+    let of = end.map_or_else(String::new, |end| format!(" of {end}"));
+    let audited = auditing::audit(source, audit, threads, |stored, judged| {
+        watch(stored, judged);
         at += 1;
         if at % 256 == 0 && told.elapsed() >= Duration::from_secs(1) {
             told = Instant::now();
-            progress.show(&format!("verifying: {} of {end} entries", stored.seq));
+            progress.show(&format!("verifying: {}{of} entries", stored.seq));
         }
     });
     progress.done();
@@ -189,12 +216,12 @@ pub(super) fn run(source: impl Source, audit: Audit) -> Told {
 
 /// What is to be told of a record.
 pub(super) struct Told {
-    audited: Audited,
+    pub(super) audited: Audited,
     torn: Option<agora_log::TornTail>,
 }
 
 /// A refusal in a word or two.
-fn word(refusal: Refusal) -> String {
+pub(super) fn word(refusal: Refusal) -> String {
     let mut word = String::new();
     for c in format!("{refusal:?}").chars() {
         if c.is_uppercase() && !word.is_empty() {
@@ -216,32 +243,27 @@ impl Told {
     /// Says it, and how it ends.
     fn say(self, json: bool) -> anyhow::Result<ExitCode> {
         let (lies, broken, torn) = (self.audited.lies, self.audited.broken, self.torn);
-        let corrupt = match broken {
-            Some(LogError::Corrupt {
-                seq,
-                file,
-                offset,
-                why,
-            }) => Some((seq.0, file, offset, why)),
-            Some(error) => return Err(error.into()),
+        let damaged = match broken {
+            Some(Broken::At { seq, lies, why }) => Some((seq, lies, why)),
+            Some(Broken::Unreadable(error)) => return Err(error),
             None => None,
         };
         // Of a record that breaks off, nothing is to be said of how it ends.
-        let report = match corrupt.is_some() {
+        let report = match damaged.is_some() {
             true => self.audited.audit.broken_off(),
             false => self.audited.audit.end(),
         };
-        let well = report.is_well() && corrupt.is_none();
+        let well = report.is_well() && damaged.is_none();
         let mut found: Vec<Bad> = report
             .findings
             .iter()
             .map(|finding| Bad::of(finding, lies.get(&finding.seq)))
             .collect();
-        if let Some((seq, file, offset, why)) = corrupt {
+        if let Some((seq, lies, why)) = damaged {
             found.push(Bad {
                 seq,
                 since: seq,
-                lies: Some((file, offset)),
+                lies,
                 why: format!("damaged: {why}"),
             });
         }
@@ -260,7 +282,7 @@ impl Told {
 struct Bad {
     seq: u64,
     since: u64,
-    lies: Option<(PathBuf, u64)>,
+    lies: Option<Lies>,
     why: String,
 }
 
@@ -269,7 +291,7 @@ impl Bad {
         Self {
             seq: finding.seq,
             since: finding.since,
-            lies: lies.map(|lies| ((*lies.file).clone(), lies.offset)),
+            lies: lies.cloned(),
             why: finding.wrong.to_string(),
         }
     }
@@ -280,7 +302,7 @@ impl Bad {
             false => format!("somewhere from entry {} to {}", self.since, self.seq),
         };
         match &self.lies {
-            Some((file, offset)) if self.seq == self.since => {
+            Some(Lies { file, offset }) if self.seq == self.since => {
                 format!("{place} ({}, byte {offset}): {}", file.display(), self.why)
             }
             _ => format!("{place}: {}", self.why),
@@ -318,13 +340,7 @@ fn void(report: &Report) -> String {
     }
 }
 
-fn tell(
-    report: &Report,
-    found: &[Bad],
-    more: u64,
-    torn: Option<&agora_log::TornTail>,
-    well: bool,
-) {
+fn tell(report: &Report, found: &[Bad], more: u64, torn: Option<&agora_log::TornTail>, well: bool) {
     let state = &report.state;
     let mut text = String::new();
     let mut row = |name: &str, what: String| {
@@ -386,7 +402,7 @@ fn tell(
             row(
                 "checkpoint",
                 format!(
-                    "{} at {} {agrees}; signed by {by}{witnesses}",
+                    "{} covers {} entries and {agrees}; signed by {by}{witnesses}",
                     held.whence, held.size
                 ),
             );
@@ -453,8 +469,8 @@ fn tell_json(report: &Report, found: &[Bad], well: bool) {
             "event": "finding",
             "seq": bad.seq,
             "since": bad.since,
-            "file": bad.lies.as_ref().map(|(file, _)| file.display().to_string()),
-            "offset": bad.lies.as_ref().map(|(_, offset)| offset),
+            "file": bad.lies.as_ref().map(|lies| lies.file.display().to_string()),
+            "offset": bad.lies.as_ref().map(|lies| lies.offset),
             "why": bad.why,
         }));
     }

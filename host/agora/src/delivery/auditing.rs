@@ -6,10 +6,12 @@
 //! Failure: a source that can't be read further says where; the audit has what came before.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use agora_log::export::{self, ExportError, Place};
 use agora_log::{Log, LogError, Seq, Whole};
 use agora_realm::{Audit, Judged, Stored, Verifier};
 use bytes::Bytes;
@@ -41,14 +43,119 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// The place that can't be read, if that is known, and why.
-    fn next(&mut self) -> Result<Vec<Raw>, LogError>;
+    fn next(&mut self) -> Result<Vec<Raw>, Broken>;
 
-    /// The last place, as far as is known.
-    fn end(&self) -> u64;
+    /// The last place, where that is known before all is read.
+    fn end(&self) -> Option<u64>;
+}
+
+/// Why a source can't be read further.
+#[derive(Debug)]
+pub enum Broken {
+    /// What stands at a place is damaged.
+    At {
+        /// The place.
+        seq: u64,
+        /// Where it lies.
+        lies: Option<Lies>,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It can't be read now, which says nothing of what stands there.
+    Unreadable(anyhow::Error),
+}
+
+impl From<LogError> for Broken {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Corrupt {
+                seq,
+                file,
+                offset,
+                why,
+            } => Self::At {
+                seq: seq.0,
+                lies: Some(Lies {
+                    file: Arc::new(file),
+                    offset,
+                }),
+                why,
+            },
+            other => Self::Unreadable(other.into()),
+        }
+    }
+}
+
+impl From<ExportError> for Broken {
+    fn from(error: ExportError) -> Self {
+        match &error {
+            ExportError::Truncated { seq } | ExportError::Damaged { seq, .. } => Self::At {
+                seq: seq.0,
+                lies: None,
+                why: error.to_string(),
+            },
+            _ => Self::Unreadable(error.into()),
+        }
+    }
+}
+
+/// A log in one file.
+pub struct Exported<R: Read> {
+    reader: export::Reader<R>,
+    broken: Option<Broken>,
+}
+
+impl<R: Read> Exported<R> {
+    /// What a reader has yet to give.
+    pub fn new(reader: export::Reader<R>) -> Self {
+        Self {
+            reader,
+            broken: None,
+        }
+    }
+}
+
+impl<R: Read + Send> Source for Exported<R> {
+    fn next(&mut self) -> Result<Vec<Raw>, Broken> {
+        if let Some(broken) = self.broken.take() {
+            return Err(broken);
+        }
+        let (mut lot, mut bytes) = (Vec::new(), 0);
+        while lot.len() < limits::AUDIT_LOT_ENTRIES && bytes < limits::AUDIT_LOT_BYTES {
+            let (seq, stored) = match self.reader.next_place() {
+                Ok(None) => break,
+                Ok(Some((seq, Place::Entry(stored)))) => (seq, stored),
+                Ok(Some((seq, Place::Purged { .. }))) => {
+                    self.broken = Some(Broken::Unreadable(anyhow::anyhow!(
+                        "place {seq} was purged: what counts behind it can't be judged from this file (verify an export from before that)"
+                    )));
+                    break;
+                }
+                Err(error) => {
+                    self.broken = Some(error.into());
+                    break;
+                }
+            };
+            bytes += stored.len();
+            lot.push(Raw {
+                seq: seq.0,
+                stored,
+                lies: None,
+            });
+        }
+        match lot.is_empty() {
+            true => self.broken.take().map_or(Ok(lot), Err),
+            false => Ok(lot),
+        }
+    }
+
+    fn end(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl Source for Whole {
-    fn next(&mut self) -> Result<Vec<Raw>, LogError> {
+    fn next(&mut self) -> Result<Vec<Raw>, Broken> {
         let lot = self.read(limits::AUDIT_LOT_ENTRIES, limits::AUDIT_LOT_BYTES)?;
         let raw = lot.into_iter().map(|stood| Raw {
             seq: stood.seq.0,
@@ -61,8 +168,8 @@ impl Source for Whole {
         Ok(raw.collect())
     }
 
-    fn end(&self) -> u64 {
-        Whole::end(self).0
+    fn end(&self) -> Option<u64> {
+        Some(Whole::end(self).0)
     }
 }
 
@@ -88,7 +195,7 @@ impl Shared {
 }
 
 impl Source for Shared {
-    fn next(&mut self) -> Result<Vec<Raw>, LogError> {
+    fn next(&mut self) -> Result<Vec<Raw>, Broken> {
         if self.next > self.end {
             return Ok(Vec::new());
         }
@@ -108,8 +215,8 @@ impl Source for Shared {
         Ok(raw.collect())
     }
 
-    fn end(&self) -> u64 {
-        self.end
+    fn end(&self) -> Option<u64> {
+        Some(self.end)
     }
 }
 
@@ -120,14 +227,14 @@ pub struct Audited {
     /// Where each place lies that something was found at.
     pub lies: HashMap<u64, Lies>,
     /// Why it could not be read further.
-    pub broken: Option<LogError>,
+    pub broken: Option<Broken>,
 }
 
 struct Reading<S> {
     source: S,
     lots: u64,
     over: bool,
-    broken: Option<LogError>,
+    broken: Option<Broken>,
 }
 
 struct Judging<W> {

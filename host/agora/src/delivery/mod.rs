@@ -5,5 +5,6 @@ pub mod cursors;
 pub mod feed;
 pub mod index;
 pub mod message;
+pub mod proofs;
 pub mod record;
 pub mod subscription;

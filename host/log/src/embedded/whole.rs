@@ -141,7 +141,11 @@ impl Whole {
             let bytes = record_bytes(entry.len());
             let padding = at + bytes - Chunks::padding_bytes(entry.len());
             if !chunks.is_zero(padding, at + bytes).map_err(io)? {
-                return Err(corrupt(seq, padding, "the bytes that pad its record are not zero".into()));
+                return Err(corrupt(
+                    seq,
+                    padding,
+                    "the bytes that pad its record are not zero".into(),
+                ));
             }
             *left = left.saturating_sub(entry.len());
             out.push(Stood {
