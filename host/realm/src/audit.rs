@@ -204,7 +204,7 @@ impl Report {
 type Signer = (HostId, Option<PersonaName>);
 
 /// An audit under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Audit {
     state: State,
     tree: Frontier,

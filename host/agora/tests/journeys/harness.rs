@@ -120,7 +120,20 @@ impl Drop for Turn {
 pub(crate) struct Journey {
     folder: tempfile::TempDir,
     data: PathBuf,
+    /// Its record is tampered with on purpose.
+    forges: std::cell::Cell<bool>,
     _turn: Turn,
+}
+
+/// Every journey's record is what correct hosts wrote.
+impl Drop for Journey {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.forges.get() || !self.data.join("log/format").is_file() {
+            return;
+        }
+        let told = self.cli(&["verify"]);
+        assert_eq!(told.code, Some(0), "agora verify: {told:#?}");
+    }
 }
 
 /// How a command ended.
@@ -149,10 +162,16 @@ impl Journey {
         let journey = Self {
             folder,
             data,
+            forges: std::cell::Cell::new(false),
             _turn: Turn::take(),
         };
         journey.write_manifest(manifest);
         journey
+    }
+
+    /// Its record is tampered with on purpose, so that `agora verify` would refuse it.
+    pub(crate) fn forges(&self) {
+        self.forges.set(true);
     }
 
     /// Keeps the data elsewhere.
