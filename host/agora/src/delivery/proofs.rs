@@ -21,7 +21,7 @@ use crate::limits;
 #[derive(Debug, thiserror::Error)]
 pub enum NotAProof {
     /// Larger than any.
-    #[error("{0} bytes, a proof takes at most {}", limits::PROOF_FILE_BYTES_MAX)]
+    #[error("{0} bytes; a proof takes at most {max}", max = limits::PROOF_FILE_BYTES_MAX)]
     TooLarge(usize),
     /// Not of this form.
     #[error("this is no proof: {0}")]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -121,14 +122,17 @@ pub(crate) struct Journey {
     folder: tempfile::TempDir,
     data: PathBuf,
     /// Its record is tampered with on purpose.
-    forges: std::cell::Cell<bool>,
+    forges: AtomicBool,
     _turn: Turn,
 }
 
 /// Every journey's record is what correct hosts wrote.
 impl Drop for Journey {
     fn drop(&mut self) {
-        if std::thread::panicking() || self.forges.get() || !self.data.join("log/format").is_file() {
+        if std::thread::panicking()
+            || self.forges.load(Ordering::SeqCst)
+            || !self.data.join("log/format").is_file()
+        {
             return;
         }
         let told = self.cli(&["verify"]);
@@ -162,7 +166,7 @@ impl Journey {
         let journey = Self {
             folder,
             data,
-            forges: std::cell::Cell::new(false),
+            forges: AtomicBool::new(false),
             _turn: Turn::take(),
         };
         journey.write_manifest(manifest);
@@ -171,7 +175,7 @@ impl Journey {
 
     /// Its record is tampered with on purpose, so that `agora verify` would refuse it.
     pub(crate) fn forges(&self) {
-        self.forges.set(true);
+        self.forges.store(true, Ordering::SeqCst);
     }
 
     /// Keeps the data elsewhere.

@@ -4,8 +4,8 @@
 use agora_guest::Draft;
 use agora_log::Class;
 use agora_realm::{
-    Audit, Body, Entry, Epoch, GrantId, Message, MessageVerdict, RealmId, Refusal, Sealed, SigningKey, Stored,
-    Verifier, tagged_hash,
+    Audit, Body, Entry, Epoch, GrantId, Message, MessageVerdict, RealmId, Refusal, Sealed,
+    SigningKey, Stored, Verifier, tagged_hash,
 };
 use bytes::Bytes;
 
@@ -63,7 +63,10 @@ fn forgeries(
     };
     let altered = {
         let mut stored = sealed(ann, &|_, _| {}).to_vec();
-        let at = stored.windows(6).position(|part| part == b"FORGED").unwrap();
+        let at = stored
+            .windows(6)
+            .position(|part| part == b"FORGED")
+            .unwrap();
         stored[at] ^= 1;
         stored
     };

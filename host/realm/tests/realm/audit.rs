@@ -371,7 +371,7 @@ fn mutated(
             let ann = PersonaId::new(host(1), PersonaName::new("ann").unwrap());
             let key = World::persona_key(&ann);
             entry.signer = key.public();
-            if bit % 2 == 0 && entry.author.is_some() {
+            if bit.is_multiple_of(2) && entry.author.is_some() {
                 (entry.host, entry.author) = (ann.host, Some(ann.name));
             }
             log[one] = entry.seal(&key, &[1; 32]).unwrap().stored().clone();
