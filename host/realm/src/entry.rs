@@ -228,6 +228,13 @@ pub struct LapseBody {
 /// What belongs on the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoteBody {
+    /// What the log was to the host that says so.
+    Tree {
+        /// How many places it covers.
+        size: u64,
+        /// The root over them.
+        root: [u8; 32],
+    },
     /// Messages of a channel up to an ordinal may be purged.
     Prune {
         /// Which channel.
@@ -254,6 +261,11 @@ pub enum NoteBody {
         reason: String,
         /// How many such ends since the last note.
         count: u32,
+    },
+    /// The host hears the log. Changes nothing.
+    Marker {
+        /// The place that the host had judged when it said so.
+        judged: u64,
     },
 }
 
@@ -370,11 +382,12 @@ impl Entry {
             Body::Note(NoteBody::Gap { reason, .. } | NoteBody::Incident { reason, .. }) => {
                 text("reason", reason, REASON_BYTES_MAX)
             }
-            Body::Key(_)
+            Body::Note(NoteBody::Tree { .. })
+            | Body::Key(_)
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)
-            | Body::Note(NoteBody::Prune { .. }) => Ok(()),
+            | Body::Note(NoteBody::Prune { .. } | NoteBody::Marker { .. }) => Ok(()),
         }
     }
 }

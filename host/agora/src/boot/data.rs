@@ -14,6 +14,11 @@
 //! state        snapshot of the realm's state (derived)
 //! cursors      silence: cursors moved by no entry
 //! stops        stops that wait for the log
+//! tree         the tree over the log (derived)
+//! checkpoint   this host's newest signed word of what the log was
+//! checkpoints  those before it
+//! cosigned     those that witnesses signed, too
+//! forked       other hosts that have another log
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```

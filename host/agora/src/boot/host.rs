@@ -22,6 +22,7 @@ use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
+use crate::delivery::checkpoints::Checkpoints;
 use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Derived, Record};
 use crate::door::control::Control;
@@ -90,6 +91,7 @@ pub struct Host {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<Socket>,
     following: tokio::task::JoinHandle<()>,
+    checkpoints: Arc<Checkpoints>,
     /// What the operator should know: what the manifest proposed and the log had decided otherwise.
     pub notices: Vec<String>,
 }
@@ -182,6 +184,7 @@ pub(crate) async fn open_with(
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
+        tree: folder.join("tree"),
     };
     let began = std::time::Instant::now();
     let mut told = began;
@@ -193,7 +196,8 @@ pub(crate) async fn open_with(
     })
     .await?;
     let following = tokio::spawn(record.clone().follow());
-    begin_realm(&record, &keys, &folder, genesis).await?;
+    let realm = begin_realm(&record, &keys, &folder, genesis).await?;
+    let checkpoints = Checkpoints::open(&folder, record.clone(), keys.clone(), realm).await?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -209,6 +213,13 @@ pub(crate) async fn open_with(
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
     let control = Control::new(stage, folder.clone(), services, place);
+    let forks = control.forks().clone();
+    notices.extend(
+        forks
+            .standing()
+            .iter()
+            .map(|f| format!("FORKED: {}", f.show())),
+    );
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -223,6 +234,8 @@ pub(crate) async fn open_with(
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.clone().heed_others()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
+        tokio::spawn(checkpoints.clone().make_regularly()),
+        tokio::spawn(control.clone().compare_trees(forks)),
     ];
     Ok(Opened {
         host: Host {
@@ -230,6 +243,7 @@ pub(crate) async fn open_with(
             tasks,
             socket: None,
             following,
+            checkpoints,
             notices,
         },
         manifest,
@@ -316,7 +330,7 @@ async fn begin_realm(
     keys: &Arc<Keys>,
     folder: &DataFolder,
     drafted: Option<Sealed>,
-) -> Result<(), Failure> {
+) -> Result<RealmId, Failure> {
     let pinned = folder.realm()?;
     let found = record.state().realm();
     let realm = match found {
@@ -349,8 +363,11 @@ async fn begin_realm(
             pinned: pinned.short(),
         }
         .into()),
-        Some(_) => Ok(()),
-        None => Ok(folder.pin_realm(realm)?),
+        Some(_) => Ok(realm),
+        None => {
+            folder.pin_realm(realm)?;
+            Ok(realm)
+        }
     }
 }
 
@@ -640,6 +657,9 @@ impl Host {
             tracing::error!("the log did not close: {error}");
         }
         let _ = self.following.await;
+        // All that will be judged is.
+        let checkpoints = self.checkpoints;
+        let _ = tokio::task::spawn_blocking(move || checkpoints.make()).await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
+mod checkpoint;
 mod client;
 mod diary;
 mod local;
@@ -12,6 +13,7 @@ mod prove;
 mod run;
 pub mod show;
 mod verify;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -49,11 +51,13 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
+        Command::Doctor(args) => local::doctor(&args),
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Prove(args) => prove::prove(&args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -13,6 +13,7 @@ use super::args::ProveArgs;
 use super::show;
 use super::verify::{open_folder, read_checkpoint, run, word};
 use crate::delivery::auditing::Broken;
+use crate::delivery::checkpoints::Kept;
 use crate::delivery::proofs;
 use crate::limits;
 
@@ -28,7 +29,6 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
     };
     let data = args.data.data();
     crate::boot::data::check_format(&data)?;
-    let checkpoint = read_checkpoint(&args.checkpoint)?.signed;
     let whole = match open_folder(&data.join("log"))? {
         Ok(whole) => whole,
         Err(broken) => anyhow::bail!(damaged(broken)?),
@@ -40,6 +40,18 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
     if let Some(broken) = told.audited.broken {
         anyhow::bail!(damaged(broken)?);
     }
+    let checkpoint = match (&args.checkpoint, gathering.place()) {
+        (Some(file), _) => read_checkpoint(file)?.signed,
+        (None, place) => {
+            let kept = Kept::of(&data).covering(place.unwrap_or(1))?;
+            kept.ok_or_else(|| {
+                anyhow::anyhow!(
+                    "{}: no checkpoint that is kept here covers it yet (a running host makes one each second while entries arrive)",
+                    data.display()
+                )
+            })?
+        }
+    };
     let proof = gathering.prove(checkpoint).map_err(|error| match error {
         NoProof::NoSubject => anyhow::anyhow!(
             "the record in {} holds no such entry or message (agora log shows what it holds)",

@@ -19,7 +19,9 @@ use super::show;
 use crate::boot::data::check_format;
 use crate::boot::host::LogChoice;
 use crate::delivery::auditing::{self, Audited, Broken, Exported, Lies, Shared, Source};
+use crate::delivery::checkpoints::Kept;
 use crate::delivery::record::snapshot_place;
+use crate::delivery::{forks, tree};
 use crate::limits;
 
 /// What a path is of.
@@ -82,7 +84,20 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     if matches!(place, What::Proof) {
         return super::prove::check(&path, realm, &args.checkpoint, args.json);
     }
+    let mut forks = Vec::new();
     if matches!(place, What::Data) {
+        // Before the log is opened, which may grow meanwhile.
+        for signed in Kept::of(&path).all()? {
+            audit.hold(Held {
+                whence: format!(
+                    "the checkpoint of {} entries, kept beside the record,",
+                    signed.checkpoint().size
+                ),
+                signed,
+                elsewhere: false,
+            });
+        }
+        forks = forks::kept(&path).iter().map(|fork| fork.show()).collect();
         let pinned = std::fs::read_to_string(path.join("realm")).unwrap_or_default();
         let pinned: Option<RealmId> = pinned.trim().parse().ok();
         realm = realm.or(pinned);
@@ -93,6 +108,12 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
     for file in &args.checkpoint {
         audit.hold(read_checkpoint(file)?);
+    }
+    if matches!(place, What::Data)
+        && !args.checkpoint.is_empty()
+        && let Ok(leaves) = tree::leaves(&path.join("tree"))
+    {
+        audit.hold_leaves(leaves);
     }
     if let Some((seq, leaf)) = seen {
         let whence = format!("the snapshot in {}", path.display());
@@ -110,7 +131,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         What::Data => in_folder(&path.join("log"), audit)?,
         What::Log | What::Proof => in_folder(&path, audit)?,
     };
-    told.say(args.json)
+    Told { forks, ..told }.say(args.json)
 }
 
 /// A log in a folder.
@@ -128,6 +149,7 @@ fn in_folder(folder: &Path, audit: Audit) -> anyhow::Result<Told> {
                 broken: Some(broken),
             },
             torn: None,
+            forks: Vec::new(),
         }),
     }
 }
@@ -211,6 +233,7 @@ pub(super) fn run(
     Told {
         audited,
         torn: None,
+        forks: Vec::new(),
     }
 }
 
@@ -218,6 +241,8 @@ pub(super) fn run(
 pub(super) struct Told {
     pub(super) audited: Audited,
     torn: Option<agora_log::TornTail>,
+    /// Other hosts of the realm that have another log.
+    forks: Vec<String>,
 }
 
 /// A refusal in a word or two.
@@ -253,7 +278,7 @@ impl Told {
             true => self.audited.audit.broken_off(),
             false => self.audited.audit.end(),
         };
-        let well = report.is_well() && damaged.is_none();
+        let well = report.is_well() && damaged.is_none() && self.forks.is_empty();
         let mut found: Vec<Bad> = report
             .findings
             .iter()
@@ -269,8 +294,15 @@ impl Told {
         }
         let more = report.found - report.findings.len() as u64;
         match json {
-            true => tell_json(&report, &found, well),
-            false => tell(&report, &found, more, torn.as_ref(), well),
+            true => tell_json(&report, &found, &self.forks, well),
+            false => {
+                let bad = found.iter().map(Bad::text).chain(
+                    self.forks
+                        .iter()
+                        .map(|fork| format!("another host has another log: {fork}")),
+                );
+                tell(&report, &bad.collect::<Vec<_>>(), more, torn.as_ref(), well);
+            }
         }
         Ok(match well {
             true => ExitCode::SUCCESS,
@@ -420,7 +452,7 @@ fn tell(report: &Report, found: &[Bad], more: u64, torn: Option<&agora_log::Torn
         );
     }
     for bad in found {
-        row("BAD", bad.text());
+        row("BAD", bad.clone());
     }
     if more > 0 {
         row("BAD", format!("and {more} more"));
@@ -439,7 +471,7 @@ fn tell(report: &Report, found: &[Bad], more: u64, torn: Option<&agora_log::Torn
                     .into()
             }
             (false, _) => match found.first() {
-                Some(first) => format!("first bad: {}", first.text()),
+                Some(first) => format!("first bad: {first}"),
                 None => "the record is not what correct hosts wrote".to_owned(),
             },
         },
@@ -447,7 +479,7 @@ fn tell(report: &Report, found: &[Bad], more: u64, torn: Option<&agora_log::Torn
     show::print(&text);
 }
 
-fn tell_json(report: &Report, found: &[Bad], well: bool) {
+fn tell_json(report: &Report, found: &[Bad], forks: &[String], well: bool) {
     let mut text = String::new();
     let mut line = |value: serde_json::Value| {
         text.push_str(&value.to_string());
@@ -473,6 +505,9 @@ fn tell_json(report: &Report, found: &[Bad], well: bool) {
             "offset": bad.lies.as_ref().map(|lies| lies.offset),
             "why": bad.why,
         }));
+    }
+    for fork in forks {
+        line(json!({"event": "fork", "why": fork}));
     }
     let by = |counts: &std::collections::BTreeMap<Refusal, u64>| {
         let counts = counts.iter().map(|(refusal, n)| (word(*refusal), json!(n)));

@@ -1,10 +1,13 @@
 //! How what counts gets out.
 
 pub mod auditing;
+pub mod checkpoints;
 pub mod cursors;
 pub mod feed;
+pub mod forks;
 pub mod index;
 pub mod message;
 pub mod proofs;
 pub mod record;
 pub mod subscription;
+pub mod tree;

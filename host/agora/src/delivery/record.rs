@@ -12,13 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
-    ChannelName, EntryId, Judged, Junk, MessageVerdict, Ordinal, Sealed, State, judge,
+    Body, Change, ChannelName, EntryId, HostId, Judged, Junk, MessageVerdict, NoteBody, Ordinal,
+    Sealed, State, judge, merkle,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 
+use super::forks::Told;
 use super::index::{Index, Place};
+use super::tree::{LogTree, TreeError};
 use crate::limits;
 
 /// One place of the log, judged.
@@ -68,6 +71,9 @@ pub enum RecordError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The tree over the log failed.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The derived files failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -120,6 +126,12 @@ pub struct Record {
     /// Held while a snapshot is written, and by nothing else.
     snapshotting: Mutex<()>,
     failed: watch::Sender<Option<String>>,
+    tree: LogTree,
+    fenced: Notify,
+    /// What each host said last of the log, and nobody has compared yet.
+    trees_told: Mutex<HashMap<HostId, Told>>,
+    /// Entries that say something, since this host started.
+    arrived: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,6 +145,8 @@ pub struct Derived {
     pub index: PathBuf,
     /// The file of the snapshot.
     pub snapshot: PathBuf,
+    /// The file of the tree over the log.
+    pub tree: PathBuf,
 }
 
 impl Record {
@@ -160,7 +174,7 @@ impl Record {
             let stored = log.read(Seq(seen), 1, usize::MAX).await?;
             let same = stored
                 .first()
-                .is_some_and(|(seq, bytes)| seq.0 == seen && leaf(bytes) == snapshot.leaf);
+                .is_some_and(|(seq, bytes)| seq.0 == seen && merkle::leaf(bytes) == snapshot.leaf);
             if same {
                 let latest = snapshot
                     .state
@@ -184,6 +198,7 @@ impl Record {
                 (index.map_err(io(derived.index.clone()))?, 0)
             }
         };
+        let tree = LogTree::open(derived.tree, log.clone(), seen, &mut progress).await?;
         let record = Arc::new(Self {
             log,
             state: RwLock::new(state),
@@ -196,6 +211,10 @@ impl Record {
             snapshot_seq: AtomicU64::new(seen),
             snapshotting: Mutex::default(),
             failed: watch::channel(None).0,
+            tree,
+            fenced: Notify::new(),
+            trees_told: Mutex::default(),
+            arrived: AtomicU64::new(0),
         });
         let end = record.log.end().0;
         let mut next = seen + 1;
@@ -205,8 +224,11 @@ impl Record {
                 break;
             };
             next = last.0 + 1;
-            for (seq, sealed) in open_all(batch).await {
-                record.settle(seq, sealed);
+            for (seq, leaf, sealed) in open_all(batch).await {
+                record.settle(seq, leaf, sealed);
+            }
+            if let Err(error) = record.tree.keep() {
+                tracing::warn!("the tree over the log can't be written: {error}");
             }
             progress(next - 1, end);
         }
@@ -231,19 +253,19 @@ impl Record {
                 Ok(parsed) => lock(&self.waiting).remove(&parsed.id()),
                 Err(_) => None,
             };
-            let (sealed, waiter) = match own {
+            let (leaf, sealed, waiter) = match own {
                 // Signed by this very process, and the same to the byte.
-                Some((sealed, waiter)) if sealed.stored() == &bytes => (Ok(sealed), Some(waiter)),
+                Some((sealed, waiter)) if sealed.stored() == &bytes => {
+                    (merkle::leaf(&bytes), Ok(sealed), Some(waiter))
+                }
                 other => {
                     let waiter = other.map(|(_, waiter)| waiter);
                     let opened = open_all(vec![(seq, bytes)]).await;
-                    (
-                        opened.into_iter().next().expect("one in, one out").1,
-                        waiter,
-                    )
+                    let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
+                    (leaf, sealed, waiter)
                 }
             };
-            let settled = self.settle(seq.0, sealed);
+            let settled = self.settle(seq.0, leaf, sealed);
             if let Some(waiter) = waiter {
                 let _ = waiter.send(settled);
             }
@@ -257,7 +279,8 @@ impl Record {
         lock(&self.waiting).clear();
     }
 
-    fn settle(&self, seq: u64, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
+    /// `leaf`: the hash of what is stored there.
+    fn settle(&self, seq: u64, leaf: merkle::Hash, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
         let settled = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let judged = judge(&mut state, seq, sealed.as_ref());
@@ -279,6 +302,7 @@ impl Record {
                 judged,
             })
         };
+        self.tree.push(seq, leaf);
         let bytes = settled
             .sealed
             .as_ref()
@@ -308,8 +332,50 @@ impl Record {
                 latest.send_replace(last.ordinal.0);
             }
         }
+        self.take_tree_told(&settled);
+        let is_fence = |change: &Change| matches!(change, Change::Fenced { .. });
+        if settled.judged.changes.iter().any(is_fence) {
+            self.fenced.notify_one();
+        }
         let _ = self.feed.send(settled.clone());
         settled
+    }
+
+    fn take_tree_told(&self, settled: &Settled) {
+        let entry = settled.sealed.as_ref().map(Sealed::entry);
+        match entry.map(|entry| (entry.host, &entry.body)) {
+            Ok((host, Body::Note(NoteBody::Tree { size, root }))) => {
+                if settled.judged.verdict.is_ok() {
+                    let (seq, size, root) = (settled.seq, *size, *root);
+                    lock(&self.trees_told).insert(host, Told { seq, size, root });
+                }
+            }
+            // What hosts tell each other to keep going says nothing that would have to be compared.
+            Ok((_, Body::Note(NoteBody::Marker { .. }))) => {}
+            _ => {
+                self.arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What hosts said of the log since this was asked before, the latest of each.
+    pub fn trees_told(&self) -> HashMap<HostId, Told> {
+        std::mem::take(&mut lock(&self.trees_told))
+    }
+
+    /// How many entries came that say something, since this host started: not counting what hosts tell each other to keep going.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    /// The tree over the log, as far as that is judged.
+    pub fn tree(&self) -> &LogTree {
+        &self.tree
+    }
+
+    /// Waits for a fence; one that came since the last waiting is not missed. For one who waits at a time.
+    pub async fn fenced(&self) {
+        self.fenced.notified().await;
     }
 
     /// The realm as judged so far. Hold it briefly, and never across an await.
@@ -491,7 +557,7 @@ impl Record {
         let mut file = Vec::with_capacity(bytes.len() + 128);
         file.extend_from_slice(SNAPSHOT);
         file.extend_from_slice(&seq.to_le_bytes());
-        file.extend_from_slice(&leaf(&stored));
+        file.extend_from_slice(&merkle::leaf(&stored));
         file.extend_from_slice(&bytes);
         let sum: [u8; 32] = Sha256::digest(&file).into();
         file.extend_from_slice(&sum);
@@ -533,17 +599,11 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     })
 }
 
-/// The hash of what is stored at a seq (RFC 6962 leaf).
-fn leaf(stored: &[u8]) -> [u8; 32] {
-    Sha256::new()
-        .chain_update([0])
-        .chain_update(stored)
-        .finalize()
-        .into()
-}
+/// What stands at a place: its seq, its hash in the tree, and the entry.
+type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
 
-/// Parses and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, Junk>)> {
+/// Parses, hashes and verifies entries on all cores, keeping their order.
+async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();
@@ -552,7 +612,7 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, J
         let part: Vec<_> = batch.by_ref().take(chunk).collect();
         tasks.push(tokio::task::spawn_blocking(move || {
             part.into_iter()
-                .map(|(seq, bytes)| (seq.0, Sealed::open(bytes)))
+                .map(|(seq, bytes)| (seq.0, merkle::leaf(&bytes), Sealed::open(bytes)))
                 .collect::<Vec<_>>()
         }));
     }

@@ -8,5 +8,6 @@ mod heed;
 pub mod introduction;
 pub mod operator;
 pub mod service;
+pub mod trees;
 pub mod wall;
 pub mod worker;

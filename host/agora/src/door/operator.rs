@@ -244,6 +244,10 @@ impl operator::Server for Desk {
             None => control.log_place().show(),
             Some(failure) => format!("{}, failed: {failure}", control.log_place().show()),
         };
+        let log = match control.forks().standing().first() {
+            None => log,
+            Some(fork) => format!("{log}, FORKED: {}", fork.show()),
+        };
         status.set_log(log.as_str());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);

@@ -132,6 +132,7 @@ fn body() -> impl Strategy<Value = Body> {
         })
     });
     let note = prop_oneof![
+        (any::<u64>(), id()).prop_map(|(size, root)| NoteBody::Tree { size, root }),
         (name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
             channel,
             through: Ordinal(through)
@@ -151,6 +152,7 @@ fn body() -> impl Strategy<Value = Body> {
                 count,
             }
         }),
+        any::<u64>().prop_map(|judged| NoteBody::Marker { judged }),
     ]
     .prop_map(Body::Note);
     prop_oneof![key, channel, grant, revoke, turn, lapse, note]
