@@ -372,7 +372,13 @@ fn void(report: &Report) -> String {
     }
 }
 
-fn tell(report: &Report, found: &[Bad], more: u64, torn: Option<&agora_log::TornTail>, well: bool) {
+fn tell(
+    report: &Report,
+    found: &[String],
+    more: u64,
+    torn: Option<&agora_log::TornTail>,
+    well: bool,
+) {
     let state = &report.state;
     let mut text = String::new();
     let mut row = |name: &str, what: String| {
