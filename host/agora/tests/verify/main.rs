@@ -8,4 +8,5 @@
 mod command;
 mod forged;
 mod mutations;
+mod parsing;
 mod written;
