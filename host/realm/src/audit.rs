@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::act::Refusal;
 use crate::causes::{Cause, cause};
 use crate::checkpoint::Signed;
-use crate::entry::{Body, Entry, Junk, KeySubject, RevokeBody, Revoked, Sealed};
+use crate::entry::{Body, Entry, Junk, KeySubject, Sealed};
 use crate::ids::{ChannelName, Epoch, HostId, PersonaName, PublicKey, RealmId};
 use crate::judge::{Change, Judged, MessageVerdict, judge};
 use crate::key::Verifier;
@@ -400,13 +400,7 @@ impl Audit {
                     && self.state.host(&entry.host).is_some()
             }
             (Refusal::NoRight, Body::Turn(_)) => message.is_none(),
-            (
-                Refusal::UnknownGrant,
-                Body::Revoke(RevokeBody {
-                    what: Revoked::Grant(_),
-                    ..
-                }),
-            ) => true,
+            (Refusal::UnknownGrant | Refusal::UnknownPersona, Body::Revoke(_)) => true,
             (Refusal::UnknownGrant, Body::Turn(turn)) => {
                 // Its own grant stands, so it is the one to read where it answers.
                 let own = entry.grant.and_then(|id| self.state.grant(&id));

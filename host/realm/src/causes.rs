@@ -143,8 +143,8 @@ pub const CAUSES: &[(Refusal, Cause, &str)] = &[
     ),
     (
         Refusal::UnknownPersona,
-        Cause::Wrong,
-        "personas are introduced before they act, and stay",
+        Cause::Depends,
+        "a stop may come for a persona that was never introduced; but none acts before it is, and all stay",
     ),
     (
         Refusal::WrongRealm,

@@ -174,6 +174,10 @@ fn races_of_correct_hosts_are_no_findings() {
     race(Refusal::UnknownGrant, &|world, _, _| {
         world.revoke_entry(Revoked::Grant(GrantId([5; 32])))
     });
+    race(Refusal::UnknownPersona, &|world, _, _| {
+        let nobody = PersonaName::new("nobody").unwrap();
+        world.revoke_entry(Revoked::Persona(PersonaId::new(host(1), nobody)))
+    });
     race(Refusal::BadHops, &|world, ann, grant| {
         let late = Message {
             hops: 3,
