@@ -213,6 +213,8 @@ pub struct Audit {
     compared: Vec<(Compared, RealmId, Vec<PublicKey>)>,
     /// Single leaves as they were seen, and by whom.
     seen: BTreeMap<u64, (Hash, String)>,
+    /// A checkpoint's tree was another one.
+    differs: bool,
     /// The tree up to here is a checkpoint's.
     agreed: u64,
     leaves: Vec<Hash>,
@@ -450,7 +452,9 @@ impl Audit {
             let agrees = held.signed.checkpoint().root == root;
             if agrees {
                 agreed = size;
-            } else {
+            } else if held.elsewhere || !self.differs {
+                self.differs = true;
+                // Those of larger trees differ too, and one is enough; but none of those held elsewhere is passed over.
                 let wrong = Wrong::OtherTree {
                     size,
                     whence: held.whence.clone(),
@@ -472,27 +476,23 @@ impl Audit {
     /// All places were taken.
     pub fn end(mut self) -> Report {
         let end = self.tree.size();
+        // One says that the record is short, and best one that was held elsewhere.
+        let mut short = None;
+        for (seq, (_, whence)) in std::mem::take(&mut self.seen) {
+            short = short.max(Some((false, seq, whence)));
+        }
         for (size, held) in std::mem::take(&mut self.held) {
             for held in held {
                 // A checkpoint of nothing holds for every record.
                 let agrees = size == 0 && held.signed.checkpoint().root == merkle::empty_root();
                 if !agrees {
-                    let wrong = Wrong::Short {
-                        end,
-                        size,
-                        whence: held.whence.clone(),
-                    };
-                    self.find(end + 1, self.agreed + 1, wrong);
+                    short = short.max(Some((held.elsewhere, size, held.whence.clone())));
                 }
                 self.compared.push(compared(&held, agrees));
             }
         }
-        for (seq, (_, whence)) in std::mem::take(&mut self.seen) {
-            let wrong = Wrong::Short {
-                end,
-                size: seq,
-                whence,
-            };
+        if let Some((_, size, whence)) = short {
+            let wrong = Wrong::Short { end, size, whence };
             self.find(end + 1, self.agreed + 1, wrong);
         }
         self.whose();
@@ -521,10 +521,11 @@ impl Audit {
                 found.map(|((host, _), _)| (*host, *key))
             };
             compared.hosts = keys.iter().filter_map(owner).collect();
+            let Some(own) = self.state.realm() else {
+                continue;
+            };
             let whence = compared.whence.clone();
-            if let Some(own) = self.state.realm()
-                && own != *realm
-            {
+            if own != *realm {
                 let found = *realm;
                 findings.push(Wrong::OtherCheckpoint { whence, found });
             } else if compared.hosts.is_empty() {

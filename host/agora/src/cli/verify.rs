@@ -426,7 +426,7 @@ fn tell(
         );
     }
     for held in &report.checkpoints {
-        if held.elsewhere || !held.agrees {
+        if held.elsewhere {
             let agrees = if held.agrees { "agrees" } else { "DISAGREES" };
             let hosts: Vec<_> = held.hosts.iter().map(|(host, _)| host.short()).collect();
             let by = match hosts.is_empty() {
@@ -449,11 +449,16 @@ fn tell(
     let kept: Vec<_> = report.checkpoints.iter().filter(|c| !c.elsewhere).collect();
     if let Some(newest) = kept.iter().filter(|c| c.agrees).map(|c| c.size).max() {
         let agreeing = kept.iter().filter(|c| c.agrees).count() as u64;
+        let others = kept.len() as u64 - agreeing;
         row(
             "kept",
             format!(
-                "{} beside the record, the newest at {newest}",
-                counted(agreeing, "checkpoint agrees", "checkpoints agree")
+                "{} beside the record, the newest at {newest}{}",
+                counted(agreeing, "checkpoint agrees", "checkpoints agree"),
+                match others {
+                    0 => String::new(),
+                    n => format!("; {n} of later ones DON'T"),
+                }
             ),
         );
     }

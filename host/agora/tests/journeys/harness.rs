@@ -121,7 +121,7 @@ impl Drop for Turn {
 pub(crate) struct Journey {
     folder: tempfile::TempDir,
     data: PathBuf,
-    /// Its record is tampered with on purpose.
+    /// What lies in its folder is no record.
     forges: AtomicBool,
     _turn: Turn,
 }
@@ -173,7 +173,7 @@ impl Journey {
         journey
     }
 
-    /// Its record is tampered with on purpose, so that `agora verify` would refuse it.
+    /// Its record is tampered with on purpose, or stands elsewhere, so that `agora verify` would refuse what lies in its folder.
     pub(crate) fn forges(&self) {
         self.forges.store(true, Ordering::SeqCst);
     }
