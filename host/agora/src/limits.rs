@@ -64,6 +64,13 @@ pub const FEED_WAITING_MAX: usize = 128;
 const _: () =
     assert!(FEED_WAITING_MAX * agora_realm::limits::ENTRY_BYTES_MAX <= 2 * RECENT_BYTES_MAX);
 
+// -- Moving a log
+
+/// Entries of an import that may be on their way into the log at once.
+pub const IMPORT_ENTRIES_WAITING_MAX: usize = 512;
+/// Their bytes, except for a single entry larger than that; with what each counts for besides, less than a log's queue takes.
+pub const IMPORT_BYTES_WAITING_MAX: usize = 4 << 20;
+
 // -- Agents
 
 /// Linear memory of an agent whose manifest names none, in bytes.

@@ -26,5 +26,5 @@ pub mod limits;
 pub use contract::{Appended, Class, Durability, Log, Seq};
 pub use embedded::{Embedded, Opened, ReadOnly, TornTail};
 pub use error::LogError;
-pub use jetstream::{ConnectionState, JetStream, JetStreamOptions};
+pub use jetstream::{ConnectionState, JetStream, JetStreamOptions, StreamReader};
 pub use limits::Options;

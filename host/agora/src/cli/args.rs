@@ -37,15 +37,17 @@ pub(super) enum Command {
     /// Scaffold an agent: a crate of its own and an image that runs it.
     New(NewArgs),
     /// Look for what keeps a host from running well.
-    Doctor(DataArgs),
+    Doctor(DoctorArgs),
     /// Show who this host is: the public side of its keys.
     Id(DataArgs),
     /// Show the running host's agents, what they were granted and how far they are.
     Ps(PsArgs),
     /// Follow what counts, as it comes.
     Watch(WatchArgs),
-    /// Show what the record holds; works without a running host.
+    /// Show what the record holds, or write all of it into a file; works without a running host.
     Log(LogArgs),
+    /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
+    Import(ImportArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -159,6 +161,11 @@ pub(super) struct LogServerArgs {
 }
 
 impl LogServerArgs {
+    /// Whether they name none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
     /// The log that they name.
     pub(super) fn choice(&self) -> LogChoice {
         if self.servers.is_empty() {
@@ -235,6 +242,29 @@ pub(super) struct LogArgs {
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
+    /// Show nothing, and write the whole log into a file (`-`: standard output), to keep or to move it. The secret is not in it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json"])]
+    pub(super) export: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    /// The file that `agora log --export` wrote.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
 }
 
 #[derive(Args)]

@@ -1,15 +1,17 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log` and `import` act by themselves; the other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
 mod client;
 mod diary;
 mod local;
+mod moving;
 mod new;
 mod run;
 pub mod show;
+mod source;
 
 use std::process::ExitCode;
 
@@ -47,9 +49,13 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
+        Command::Doctor(args) => local::doctor(&args),
         Command::Id(args) => local::id(&args.data()),
-        Command::Log(args) => local::log(&args),
+        Command::Log(args) => match &args.export {
+            Some(to) => moving::export(&args.data.data(), &args.log, to),
+            None => local::log(&args),
+        },
+        Command::Import(args) => moving::import(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -120,7 +120,7 @@ impl Drop for Turn {
 pub(crate) struct Journey {
     folder: tempfile::TempDir,
     data: PathBuf,
-    _turn: Turn,
+    _turn: Option<Turn>,
 }
 
 /// How a command ended.
@@ -143,13 +143,22 @@ impl Ran {
 impl Journey {
     /// An image of this manifest, in which `{NAME}` stands for the path of a component.
     pub(crate) fn new(manifest: &str) -> Self {
+        Self::with_turn(manifest, Some(Turn::take()))
+    }
+
+    /// Another one within the same turn: of two journeys that each wait for a second turn, neither would ever get it.
+    pub(crate) fn another(&self, manifest: &str) -> Self {
+        Self::with_turn(manifest, None)
+    }
+
+    fn with_turn(manifest: &str, turn: Option<Turn>) -> Self {
         let folder = tempfile::tempdir().expect("there is room for temporary files");
         std::fs::create_dir(folder.path().join("image")).expect("the folder is ours");
         let data = folder.path().join("data");
         let journey = Self {
             folder,
             data,
-            _turn: Turn::take(),
+            _turn: turn,
         };
         journey.write_manifest(manifest);
         journey
