@@ -14,6 +14,9 @@
 //! state        snapshot of the realm's state (derived)
 //! cursors      silence: cursors moved by no entry
 //! stops        stops that wait for the log
+//! pruned       stubs of pruned turns
+//! purged       how far each channel's pruned turns are gone from the log
+//! importing    an import that is not done
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```

@@ -188,6 +188,7 @@ pub(crate) async fn open_with(
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
+        pruned: folder.join("pruned"),
     };
     let began = std::time::Instant::now();
     let mut told = began;
@@ -221,6 +222,11 @@ pub(crate) async fn open_with(
             "{kept} stops that an earlier run kept are in the log now"
         ));
         control.open_gate();
+    }
+    if let Err(error) = control.finish_prunes().await {
+        notices.push(format!(
+            "pruned messages are still in the log: {error} (the next start, or the next prune, goes on)"
+        ));
     }
     propose_channels(&control, &manifest, &mut notices).await?;
     control.lapse_overdue().await;

@@ -46,6 +46,8 @@ pub(super) enum Command {
     Watch(WatchArgs),
     /// Show what the record holds, or write all of it into a file; works without a running host.
     Log(LogArgs),
+    /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
+    Prune(PruneArgs),
     /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
     Import(ImportArgs),
     /// Say something on a channel, as the operator.
@@ -255,6 +257,30 @@ pub(super) struct DoctorArgs {
     pub(super) data: DataArgs,
     #[command(flatten)]
     pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("keep").required(true).args(["keep_count", "older_than", "keep_bytes"])))]
+pub(super) struct PruneArgs {
+    /// The channel.
+    pub(super) channel: String,
+    /// Keep the newest messages, so many.
+    #[arg(long, value_name = "N")]
+    pub(super) keep_count: Option<u64>,
+    /// Prune what was said longer ago than this, as in 30d or 12h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub(super) older_than: Option<u64>,
+    /// Keep the newest messages, of so much payload together, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) keep_bytes: Option<u64>,
+    /// Only say what that would do.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Prune also what readers have not read yet; they are told that they missed it.
+    #[arg(long)]
+    pub(super) force_past_cursors: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
 }
 
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use agora_realm::{Junk, MessageVerdict, RealmId, Sealed};
+use agora_realm::{Junk, MessageVerdict, RealmId};
 
 use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
 use super::show;
@@ -13,6 +13,7 @@ use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
+use crate::delivery::pruned::open_place;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -279,7 +280,7 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
         };
         at = last.0;
         for (seq, stored) in batch {
-            let sealed = Sealed::open(stored);
+            let sealed = open_place(stored);
             let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
             match (&sealed, judged.verdict) {
                 (Err(junk), _) => {
@@ -331,6 +332,15 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
             tally.entries, tally.void
         ),
     );
+    if source.pruned_count() > 0 {
+        say(
+            true,
+            format!(
+                "{} of them were pruned: what they said is gone, and their hashes and signatures are kept",
+                source.pruned_count()
+            ),
+        );
+    }
     for (reason, count) in &void {
         say(true, format!("void entries: {count}: {reason}"));
     }

@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
             None => local::log(&args),
         },
         Command::Import(args) => moving::import(&args),
+        Command::Prune(args) => client::prune(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -24,6 +24,7 @@ use super::show;
 use super::source::{Pace, Source};
 use crate::boot::data::DataFolder;
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::pruned::{Pruned, Stub, open_place};
 use crate::limits;
 
 // -- Out
@@ -93,8 +94,7 @@ fn write_all<W: Write>(source: &mut Source, to: W) -> anyhow::Result<(Written, W
             break;
         };
         at = last.0;
-        for (_, stored) in batch {
-            let place = Place::Entry(stored);
+        for (_, place) in batch {
             if let Some(to) = to.take() {
                 let realm = genesis_of(&place).with_context(|| source.place.clone())?;
                 if source.realm.is_some_and(|pinned| pinned != realm) {
@@ -150,6 +150,7 @@ struct Checked {
     count: u64,
     void: u64,
     junk: u64,
+    pruned: u64,
 }
 
 type Export = Reader<BufReader<File>>;
@@ -175,18 +176,14 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
     }
     let mut pace = Pace::new();
     let mut state = State::new();
+    let mut pruned = 0;
     while let Some((seq, place)) = reader.next_place().with_context(at)? {
         pace.at(|| format!("checking {}: entry {seq}", at()));
         if seq == Seq::FIRST && genesis_of(&place).with_context(at)? != realm {
             anyhow::bail!("{}: it begins another realm than it says", at());
         }
-        let Place::Entry(stored) = place else {
-            anyhow::bail!(
-                "{}: entry {seq} was purged, and this build can't import such a log",
-                at()
-            );
-        };
-        let sealed = Sealed::open(stored);
+        pruned += u64::from(matches!(place, Place::Purged { .. }));
+        let sealed = open_place(place);
         agora_realm::judge(&mut state, seq.0, sealed.as_ref());
     }
     if state.realm() != Some(realm) {
@@ -201,6 +198,7 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
         count: tally.entries,
         void: tally.void,
         junk: tally.junk,
+        pruned,
     })
 }
 
@@ -218,6 +216,14 @@ pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
             pinned.short(),
             args.file.display(),
             found.realm.short()
+        );
+    }
+    if found.pruned > 0 && !args.log.is_empty() {
+        anyhow::bail!(
+            "{}: {} of its entries were pruned, and hosts that share a log must each be able to judge all of it (import it into a data \
+             folder)",
+            args.file.display(),
+            found.pruned
         );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -276,7 +282,8 @@ async fn fill(folder: &DataFolder, args: &ImportArgs, found: &Checked) -> anyhow
         );
     }
     folder.set_importing(Some(&which))?;
-    let imported = append_all(&*log, &args.file, found, there, &place).await;
+    let stubs = Pruned::open(folder.join("pruned"))?;
+    let imported = append_all(&*log, &stubs, &args.file, found, there, &place).await;
     let closed = log.close().await;
     imported?;
     closed?;
@@ -291,6 +298,7 @@ async fn fill(folder: &DataFolder, args: &ImportArgs, found: &Checked) -> anyhow
 /// Compares what is there, and appends the rest.
 async fn append_all(
     log: &dyn Log,
+    stubs: &Pruned,
     file: &Path,
     found: &Checked,
     there: Seq,
@@ -301,10 +309,23 @@ async fn append_all(
     let mut behind = Comparing::default();
     let mut waiting = FuturesOrdered::new();
     let mut bytes_waiting = 0;
+    let mut pruned = Vec::new();
     while let Some((seq, content)) = reader.next_place()? {
         pace.at(|| format!("importing into {place}: {seq} of {} entries", found.count));
-        let Place::Entry(stored) = content else {
-            anyhow::bail!("entry {seq} was purged");
+        let stored = match content {
+            Place::Entry(stored) => stored,
+            // Nothing is to stand there. No host runs here before the import is done, so what is kept of it may come later.
+            Place::Purged { leaf, stub } => {
+                pruned.push(Stub {
+                    seq: seq.0,
+                    leaf,
+                    stub,
+                });
+                if pruned.len() >= limits::PRUNE_STUBS_MAX {
+                    stubs.add(&std::mem::take(&mut pruned))?;
+                }
+                bytes::Bytes::new()
+            }
         };
         if seq <= there {
             if behind.at(log, seq).await? != stored {
@@ -333,6 +354,9 @@ async fn append_all(
     }
     while !waiting.is_empty() {
         settled(waiting.next().await, place)?;
+    }
+    if !pruned.is_empty() {
+        stubs.add(&pruned)?;
     }
     if log.end().0 > found.count {
         anyhow::bail!(

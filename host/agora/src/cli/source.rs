@@ -7,7 +7,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agora_log::{Durability, Embedded, JetStreamOptions, LogError, ReadOnly, Seq, StreamReader};
+use agora_log::export::Place;
+use agora_log::{Durability, Embedded, JetStreamOptions, ReadOnly, Seq, StreamReader};
 use agora_realm::RealmId;
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use super::args::LogServerArgs;
 use super::show;
 use crate::boot::data::{check_format, pinned_realm};
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::pruned::Pruned;
 
 /// A log open for reading.
 pub(super) struct Source {
@@ -25,6 +27,7 @@ pub(super) struct Source {
     pub(super) place: String,
     /// What of a stream's settings is not safe.
     pub(super) unsafe_settings: Vec<String>,
+    pruned: Pruned,
     next: Seq,
 }
 
@@ -38,8 +41,9 @@ impl Source {
     pub(super) fn open(data: &Path, servers: &LogServerArgs) -> anyhow::Result<Self> {
         check_format(data)?;
         let realm = pinned_realm(data)?;
+        let pruned = Pruned::open(data.join("pruned"))?;
         match servers.choice() {
-            LogChoice::JetStream(options) => Self::servers(data, realm, *options),
+            LogChoice::JetStream(options) => Self::servers(data, realm, pruned, *options),
             _ => {
                 let path = data.join("log");
                 Ok(Self {
@@ -47,6 +51,7 @@ impl Source {
                     realm,
                     place: path.display().to_string(),
                     unsafe_settings: Vec::new(),
+                    pruned,
                     next: Seq::FIRST,
                 })
             }
@@ -56,6 +61,7 @@ impl Source {
     fn servers(
         data: &Path,
         realm: Option<RealmId>,
+        pruned: Pruned,
         options: JetStreamOptions,
     ) -> anyhow::Result<Self> {
         let Some(realm) = realm else {
@@ -77,6 +83,7 @@ impl Source {
             realm: Some(realm),
             place,
             unsafe_settings,
+            pruned,
             next: Seq::FIRST,
         })
     }
@@ -90,8 +97,8 @@ impl Source {
     }
 
     /// What stands next; empty at the end.
-    pub(super) fn next_batch(&mut self) -> Result<Vec<(Seq, Bytes)>, LogError> {
-        let batch = match &self.log {
+    pub(super) fn next_batch(&mut self) -> anyhow::Result<Vec<(Seq, Place)>> {
+        let batch: Vec<(Seq, Bytes)> = match &self.log {
             Open::Own(log) => log.read(self.next, 1024, 8 << 20)?,
             Open::Servers(runtime, log, _) => {
                 runtime.block_on(log.read(self.next, 4096, 4 << 20))?
@@ -100,7 +107,28 @@ impl Source {
         if let Some((last, _)) = batch.last() {
             self.next = last.next();
         }
-        Ok(batch)
+        let mut places = Vec::with_capacity(batch.len());
+        for (seq, stored) in batch {
+            places.push((seq, self.place(seq, stored)?));
+        }
+        Ok(places)
+    }
+
+    fn place(&self, seq: Seq, stored: Bytes) -> anyhow::Result<Place> {
+        if stored.is_empty() && self.pruned.get(seq.0)?.is_none() {
+            // A host that runs may have pruned since the file was opened.
+            self.pruned.look_again()?;
+        }
+        let is_purged = || match &self.log {
+            Open::Own(log) => log.is_purged(seq),
+            Open::Servers(..) => Ok(false),
+        };
+        Ok(self.pruned.place(seq.0, stored, is_purged)?)
+    }
+
+    /// How many places were pruned.
+    pub(super) fn pruned_count(&self) -> usize {
+        self.pruned.count()
     }
 
     /// What receipts of this log claim, what that means, and what it would take to have more.

@@ -179,3 +179,54 @@ fn a_log_moves_to_servers_and_back_and_is_read_there() {
     let well = home.cli(&["doctor"]).stdout;
     assert!(well.contains("`fsync`"), "{well}");
 }
+
+#[test]
+fn a_channel_is_pruned_by_command_and_moves_with_what_is_left_of_it() {
+    let journey = Journey::new(SQUARE);
+    let host = journey.start(&[]);
+    for text in ["one", "two", "three"] {
+        journey.say("square", text);
+    }
+    let would = journey
+        .cli(&["prune", "square", "--keep-count", "1", "--dry-run"])
+        .exits(0);
+    assert!(would.stdout.contains("would prune 2 messages"), "{would:?}");
+    journey.cli(&["prune", "square"]).exits(2);
+    let unknown = journey
+        .cli(&["prune", "sqare", "--keep-count", "1"])
+        .exits(1);
+    assert!(unknown.stderr.contains("square"), "{unknown:?}");
+    let done = journey
+        .cli(&["prune", "square", "--keep-count", "1"])
+        .exits(0);
+    assert!(done.stdout.contains("pruned 2 messages"), "{done:?}");
+    let left = said(&journey, &[]);
+    assert_eq!(left.len(), 3);
+    assert!(left[0].contains("pruned") && left[2] == "three", "{left:?}");
+    let file = journey.folder().join("pruned.agora");
+    journey.cli(&["log", "--export", path(&file)]).exits(0);
+    let nothing = journey
+        .cli(&["prune", "square", "--older-than", "30d"])
+        .exits(0);
+    assert!(nothing.stdout.contains("nothing"), "{nothing:?}");
+    host.stop();
+    let well = journey.cli(&["doctor"]).exits(0).stdout;
+    assert!(
+        well.contains("reads whole") && well.contains("2 of them were pruned"),
+        "{well}"
+    );
+
+    let other = journey.another(SQUARE);
+    other.cli(&["import", path(&file)]).exits(0);
+    assert_eq!(said(&other, &[]), left);
+    std::fs::copy(journey.data().join("secret"), other.data().join("secret"))
+        .expect("both are ours");
+    let host = other.start(&[]);
+    other.say("square", "four");
+    other
+        .cli(&["prune", "square", "--keep-bytes", "4"])
+        .exits(0);
+    host.stop();
+    let left = said(&other, &[]);
+    assert!(left[2].contains("pruned") && left[3] == "four", "{left:?}");
+}

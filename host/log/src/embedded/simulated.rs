@@ -309,6 +309,9 @@ impl OpenFile for SimulatedFile {
         for sector in dirty {
             node.flush(sector);
         }
+        // How long the file is belongs to its data.
+        let bytes = node.seen.len().max(node.durable.len());
+        node.durable.resize(bytes, 0);
         Ok(())
     }
 
