@@ -153,8 +153,11 @@ async fn hosts_of_the_example_cluster_append_as_themselves_read_all_and_can_do_n
     );
 
     // Whatever else it asks for, the servers don't even hear.
-    let url = cluster.urls("first", "first-secret").remove(0);
-    let raw = async_nats::connect(url).await.unwrap();
+    let login = async_nats::ConnectOptions::with_user_and_password;
+    let raw = login("first".into(), "first-secret".into())
+        .connect(cluster.urls("first", "first-secret"))
+        .await
+        .unwrap();
     let stream = "agora-0123456789abcdef";
     for forbidden in [
         format!("{stream}.bbbbbbbb"),
