@@ -113,6 +113,17 @@ struct Status {
   image @9 :Text;
   startedMs @10 :Int64;
   hosts @11 :List(HostStatus);
+  logState @12 :Text;  # connected, unreachable, lapsed, diverged
+  behind @13 :UInt64;  # Entries that are known to stand in the log and have not been judged here.
+  lapsedMs @14 :Int64; # Since when nothing is admitted, in milliseconds since 1970-01-01 UTC. 0: the host is fresh, or needs no lease.
+  diverged @15 :Text;  # What of the log is not as it was.
+  tally @16 :Tally;
+}
+
+struct Tally {
+  # Of the entries that were judged.
+  void @0 :UInt64;     # Those that don't count, junk included.
+  junk @1 :UInt64;     # Those that are no entries at all.
 }
 
 struct HostStatus {

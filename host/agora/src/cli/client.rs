@@ -326,8 +326,14 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
         let status = response.get()?.get_status()?;
+        let tally = status.get_tally()?;
+        let void = match (tally.get_void(), tally.get_junk()) {
+            (0, _) => String::new(),
+            (void, 0) => format!(", {void} void"),
+            (void, junk) => format!(", {void} void, {junk} of them junk"),
+        };
         show::print(&format!(
-            "realm {}  host {}  epoch {}{}  log {} ({} entries){}\n",
+            "realm {}  host {}  epoch {}{}  log {} ({} entries{void}){}\n",
             &crate::hex(status.get_realm()?)[..8],
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),

@@ -309,7 +309,7 @@ async fn append_all(
     let mut behind = Comparing::default();
     let mut waiting = FuturesOrdered::new();
     let mut bytes_waiting = 0;
-    let mut pruned = Vec::new();
+    let (mut pruned, mut purged) = (Vec::new(), Vec::new());
     while let Some((seq, content)) = reader.next_place()? {
         pace.at(|| format!("importing into {place}: {seq} of {} entries", found.count));
         let stored = match content {
@@ -321,6 +321,7 @@ async fn append_all(
                     leaf,
                     stub,
                 });
+                purged.push(seq);
                 if pruned.len() >= limits::PRUNE_STUBS_MAX {
                     stubs.add(&std::mem::take(&mut pruned))?;
                 }
@@ -357,6 +358,10 @@ async fn append_all(
     }
     if !pruned.is_empty() {
         stubs.add(&pruned)?;
+    }
+    if !purged.is_empty() {
+        // So that it is known of each that something is kept in its stead.
+        log.purge(purged).await?;
     }
     if log.end().0 > found.count {
         anyhow::bail!(

@@ -33,7 +33,13 @@ pub(super) struct Source {
 
 enum Open {
     Own(ReadOnly),
-    Servers(tokio::runtime::Runtime, StreamReader, Durability),
+    Servers(Box<Remote>),
+}
+
+struct Remote {
+    runtime: tokio::runtime::Runtime,
+    log: StreamReader,
+    durability: Durability,
 }
 
 impl Source {
@@ -79,7 +85,11 @@ impl Source {
         let place = options.place();
         let (log, unsafe_settings) = runtime.block_on(StreamReader::open(options))?;
         Ok(Self {
-            log: Open::Servers(runtime, log, durability),
+            log: Open::Servers(Box::new(Remote {
+                runtime,
+                log,
+                durability,
+            })),
             realm: Some(realm),
             place,
             unsafe_settings,
@@ -92,7 +102,7 @@ impl Source {
     pub(super) fn end(&self) -> Seq {
         match &self.log {
             Open::Own(log) => log.end(),
-            Open::Servers(_, log, _) => log.end(),
+            Open::Servers(remote) => remote.log.end(),
         }
     }
 
@@ -100,8 +110,9 @@ impl Source {
     pub(super) fn next_batch(&mut self) -> anyhow::Result<Vec<(Seq, Place)>> {
         let batch: Vec<(Seq, Bytes)> = match &self.log {
             Open::Own(log) => log.read(self.next, 1024, 8 << 20)?,
-            Open::Servers(runtime, log, _) => {
-                runtime.block_on(log.read(self.next, 4096, 4 << 20))?
+            Open::Servers(remote) => {
+                let reading = remote.log.read(self.next, 4096, 4 << 20);
+                remote.runtime.block_on(reading)?
             }
         };
         if let Some((last, _)) = batch.last() {
@@ -121,7 +132,7 @@ impl Source {
         }
         let is_purged = || match &self.log {
             Open::Own(log) => log.is_purged(seq),
-            Open::Servers(..) => Ok(false),
+            Open::Servers(_) => Ok(false),
         };
         Ok(self.pruned.place(seq.0, stored, is_purged)?)
     }
@@ -137,16 +148,16 @@ impl Source {
             Open::Own(_) => "receipts say `fsync`: an entry is synced to this machine's disk before it is acknowledged, so that it survives \
                  the process and the power, and not the disk. To have more, keep the log on several servers (docs/realm.md)"
                 .to_owned(),
-            Open::Servers(_, log, durability) => {
-                let copies = match log.replicas() {
+            Open::Servers(remote) => {
+                let copies = match remote.log.replicas() {
                     1 => "one server keeps it".to_owned(),
                     n => format!("{n} servers keep it"),
                 };
-                let more = match log.replicas() {
+                let more = match remote.log.replicas() {
                     1 => "; a cluster of three, with the stream on three replicas, also survives the loss of one",
                     _ => "",
                 };
-                match durability {
+                match remote.durability {
                     Durability::Asserted => format!(
                         "receipts say `asserted`: {copies}, and you assert that servers sync before they acknowledge, which can't be seen \
                          from here{more}"

@@ -250,6 +250,9 @@ impl operator::Server for Desk {
         status.set_log(log.as_str());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
+        let mut tally = status.reborrow().init_tally();
+        tally.set_void(state.tally().void);
+        tally.set_junk(state.tally().junk);
         let hosts: Vec<_> = state.hosts().collect();
         let mut list = status.reborrow().init_hosts(hosts.len() as u32);
         for (i, (id, host)) in hosts.into_iter().enumerate() {

@@ -229,4 +229,8 @@ fn a_channel_is_pruned_by_command_and_moves_with_what_is_left_of_it() {
     host.stop();
     let left = said(&other, &[]);
     assert!(left[2].contains("pruned") && left[3] == "four", "{left:?}");
+    // What is kept of pruned turns is missed, also of those that came by the import.
+    std::fs::remove_file(other.data().join("pruned")).expect("the folder is ours");
+    let missed = other.cli(&["log"]).exits(1);
+    assert!(missed.stderr.contains("pruned"), "{missed:?}");
 }

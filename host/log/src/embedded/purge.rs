@@ -49,7 +49,7 @@ fn rewrite(
     let mut chunks = Chunks::new(&*file).map_err(reading)?;
     let header = &segment.header;
     let mut out = header.encode().to_vec();
-    let (mut at, mut bytes) = (HEADER_BYTES, 0);
+    let (mut at, mut bytes, mut changes) = (HEADER_BYTES, 0, false);
     for seq in header.first..=last {
         let Some(record) = chunks.record(header.salt, seq, at).map_err(reading)? else {
             return Err(LogError::Corrupt {
@@ -62,6 +62,7 @@ fn rewrite(
         let goes = places.binary_search(&seq).is_ok();
         if goes && !record.purged {
             bytes += record.entry.len() as u64;
+            changes = true;
         }
         match goes || record.purged {
             true => encode_purged(&mut out, header.salt, seq, record.batch),
@@ -69,7 +70,7 @@ fn rewrite(
         }
         at += record_bytes(record.entry.len());
     }
-    if bytes == 0 {
+    if !changes {
         return Ok(0);
     }
     let draft = path.with_extension(&PURGING[1..]);
