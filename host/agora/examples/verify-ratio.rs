@@ -28,7 +28,12 @@ fn main() {
             let floor = floor(&entries, threads.get());
             let began = Instant::now();
             let whole = Whole::open(folder.path()).unwrap();
-            let audited = auditing::audit(whole, Audit::new(), threads, |_, _| {});
+            let audited = auditing::audit(
+                auditing::InFolder::new(whole, None),
+                Audit::new(),
+                threads,
+                |_, _| {},
+            );
             let report = audited.audit.end();
             assert!(report.is_well() && report.totals.entries == entries.len() as u64);
             floor / began.elapsed().as_secs_f64()

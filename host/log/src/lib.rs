@@ -27,5 +27,5 @@ pub mod limits;
 pub use contract::{Appended, Class, Durability, Log, Seq};
 pub use embedded::{Embedded, Opened, ReadOnly, Stood, TornTail, Whole};
 pub use error::LogError;
-pub use jetstream::{ConnectionState, JetStream, JetStreamOptions};
+pub use jetstream::{ConnectionState, JetStream, JetStreamOptions, StreamReader};
 pub use limits::Options;

@@ -137,3 +137,30 @@ async fn a_segment_that_is_gone_or_swapped_is_found() {
     fs::write(second, &other).unwrap();
     assert!(read(dir.path()).is_ok());
 }
+
+#[tokio::test]
+async fn a_purged_place_is_given_as_such_and_what_is_around_it_is_still_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Embedded::open(dir.path(), small()).unwrap();
+    for n in 1..=300 {
+        let appending = log.append([0; 32], entry(n), Class::Ordinary);
+        appending.await.unwrap();
+    }
+    let gone = [3, 4, 40, 41, 42];
+    log.purge(gone.map(Seq).to_vec()).await.unwrap();
+    log.close().await.unwrap();
+    let (all, end, _) = read(dir.path()).unwrap();
+    assert_eq!((all.len(), end), (300, Seq(300)));
+    for (stood, n) in all.iter().zip(1..) {
+        let purged = gone.contains(&n);
+        assert_eq!(stood.purged, purged, "{n}");
+        assert_eq!(stood.entry, if purged { Bytes::new() } else { entry(n) });
+    }
+    // Behind the records of a segment that was written anew nothing may stand.
+    let first = all[0].file.clone();
+    let last = all.iter().rfind(|stood| stood.file == first).unwrap();
+    let mut bytes = fs::read(&*first).unwrap();
+    bytes[end_of(last) as usize + 9] = 1;
+    fs::write(&*first, &bytes).unwrap();
+    assert!(matches!(read(dir.path()), Err(LogError::Corrupt { .. })));
+}

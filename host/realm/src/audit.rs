@@ -43,6 +43,16 @@ impl Stored {
             entry: Sealed::open_with(stored, verifier),
         }
     }
+
+    /// Opens what was kept of a place that was pruned. What its entry says rests on the word of whoever kept it; that it stood there, on the
+    /// tree.
+    pub fn pruned(seq: u64, leaf: Hash, stub: Bytes) -> Self {
+        Self {
+            seq,
+            leaf,
+            entry: Sealed::from_stub(leaf, stub),
+        }
+    }
 }
 
 /// A checkpoint, and where it comes from.
@@ -155,6 +165,8 @@ pub struct Totals {
     pub void_messages: BTreeMap<Refusal, u64>,
     /// Gaps that an operator accepted.
     pub gaps: u64,
+    /// Places that were pruned: what was said there is gone, and what is kept of it isn't signed.
+    pub pruned: u64,
 }
 
 /// What became of a checkpoint.
@@ -298,6 +310,7 @@ impl Audit {
         }
         let judged = judge(&mut self.state, seq, entry);
         self.totals.entries += 1;
+        self.totals.pruned += u64::from(entry.is_ok_and(Sealed::is_purged));
         if self.totals.entries == 1 {
             self.begins(seq);
         }

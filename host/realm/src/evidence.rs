@@ -125,6 +125,9 @@ pub enum NoProof {
         /// Why.
         junk: Junk,
     },
+    /// What was said there is gone.
+    #[error("what was said in entry {0} was pruned, so that nobody can show it any more")]
+    Pruned(u64),
     /// The checkpoint is older.
     #[error(
         "the checkpoint covers {size} places, and the entry stands at {seq} (take a newer one)"
@@ -498,6 +501,9 @@ impl Gathering {
             seq,
             junk: junk.clone(),
         })?;
+        if sealed.is_purged() {
+            return Err(NoProof::Pruned(seq));
+        }
         if seq > size {
             return Err(NoProof::NotCovered { size, seq });
         }

@@ -44,7 +44,7 @@ pub(super) enum Command {
     Ps(PsArgs),
     /// Follow what counts, as it comes.
     Watch(WatchArgs),
-    /// Show what the record holds; works without a running host.
+    /// Show what the record holds, or write all of it into a file; works without a running host.
     Log(LogArgs),
     /// Say whether a record is what correct hosts wrote; offline, and without a running host.
     Verify(VerifyArgs),
@@ -54,6 +54,10 @@ pub(super) enum Command {
     Checkpoint(CheckpointArgs),
     /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
     Witness(WitnessArgs),
+    /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
+    Prune(PruneArgs),
+    /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
+    Import(ImportArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -167,6 +171,11 @@ pub(super) struct LogServerArgs {
 }
 
 impl LogServerArgs {
+    /// Whether they name none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
     /// The log that they name.
     pub(super) fn choice(&self) -> LogChoice {
         if self.servers.is_empty() {
@@ -243,6 +252,45 @@ pub(super) struct LogArgs {
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
+    /// Show nothing, and write the whole log into a file (`-`: standard output), to keep or to move it. The secret is not in it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json"])]
+    pub(super) export: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("keep").required(true).args(["keep_count", "older_than", "keep_bytes"])))]
+pub(super) struct PruneArgs {
+    /// The channel.
+    pub(super) channel: String,
+    /// Keep the newest messages, so many.
+    #[arg(long, value_name = "N")]
+    pub(super) keep_count: Option<u64>,
+    /// Prune what was said longer ago than this, as in 30d or 12h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub(super) older_than: Option<u64>,
+    /// Keep the newest messages, of so much payload together, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) keep_bytes: Option<u64>,
+    /// Only say what that would do.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Prune also what readers have not read yet; they are told that they missed it.
+    #[arg(long)]
+    pub(super) force_past_cursors: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    /// The file that `agora log --export` wrote.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
 }
 
 #[derive(Args)]
@@ -283,6 +331,8 @@ pub(super) struct ProveArgs {
 pub(super) struct DoctorArgs {
     #[command(flatten)]
     pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
     /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
     #[arg(long, value_name = "REASON")]
     pub(super) accept_fork: Option<String>,

@@ -1,6 +1,6 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log` and `import` act by themselves; the other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
@@ -8,10 +8,12 @@ mod checkpoint;
 mod client;
 mod diary;
 mod local;
+mod moving;
 mod new;
 mod prove;
 mod run;
 pub mod show;
+mod source;
 mod verify;
 mod witness;
 
@@ -53,7 +55,12 @@ pub fn main() -> ExitCode {
         Command::New(args) => new::new(&args),
         Command::Doctor(args) => local::doctor(&args),
         Command::Id(args) => local::id(&args.data()),
-        Command::Log(args) => local::log(&args),
+        Command::Log(args) => match &args.export {
+            Some(to) => moving::export(&args.data.data(), &args.log, to),
+            None => local::log(&args),
+        },
+        Command::Import(args) => moving::import(&args),
+        Command::Prune(args) => client::prune(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Prove(args) => prove::prove(&args),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),

@@ -12,9 +12,10 @@ use serde_json::json;
 use super::args::ProveArgs;
 use super::show;
 use super::verify::{open_folder, read_checkpoint, run, word};
-use crate::delivery::auditing::Broken;
+use crate::delivery::auditing::{Broken, InFolder};
 use crate::delivery::checkpoints::Kept;
 use crate::delivery::proofs;
+use crate::delivery::pruned::Pruned;
 use crate::limits;
 
 /// Writes a proof of what stands at a place, or of a message.
@@ -34,9 +35,14 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
         Err(broken) => anyhow::bail!(damaged(broken)?),
     };
     let mut gathering = Gathering::new(wanted);
-    let told = run(whole, Audit::new(), |stored, judged| {
-        gathering.take(stored, judged);
-    });
+    let pruned = Pruned::open(data.join("pruned"))?;
+    let told = run(
+        InFolder::new(whole, Some(pruned)),
+        Audit::new(),
+        |stored, judged| {
+            gathering.take(stored, judged);
+        },
+    );
     if let Some(broken) = told.audited.broken {
         anyhow::bail!(damaged(broken)?);
     }

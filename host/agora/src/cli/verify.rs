@@ -18,8 +18,9 @@ use super::args::VerifyArgs;
 use super::show;
 use crate::boot::data::check_format;
 use crate::boot::host::LogChoice;
-use crate::delivery::auditing::{self, Audited, Broken, Exported, Lies, Shared, Source};
+use crate::delivery::auditing::{self, Audited, Broken, Exported, InFolder, Lies, Shared, Source};
 use crate::delivery::checkpoints::Kept;
+use crate::delivery::pruned::Pruned;
 use crate::delivery::record::snapshot_place;
 use crate::delivery::{forks, tree};
 use crate::limits;
@@ -128,18 +129,21 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
                 .with_context(|| path.display().to_string())?;
             run(Exported::new(reader), audit, |_, _| {})
         }
-        What::Data => in_folder(&path.join("log"), audit)?,
-        What::Log | What::Proof => in_folder(&path, audit)?,
+        What::Data => {
+            let pruned = Pruned::open(path.join("pruned"))?;
+            in_folder(&path.join("log"), Some(pruned), audit)?
+        }
+        What::Log | What::Proof => in_folder(&path, None, audit)?,
     };
     Told { forks, ..told }.say(args.json)
 }
 
 /// A log in a folder.
-fn in_folder(folder: &Path, audit: Audit) -> anyhow::Result<Told> {
+fn in_folder(folder: &Path, pruned: Option<Pruned>, audit: Audit) -> anyhow::Result<Told> {
     match open_folder(folder)? {
         Ok(whole) => {
             let torn = whole.torn().cloned();
-            let told = run(whole, audit, |_, _| {});
+            let told = run(InFolder::new(whole, pruned), audit, |_, _| {});
             Ok(Told { torn, ..told })
         }
         Err(broken) => Ok(Told {
@@ -414,6 +418,15 @@ fn tell(
         let gaps = counted(report.totals.gaps, "loss was", "losses were");
         row("gaps", format!("{gaps} accepted by an operator"));
     }
+    if report.totals.pruned > 0 {
+        let turns = counted(report.totals.pruned, "turn was", "turns were");
+        row(
+            "pruned",
+            format!(
+                "{turns}: what was said is gone, and what is kept of it, by which it is judged, rests on the word of whoever kept it"
+            ),
+        );
+    }
     if let Some(torn) = torn {
         row(
             "torn",
@@ -535,6 +548,7 @@ fn tell_json(report: &Report, found: &[Bad], forks: &[String], well: bool) {
         "personas": report.state.personas().count(),
         "channels": report.state.channels().count(),
         "root": crate::hex(&report.root),
+        "pruned": report.totals.pruned,
         "void_entries": by(&report.totals.void_entries),
         "void_messages": by(&report.totals.void_messages),
         "findings": report.found.max(found.len() as u64),

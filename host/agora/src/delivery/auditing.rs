@@ -16,6 +16,7 @@ use agora_log::{Log, LogError, Seq, Whole};
 use agora_realm::{Audit, Judged, Stored, Verifier};
 use bytes::Bytes;
 
+use super::pruned::Pruned;
 use crate::limits;
 
 /// Where an entry lies.
@@ -31,8 +32,8 @@ pub struct Lies {
 pub struct Raw {
     /// Where.
     pub seq: u64,
-    /// What.
-    pub stored: Bytes,
+    /// What; or what is kept of it.
+    pub place: Place,
     /// Where it lies, if that is a file.
     pub lies: Option<Lies>,
 }
@@ -122,24 +123,21 @@ impl<R: Read + Send> Source for Exported<R> {
         }
         let (mut lot, mut bytes) = (Vec::new(), 0);
         while lot.len() < limits::AUDIT_LOT_ENTRIES && bytes < limits::AUDIT_LOT_BYTES {
-            let (seq, stored) = match self.reader.next_place() {
+            let (seq, place) = match self.reader.next_place() {
                 Ok(None) => break,
-                Ok(Some((seq, Place::Entry(stored)))) => (seq, stored),
-                Ok(Some((seq, Place::Purged { .. }))) => {
-                    self.broken = Some(Broken::Unreadable(anyhow::anyhow!(
-                        "place {seq} was purged: what counts behind it can't be judged from this file (verify an export from before that)"
-                    )));
-                    break;
-                }
+                Ok(Some(next)) => next,
                 Err(error) => {
                     self.broken = Some(error.into());
                     break;
                 }
             };
-            bytes += stored.len();
+            bytes += match &place {
+                Place::Entry(stored) => stored.len(),
+                Place::Purged { stub, .. } => stub.len(),
+            };
             lot.push(Raw {
                 seq: seq.0,
-                stored,
+                place,
                 lies: None,
             });
         }
@@ -154,23 +152,68 @@ impl<R: Read + Send> Source for Exported<R> {
     }
 }
 
-impl Source for Whole {
+/// A log in a folder, and what is kept beside it of places that were pruned.
+pub struct InFolder {
+    whole: Whole,
+    pruned: Option<Pruned>,
+}
+
+impl InFolder {
+    /// All that the folder holds.
+    pub fn new(whole: Whole, pruned: Option<Pruned>) -> Self {
+        Self { whole, pruned }
+    }
+}
+
+impl Source for InFolder {
     fn next(&mut self) -> Result<Vec<Raw>, Broken> {
-        let lot = self.read(limits::AUDIT_LOT_ENTRIES, limits::AUDIT_LOT_BYTES)?;
-        let raw = lot.into_iter().map(|stood| Raw {
-            seq: stood.seq.0,
-            stored: stood.entry,
-            lies: Some(Lies {
-                file: stood.file,
-                offset: stood.offset,
-            }),
-        });
-        Ok(raw.collect())
+        let lot = self
+            .whole
+            .read(limits::AUDIT_LOT_ENTRIES, limits::AUDIT_LOT_BYTES)?;
+        let mut raw = Vec::with_capacity(lot.len());
+        for stood in lot {
+            let seq = stood.seq.0;
+            let place = match (stood.purged, &self.pruned) {
+                (false, _) => Place::Entry(stood.entry),
+                (true, Some(pruned)) => kept_of(pruned, seq)?,
+                (true, None) => {
+                    return Err(Broken::Unreadable(anyhow::anyhow!(
+                        "entry {seq} was pruned, and what is kept of it lies in the data folder: name that"
+                    )));
+                }
+            };
+            raw.push(Raw {
+                seq,
+                place,
+                lies: Some(Lies {
+                    file: stood.file,
+                    offset: stood.offset,
+                }),
+            });
+        }
+        Ok(raw)
     }
 
     fn end(&self) -> Option<u64> {
-        Some(Whole::end(self).0)
+        Some(self.whole.end().0)
     }
+}
+
+/// What is kept of a place that the log says was pruned.
+fn kept_of(pruned: &Pruned, seq: u64) -> Result<Place, Broken> {
+    let unreadable = |error: std::io::Error| Broken::Unreadable(error.into());
+    if pruned.get(seq).map_err(unreadable)?.is_none() {
+        // A host that runs may have pruned since the file was opened.
+        pruned.look_again().map_err(unreadable)?;
+    }
+    let gone = || Ok(true);
+    pruned
+        .place(seq, Bytes::new(), gone)
+        .map_err(|error| Broken::At {
+            seq,
+            lies: None,
+            why: error.to_string(),
+        })
 }
 
 /// A log that is read as it was when it was opened.
@@ -209,7 +252,7 @@ impl Source for Shared {
         }
         let raw = lot.into_iter().map(|(seq, stored)| Raw {
             seq: seq.0,
-            stored,
+            place: Place::Entry(stored),
             lies: None,
         });
         Ok(raw.collect())
@@ -307,7 +350,13 @@ impl<S: Source, W: FnMut(&Stored, &Judged) + Send> Auditing<S, W> {
         while let Some((number, lot)) = self.read() {
             let opened = lot
                 .into_iter()
-                .map(|raw| (Stored::open(raw.seq, raw.stored, &mut verifier), raw.lies))
+                .map(|raw| {
+                    let stored = match raw.place {
+                        Place::Entry(stored) => Stored::open(raw.seq, stored, &mut verifier),
+                        Place::Purged { leaf, stub } => Stored::pruned(raw.seq, leaf, stub),
+                    };
+                    (stored, raw.lies)
+                })
                 .collect();
             lock(&self.waiting).insert(number, opened);
             self.judge();

@@ -8,6 +8,7 @@ pub mod forks;
 pub mod index;
 pub mod message;
 pub mod proofs;
+pub mod pruned;
 pub mod record;
 pub mod subscription;
 pub mod tree;

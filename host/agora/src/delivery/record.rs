@@ -21,6 +21,7 @@ use tokio::sync::{Notify, broadcast, oneshot, watch};
 
 use super::forks::Told;
 use super::index::{Index, Place};
+use super::pruned::{Pruned, open_place};
 use super::tree::{LogTree, TreeError};
 use crate::limits;
 
@@ -117,6 +118,7 @@ pub struct Record {
     log: Arc<dyn Log>,
     state: RwLock<State>,
     index: Mutex<Index>,
+    pruned: Arc<Pruned>,
     recent: Mutex<Recent>,
     waiting: Mutex<Waiting>,
     channels: Mutex<HashMap<ChannelName, watch::Sender<u64>>>,
@@ -147,6 +149,8 @@ pub struct Derived {
     pub snapshot: PathBuf,
     /// The file of the tree over the log.
     pub tree: PathBuf,
+    /// The file of what is kept of pruned turns; not derived from anything.
+    pub pruned: PathBuf,
 }
 
 impl Record {
@@ -161,6 +165,8 @@ impl Record {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Arc<Self>, RecordError> {
         let io = |path: PathBuf| move |source| RecordError::Io { path, source };
+        let pruned = Pruned::open(derived.pruned.clone()).map_err(io(derived.pruned.clone()))?;
+        let pruned = Arc::new(pruned);
         let mut state = State::new();
         let mut start = None;
         if let Some(snapshot) = read_snapshot(&derived.snapshot) {
@@ -172,9 +178,13 @@ impl Record {
                 });
             }
             let stored = log.read(Seq(seen), 1, usize::MAX).await?;
-            let same = stored
-                .first()
-                .is_some_and(|(seq, bytes)| seq.0 == seen && merkle::leaf(bytes) == snapshot.leaf);
+            let same = match stored.into_iter().next() {
+                Some((seq, bytes)) if seq.0 == seen => {
+                    let place = pruned.place_in(&*log, seen, bytes).await;
+                    place.map_err(io(derived.pruned.clone()))?.leaf() == snapshot.leaf
+                }
+                _ => false,
+            };
             if same {
                 let latest = snapshot
                     .state
@@ -198,11 +208,13 @@ impl Record {
                 (index.map_err(io(derived.index.clone()))?, 0)
             }
         };
-        let tree = LogTree::open(derived.tree, log.clone(), seen, &mut progress).await?;
+        let kept = Some(pruned.clone());
+        let tree = LogTree::open_with(derived.tree, log.clone(), kept, seen, &mut progress).await?;
         let record = Arc::new(Self {
             log,
             state: RwLock::new(state),
             index: Mutex::new(index),
+            pruned,
             recent: Mutex::default(),
             waiting: Mutex::default(),
             channels: Mutex::default(),
@@ -224,7 +236,8 @@ impl Record {
                 break;
             };
             next = last.0 + 1;
-            for (seq, leaf, sealed) in open_all(batch).await {
+            let places = record.places_in(batch).await;
+            for (seq, leaf, sealed) in open_all(places.map_err(io(derived.pruned.clone()))?).await {
                 record.settle(seq, leaf, sealed);
             }
             if let Err(error) = record.tree.keep() {
@@ -260,7 +273,15 @@ impl Record {
                 }
                 other => {
                     let waiter = other.map(|(_, waiter)| waiter);
-                    let opened = open_all(vec![(seq, bytes)]).await;
+                    let places = match self.places_in(vec![(seq, bytes)]).await {
+                        Ok(places) => places,
+                        Err(error) => {
+                            tracing::error!("the log's tail ended: {error}");
+                            self.failed.send_replace(Some(error.to_string()));
+                            break;
+                        }
+                    };
+                    let opened = open_all(places).await;
                     let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
                     (leaf, sealed, waiter)
                 }
@@ -458,12 +479,42 @@ impl Record {
         )
     }
 
+    /// What is kept of pruned turns.
+    pub fn pruned(&self) -> &Arc<Pruned> {
+        &self.pruned
+    }
+
+    /// Where a counting message stands, pruned or not.
+    ///
+    /// # Errors
+    /// The index's.
+    pub fn place_of(
+        &self,
+        channel: &ChannelName,
+        ordinal: Ordinal,
+    ) -> std::io::Result<Option<Place>> {
+        let found = lock(&self.index).places(channel, ordinal, 1)?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn places_in(
+        &self,
+        batch: Vec<(Seq, bytes::Bytes)>,
+    ) -> std::io::Result<Vec<(u64, agora_log::export::Place)>> {
+        let mut places = Vec::with_capacity(batch.len());
+        for (seq, stored) in batch {
+            let place = self.pruned.place_in(&*self.log, seq.0, stored).await?;
+            places.push((seq.0, place));
+        }
+        Ok(places)
+    }
+
     /// The log itself.
     pub fn log(&self) -> &Arc<dyn Log> {
         &self.log
     }
 
-    /// Up to `count` counting messages of a channel from an ordinal on, and at most `bytes_max` of payload but at least one
+    /// Up to `count` counting messages of a channel from an ordinal on, those that were pruned left out, and at most `bytes_max` of payload but at least one
     /// message if there is one.
     ///
     /// # Errors
@@ -475,6 +526,8 @@ impl Record {
         count: usize,
         bytes_max: usize,
     ) -> Result<Vec<Kept>, RecordError> {
+        let pruned = self.state().channel(channel).map_or(0, |c| c.pruned.0);
+        let from = Ordinal(from.0.max(pruned + 1));
         let places = lock(&self.index)
             .places(channel, from, count)
             .map_err(|source| RecordError::Io {
@@ -548,16 +601,16 @@ impl Record {
             tracing::warn!("no snapshot: the index can't be written: {error}");
             return;
         }
-        let Some(stored) = self.recent(seq, 1).and_then(|found| {
+        let Some(leaf) = self.recent(seq, 1).and_then(|found| {
             let settled = found.into_iter().next()?;
-            settled.sealed.as_ref().ok().map(|s| s.stored().clone())
+            settled.sealed.as_ref().ok().map(Sealed::leaf)
         }) else {
             return;
         };
         let mut file = Vec::with_capacity(bytes.len() + 128);
         file.extend_from_slice(SNAPSHOT);
         file.extend_from_slice(&seq.to_le_bytes());
-        file.extend_from_slice(&merkle::leaf(&stored));
+        file.extend_from_slice(&leaf);
         file.extend_from_slice(&bytes);
         let sum: [u8; 32] = Sha256::digest(&file).into();
         file.extend_from_slice(&sum);
@@ -603,7 +656,7 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
 type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
 
 /// Parses, hashes and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
+async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();
@@ -612,7 +665,7 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
         let part: Vec<_> = batch.by_ref().take(chunk).collect();
         tasks.push(tokio::task::spawn_blocking(move || {
             part.into_iter()
-                .map(|(seq, bytes)| (seq.0, merkle::leaf(&bytes), Sealed::open(bytes)))
+                .map(|(seq, place)| (seq, place.leaf(), open_place(place)))
                 .collect::<Vec<_>>()
         }));
     }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use agora_log::{Log, LogError, Seq};
 use agora_realm::merkle::{self, Frontier, Hash, Tree};
 
+use super::pruned::Pruned;
 use crate::limits;
 
 const HEAD: &[u8; 16] = b"agora tree 1\n\0\0\0";
@@ -110,6 +111,7 @@ pub struct LogTree {
     path: PathBuf,
     file: File,
     log: Option<Arc<dyn Log>>,
+    pruned: Option<Arc<Pruned>>,
     inner: Mutex<Inner>,
     /// Held while the file is written.
     writing: Mutex<()>,
@@ -189,6 +191,20 @@ impl LogTree {
         path: PathBuf,
         log: Arc<dyn Log>,
         size: u64,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, TreeError> {
+        Self::open_with(path, log, None, size, progress).await
+    }
+
+    /// The same, of a log of which some places were pruned: their leaves are known from what was kept of them.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn open_with(
+        path: PathBuf,
+        log: Arc<dyn Log>,
+        pruned: Option<Arc<Pruned>>,
+        size: u64,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, TreeError> {
         let (file, in_file) = open_file(&path).map_err(|source| TreeError::Io {
@@ -199,6 +215,7 @@ impl LogTree {
             path,
             file,
             log: Some(log.clone()),
+            pruned,
             inner: Mutex::new(Inner {
                 whole: Tree::new(),
                 tail: Vec::new(),
@@ -240,7 +257,8 @@ impl LogTree {
                 return Err(LogError::Closed.into());
             }
             for (seq, stored) in batch.iter().filter(|(seq, _)| seq.0 <= size) {
-                tree.push(seq.0, merkle::leaf(stored));
+                let leaf = tree.leaf_of(seq.0, stored)?;
+                tree.push(seq.0, leaf);
             }
             tree.keep_or_say();
             progress(tree.size(), size);
@@ -287,6 +305,7 @@ impl LogTree {
             path: path.to_owned(),
             file,
             log: None,
+            pruned: None,
             inner: Mutex::new(Inner {
                 whole,
                 tail,
@@ -303,6 +322,17 @@ impl LogTree {
         })
     }
 
+    /// The leaf of a place of the log, which may have been pruned.
+    fn leaf_of(&self, seq: u64, stored: &[u8]) -> Result<Hash, TreeError> {
+        if stored.is_empty()
+            && let Some(pruned) = &self.pruned
+            && let Some(stub) = self.io(pruned.get(seq))?
+        {
+            return Ok(stub.leaf);
+        }
+        Ok(merkle::leaf(stored))
+    }
+
     /// Whether the last of the file's whole blocks ends with what the log has there.
     async fn is_of_this_log(&self, blocks: u64) -> Result<bool, TreeError> {
         let Some(log) = &self.log else {
@@ -317,7 +347,8 @@ impl LogTree {
         let last = Seq(blocks * PLACES);
         let stored = log.read(last, 1, usize::MAX).await?;
         let found = stored.first().filter(|(seq, _)| *seq == last);
-        Ok(found.map(|(_, stored)| merkle::leaf(stored)).as_ref() == leaves.last())
+        let found = found.map(|(_, stored)| self.leaf_of(last.0, stored));
+        Ok(found.transpose()?.as_ref() == leaves.last())
     }
 
     /// The leaves of a block, hashed anew.
@@ -339,7 +370,9 @@ impl LogTree {
             if batch.is_empty() {
                 return Err(TreeError::NotTheLog { first, last });
             }
-            leaves.extend(batch.iter().map(|(_, stored)| merkle::leaf(stored)));
+            for (seq, stored) in &batch {
+                leaves.push(self.leaf_of(seq.0, stored)?);
+            }
         }
         leaves.truncate(PLACES as usize);
         Ok(leaves)

@@ -119,6 +119,8 @@ pub struct Control {
     /// The time of this host's latest entry.
     stamped: AtomicI64,
     bumping: tokio::sync::Mutex<()>,
+    /// Held by the one prune that is at work.
+    pruning: tokio::sync::Mutex<()>,
     /// What was counted of this run.
     pub counts: Counts,
     ending: watch::Sender<bool>,
@@ -170,9 +172,15 @@ impl Control {
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
+            pruning: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
             ending: watch::channel(false).0,
         })
+    }
+
+    /// Held by the one prune that is at work.
+    pub(super) fn pruning(&self) -> &tokio::sync::Mutex<()> {
+        &self.pruning
     }
 
     /// Gives it the vat threads.

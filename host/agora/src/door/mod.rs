@@ -7,6 +7,7 @@ pub mod graft;
 mod heed;
 pub mod introduction;
 pub mod operator;
+pub mod prune;
 pub mod service;
 pub mod trees;
 pub mod wall;

@@ -123,7 +123,7 @@ pub(crate) struct Journey {
     data: PathBuf,
     /// What lies in its folder is no record.
     forges: AtomicBool,
-    _turn: Turn,
+    _turn: Option<Turn>,
 }
 
 /// Every journey's record is what correct hosts wrote.
@@ -160,6 +160,15 @@ impl Ran {
 impl Journey {
     /// An image of this manifest, in which `{NAME}` stands for the path of a component.
     pub(crate) fn new(manifest: &str) -> Self {
+        Self::with_turn(manifest, Some(Turn::take()))
+    }
+
+    /// Another one within the same turn: of two journeys that each wait for a second turn, neither would ever get it.
+    pub(crate) fn another(&self, manifest: &str) -> Self {
+        Self::with_turn(manifest, None)
+    }
+
+    fn with_turn(manifest: &str, turn: Option<Turn>) -> Self {
         let folder = tempfile::tempdir().expect("there is room for temporary files");
         std::fs::create_dir(folder.path().join("image")).expect("the folder is ours");
         let data = folder.path().join("data");
@@ -167,7 +176,7 @@ impl Journey {
             folder,
             data,
             forges: AtomicBool::new(false),
-            _turn: Turn::take(),
+            _turn: turn,
         };
         journey.write_manifest(manifest);
         journey

@@ -36,6 +36,8 @@ pub struct Stood {
     pub offset: u64,
     /// The entry.
     pub entry: Bytes,
+    /// It was purged, and is empty here.
+    pub purged: bool,
 }
 
 /// A folder that is read whole, see the module.
@@ -47,6 +49,8 @@ pub struct Whole {
     segment: usize,
     seq: u64,
     at: u64,
+    /// Something of the segment at hand was purged: its records end earlier than they did, and zeros follow.
+    purged: bool,
 }
 
 impl Whole {
@@ -69,6 +73,7 @@ impl Whole {
             segment: 0,
             seq: 1,
             at: HEADER_BYTES,
+            purged: false,
         })
     }
 
@@ -96,6 +101,7 @@ impl Whole {
                 Ok(false) => {
                     self.segment += 1;
                     self.at = HEADER_BYTES;
+                    self.purged = false;
                 }
                 // It is met again, and told, with nothing before it.
                 Err(_) if !out.is_empty() => break,
@@ -137,7 +143,8 @@ impl Whole {
             if record.entry.len() > *left && !out.is_empty() {
                 return Ok(true);
             }
-            let entry = Bytes::copy_from_slice(record.entry);
+            let (entry, purged) = (Bytes::copy_from_slice(record.entry), record.purged);
+            self.purged |= purged;
             let bytes = record_bytes(entry.len());
             let padding = at + bytes - Chunks::padding_bytes(entry.len());
             if !chunks.is_zero(padding, at + bytes).map_err(io)? {
@@ -153,12 +160,17 @@ impl Whole {
                 file: path.clone(),
                 offset: at,
                 entry,
+                purged,
             });
             self.at += bytes;
             self.seq += 1;
         }
         if let Some(next) = next
             && next.before_bytes != self.at
+            && !(self.purged
+                && chunks
+                    .is_blank_from(self.at, next.before_bytes)
+                    .map_err(io)?)
         {
             return Err(corrupt(
                 next.first,
