@@ -46,13 +46,32 @@ interface Operator {
   # Takes another host's place in the realm back, for good: nothing that it or its personas say counts from there on, and what
   # they were granted is cut. By its id, or the first 8 digits of it.
 
-  reserved @11 () -> ();
-  # Not in use.
+  prune @11 (channel :Text, keep :Keep, dryRun :Bool, forcePastCursors :Bool) -> (outcome :Pruned);
+  # Takes what a channel's oldest messages said out of the log; that they were said stays, and so do their hashes. A cursor that it
+  # would pass is a refusal that names it, unless that is forced. With `dryRun` it only says what it would do.
 
   rotate @12 (agent :Text, host :Bool) -> (outcome :Decided);
   # Gives a persona of this host its next key, or, with `host`, the host itself. It is on the record, what was signed before stays
   # verifiable, and nothing that is said meanwhile is lost. Fails when the agent is killed: `start` gives it a new key. An operator's
   # persona goes by its name, as operator:1000.
+}
+
+struct Keep {
+  # How much of a channel stays.
+  union {
+    count @0 :UInt64;  # The newest messages, so many.
+    ageMs @1 :UInt64;  # What was said in the last milliseconds, so many.
+    bytes @2 :UInt64;  # The newest messages, of so many bytes of payload together.
+  }
+}
+
+struct Pruned {
+  through @0 :UInt64;     # The last message that goes, by its ordinal; 0: none does.
+  messages @1 :UInt64;    # How many go.
+  bytes @2 :UInt64;       # Bytes of payload they have together.
+  freed @3 :UInt64;       # Bytes that the log let go of; 0 in a dry run.
+  passed @4 :List(Text);  # Whose cursors are passed, and where they stand.
+  pending @5 :Text;       # What is not done yet, and when it will be; empty: all is done.
 }
 
 struct Decided {
@@ -110,6 +129,13 @@ struct Status {
   behind @13 :UInt64;  # Entries that are known to stand in the log and have not been judged here.
   lapsedMs @14 :Int64; # Since when nothing is admitted, in milliseconds since 1970-01-01 UTC. 0: the host is fresh, or needs no lease.
   diverged @15 :Text;  # What of the log is not as it was.
+  tally @16 :Tally;
+}
+
+struct Tally {
+  # Of the entries that were judged.
+  void @0 :UInt64;     # Those that don't count, junk included.
+  junk @1 :UInt64;     # Those that are no entries at all.
 }
 
 struct HostStatus {

@@ -64,6 +64,20 @@ pub const FEED_WAITING_MAX: usize = 128;
 const _: () =
     assert!(FEED_WAITING_MAX * agora_realm::limits::ENTRY_BYTES_MAX <= 2 * RECENT_BYTES_MAX);
 
+// -- Pruning
+
+/// Stubs that are written at a time; each time, the file of all of them is written anew.
+pub const PRUNE_STUBS_MAX: usize = 65_536;
+/// Their bytes.
+pub const PRUNE_BYTES_MAX: usize = 64 << 20;
+
+// -- Moving a log
+
+/// Entries of an import that may be on their way into the log at once.
+pub const IMPORT_ENTRIES_WAITING_MAX: usize = 512;
+/// Their bytes, except for a single entry larger than that; with what each counts for besides, less than a log's queue takes.
+pub const IMPORT_BYTES_WAITING_MAX: usize = 4 << 20;
+
 // -- Agents
 
 /// Linear memory of an agent whose manifest names none, in bytes.
@@ -283,3 +297,16 @@ pub const OPERATORS_MAX: usize = 64;
 pub const COMMANDS_WAITING_MAX: usize = 256;
 /// A reason given for a stop, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 256;
+
+// -- Verifying a record
+
+/// Entries that one thread takes in hand at once: a few milliseconds of work.
+pub const AUDIT_LOT_ENTRIES: usize = 256;
+/// The same in bytes, except for a single entry larger than that.
+pub const AUDIT_LOT_BYTES: usize = 1 << 20;
+/// Lots that wait, opened, for one before them; more than there are ever cores at work on them.
+pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
+/// A checkpoint's file, in bytes.
+pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;
+/// A proof's file, in bytes.
+pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;

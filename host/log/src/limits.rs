@@ -26,6 +26,9 @@ pub const RESERVE_RETRY_MS: u64 = 250;
 /// How long another holder of the folder's lock is waited for before it is refused, in milliseconds.
 pub const LOCK_PATIENCE_MS: u64 = 400;
 
+/// Largest place of an export, bytes: more than any entry, or what is kept in its stead.
+pub const EXPORT_FRAME_BYTES_MAX: usize = ENTRY_BYTES_LIMIT as usize + 4096;
+
 /// Size that a new stream is limited to by default, bytes; its servers set that much aside.
 pub const STREAM_BYTES_MAX: u64 = 4 << 30;
 /// Room below a stream's limit that only control entries may use by default, bytes. Covers what all hosts together send

@@ -789,7 +789,7 @@ impl Judging<'_> {
             parent: message.parent.as_ref(),
             hops: Hops::Stamped(message.hops),
             key: message.key,
-            bytes: message.payload.len(),
+            bytes: self.sealed.payload_bytes(index),
             owner: message.owner.as_ref(),
             deadline_ms: message.deadline_ms,
             in_turn,

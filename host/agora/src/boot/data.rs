@@ -23,6 +23,9 @@
 //! checkpoints  those before it
 //! cosigned     those that witnesses signed, too
 //! forked       other hosts that have another log
+//! pruned       stubs of pruned turns
+//! purged       how far each channel's pruned turns are gone from the log
+//! importing    an import that is not done
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```
@@ -247,18 +250,7 @@ impl DataFolder {
     /// # Errors
     /// It can't be read.
     pub fn realm(&self) -> Result<Option<RealmId>, DataError> {
-        let path = self.join("realm");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => match text.trim().parse() {
-                Ok(id) => Ok(Some(id)),
-                Err(_) => Err(DataError::Format {
-                    path,
-                    found: text.trim().to_owned(),
-                }),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io(&path)(error)),
-        }
+        pinned_realm(&self.path)
     }
 
     /// Pins the realm.
@@ -267,6 +259,33 @@ impl DataFolder {
     /// It can't be written.
     pub fn pin_realm(&self, realm: RealmId) -> Result<(), DataError> {
         replace(&self.join("realm"), format!("{realm}\n").as_bytes())
+    }
+
+    /// Which log is being imported into this folder, if one is: until that is done, no host may go on with what is there.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn importing(&self) -> Result<Option<String>, DataError> {
+        let path = self.join("importing");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io(&path)(error)),
+        }
+    }
+
+    /// An import begins (`Some`, telling which), or is done.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn set_importing(&self, which: Option<&str>) -> Result<(), DataError> {
+        let path = self.join("importing");
+        match which {
+            Some(which) => replace(&path, which.as_bytes()),
+            None => std::fs::remove_file(&path)
+                .and_then(|()| File::open(&self.path)?.sync_all())
+                .map_err(io(&path)),
+        }
     }
 
     /// The cursors that silence moved.
@@ -289,6 +308,25 @@ impl DataFolder {
     pub fn keep_cursors(&self, cursors: &Cursors) -> Result<(), DataError> {
         let bytes = postcard::to_stdvec(cursors).expect("cursors are plain data");
         replace(&self.join("cursors"), &bytes)
+    }
+}
+
+/// The realm that a data folder belongs to, when it has been pinned; without locking the folder.
+///
+/// # Errors
+/// It can't be read.
+pub fn pinned_realm(data: &Path) -> Result<Option<RealmId>, DataError> {
+    let path = data.join("realm");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(id) => Ok(Some(id)),
+            Err(_) => Err(DataError::Format {
+                path,
+                found: text.trim().to_owned(),
+            }),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(&path)(error)),
     }
 }
 

@@ -178,6 +178,12 @@ pub(crate) async fn open_with(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Opened, Failure> {
     let folder = Arc::new(DataFolder::open(data)?);
+    if folder.importing()?.is_some() {
+        anyhow::bail!(
+            "{}: an import into this data folder was interrupted (run the same `agora import` again; it goes on where it stopped)",
+            data.display()
+        );
+    }
     // A realm's host without its secret would be another host, whom the log refuses.
     let keys = Arc::new(identity.open_or_make(data)?);
     let mut notices = Vec::new();
@@ -203,6 +209,7 @@ pub(crate) async fn open_with(
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
         tree: folder.join("tree"),
+        pruned: folder.join("pruned"),
     };
     let accepted = folder.accepted_loss()?;
     let seen = Seen {
@@ -261,6 +268,11 @@ pub(crate) async fn open_with(
         ));
         control.open_gate();
     }
+    if let Err(error) = control.finish_prunes().await {
+        notices.push(format!(
+            "pruned messages are still in the log: {error} (the next start, or the next prune, goes on)"
+        ));
+    }
     propose_channels(&control, &manifest, &mut notices).await?;
     control.lapse_overdue().await;
     let tasks = vec![
@@ -306,20 +318,31 @@ fn own_log(folder: &DataFolder, notices: &mut Vec<String>) -> Result<Arc<dyn Log
 
 /// The log of a realm in a stream on NATS servers.
 async fn stream_log(
-    mut options: JetStreamOptions,
+    options: JetStreamOptions,
     realm: RealmId,
     create: bool,
     keys: &Keys,
 ) -> Result<(Arc<dyn Log>, LogPlace), Failure> {
-    options.stream = format!("agora-{}", &realm.to_string()[..16]);
-    options.subject_prefix = options.stream.clone();
-    options.subject = keys.host_id().short();
-    options.name = format!("agora {}", options.subject);
+    let mut options = stream_of(options, realm, &keys.host_id().short());
     options.create = create;
     let place = options.place();
     let log = JetStream::open(options).await?;
     let state = log.state();
     Ok((Arc::new(log), LogPlace::JetStream(place, state)))
+}
+
+/// The stream of a realm, for whoever has this subject in it. It is not created.
+pub(crate) fn stream_of(
+    mut options: JetStreamOptions,
+    realm: RealmId,
+    subject: &str,
+) -> JetStreamOptions {
+    options.stream = format!("agora-{}", &realm.to_string()[..16]);
+    options.subject_prefix = options.stream.clone();
+    options.subject = subject.to_owned();
+    options.name = format!("agora {subject}");
+    options.create = false;
+    options
 }
 
 /// The first entry of a realm of this host's, kept until the realm is pinned: a start that was interrupted goes on with the same.

@@ -751,7 +751,9 @@ impl Facet {
         let (_, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         let from = Ordinal(params.get_from().max(1));
-        let start = from.max(Ordinal(reach.0 + 1));
+        let pruned = self.holder.control.record().state().channel(&self.channel);
+        let pruned = pruned.map_or(Ordinal(0), |view| view.pruned);
+        let start = from.max(Ordinal(reach.0 + 1)).max(Ordinal(pruned.0 + 1));
         let count = (params.get_count() as usize).min(limits::BATCH_MESSAGES_MAX);
         let kept = self
             .holder
@@ -760,8 +762,11 @@ impl Facet {
             .messages(&self.channel, start, count, limits::BATCH_BYTES_MAX)
             .await
             .map_err(|error| error::busy(&error.to_string()))?;
+        // What was pruned is passed over, and said.
+        let from = from.max(Ordinal(pruned.0 + 1));
         let next = kept.last().map_or(from.0, |last| last.ordinal.0 + 1);
         results.get().set_next(next);
+        results.get().set_pruned(pruned.0);
         let mut list = results.get().init_messages(kept.len() as u32);
         for (i, message) in kept.iter().enumerate() {
             write_message(

@@ -46,12 +46,20 @@ pub(super) enum Command {
     Ps(PsArgs),
     /// Follow what counts, as it comes.
     Watch(WatchArgs),
-    /// Show what the record holds; works without a running host.
+    /// Show what the record holds, or write all of it into a file; works without a running host.
     Log(LogArgs),
+    /// Say whether a record is what correct hosts wrote; offline, and without a running host.
+    Verify(VerifyArgs),
+    /// Write a proof of one entry that stands by itself; `agora verify` checks it.
+    Prove(ProveArgs),
     /// Show what this host signed of its log, to be kept elsewhere; works without a running host.
     Checkpoint(CheckpointArgs),
     /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
     Witness(WitnessArgs),
+    /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
+    Prune(PruneArgs),
+    /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
+    Import(ImportArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -140,6 +148,8 @@ pub(super) struct DoctorArgs {
     pub(super) data: DataArgs,
     #[command(flatten)]
     pub(super) identity: IdentityArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
     /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
     /// again what the host itself had decided.
     #[arg(long, value_name = "REASON")]
@@ -226,6 +236,11 @@ pub(super) struct LogServerArgs {
 }
 
 impl LogServerArgs {
+    /// Whether they name none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
     /// The log that they name.
     pub(super) fn choice(&self) -> LogChoice {
         if self.servers.is_empty() {
@@ -305,6 +320,79 @@ pub(super) struct LogArgs {
     /// The same as --format jsonl.
     #[arg(long, conflicts_with = "format")]
     pub(super) json: bool,
+    /// Show nothing, and write the whole log into a file (`-`: standard output), to keep or to move it. The secret is not in it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json", "format"])]
+    pub(super) export: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("keep").required(true).args(["keep_count", "older_than", "keep_bytes"])))]
+pub(super) struct PruneArgs {
+    /// The channel.
+    pub(super) channel: String,
+    /// Keep the newest messages, so many.
+    #[arg(long, value_name = "N")]
+    pub(super) keep_count: Option<u64>,
+    /// Prune what was said longer ago than this, as in 30d or 12h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub(super) older_than: Option<u64>,
+    /// Keep the newest messages, of so much payload together, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) keep_bytes: Option<u64>,
+    /// Only say what that would do.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Prune also what readers have not read yet; they are told that they missed it.
+    #[arg(long)]
+    pub(super) force_past_cursors: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    /// The file that `agora log --export` wrote.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// A data folder, the folder of a log by itself, an export, or a proof [default: the data folder].
+    pub(super) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The realm that the record must be of.
+    #[arg(long, value_name = "ID")]
+    pub(super) realm: Option<agora_realm::RealmId>,
+    /// A checkpoint that was kept elsewhere: up to it, nothing may be missing, moved or changed. May be given again.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Vec<PathBuf>,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ProveArgs {
+    /// A place in the log, or a message's id.
+    pub(super) what: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The checkpoint in whose log it is proved: best one that whoever the proof is for holds already [default: the first that is kept of
+    /// those that cover it].
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Option<PathBuf>,
+    /// Where to write the proof [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
 }
 
 impl LogArgs {

@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::args::{
-    GrantArgs, KillArgs, PsArgs, RevokeArgs, RotateArgs, SayArgs, StartArgs, WatchArgs,
+    GrantArgs, KillArgs, PruneArgs, PsArgs, RevokeArgs, RotateArgs, SayArgs, StartArgs, WatchArgs,
 };
 use super::show;
 use crate::boot::manifest::display_bytes;
@@ -192,6 +192,57 @@ pub(super) fn start(args: &StartArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+pub(super) fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.prune_request();
+        let mut params = request.get();
+        params.set_channel(args.channel.as_str());
+        params.set_dry_run(args.dry_run);
+        params.set_force_past_cursors(args.force_past_cursors);
+        let mut keep = params.init_keep();
+        match (args.keep_count, args.older_than, args.keep_bytes) {
+            (Some(count), _, _) => keep.set_count(count),
+            (_, Some(ms), _) => keep.set_age_ms(ms),
+            (_, _, bytes) => keep.set_bytes(bytes.unwrap_or(u64::MAX)),
+        }
+        let response = request.send().promise.await.map_err(said)?;
+        let done = response.get()?.get_outcome()?;
+        let channel = show::escape(&args.channel);
+        if done.get_messages() == 0 {
+            show::print(&format!("'{channel}': nothing to prune\n"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let what = format!(
+            "{} messages ({} of payload), through {}",
+            done.get_messages(),
+            display_bytes(done.get_bytes()),
+            done.get_through()
+        );
+        let mut passed = Vec::new();
+        for persona in done.get_passed()?.iter() {
+            passed.push(show::escape(persona?.to_str()?));
+        }
+        let pending = show::escape(done.get_pending()?.to_str()?);
+        let over = match (passed.is_empty(), args.dry_run) {
+            (true, _) => String::new(),
+            (false, true) => format!("; it would pass the cursors of {}", passed.join(", ")),
+            (false, false) => format!("; it passed the cursors of {}", passed.join(", ")),
+        };
+        match (args.dry_run, pending.as_str()) {
+            (true, _) => show::print(&format!("'{channel}': would prune {what}{over}\n")),
+            (false, "") => show::print(&format!(
+                "'{channel}': pruned {what}; the log let go of {}{over}\n",
+                display_bytes(done.get_freed())
+            )),
+            (false, pending) => {
+                show::print(&format!("'{channel}': pruned {what}{over}\n{pending}\n"));
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
@@ -327,8 +378,14 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
         let status = response.get()?.get_status()?;
+        let tally = status.get_tally()?;
+        let void = match (tally.get_void(), tally.get_junk()) {
+            (0, _) => String::new(),
+            (void, 0) => format!(", {void} void"),
+            (void, junk) => format!(", {void} void, {junk} of them junk"),
+        };
         show::print(&format!(
-            "realm {}  host {}  epoch {}{}  log {} ({} entries){}\n",
+            "realm {}  host {}  epoch {}{}  log {} ({} entries{void}){}\n",
             &crate::hex(status.get_realm()?)[..8],
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),

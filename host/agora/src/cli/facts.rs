@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 use std::io::{Result, Write};
 
+use agora_log::export::Place;
 use clap::ValueEnum;
 
 use super::show;
@@ -27,9 +28,14 @@ pub(super) enum Format {
     Csv,
 }
 
-/// The entry's signature in hexadecimal, of the bytes that stand in the log.
-pub(super) fn signature_of(stored: &[u8]) -> String {
-    stored.get(..64).map(crate::hex).unwrap_or_default()
+/// The entry's signature in hexadecimal, of what stands in the log. Empty where the payloads were pruned: what is left is not what was
+/// signed.
+pub(super) fn signature_of(place: &Place) -> String {
+    let stored = match place {
+        Place::Entry(stored) => stored.get(..64),
+        Place::Purged { .. } => None,
+    };
+    stored.map(crate::hex).unwrap_or_default()
 }
 
 /// Writes records in one format.

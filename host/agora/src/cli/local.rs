@@ -1,16 +1,19 @@
 //! The verbs that need no running host.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use agora_log::{Embedded, LogError, Seq};
+use agora_realm::{Junk, MessageVerdict};
 
 use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
+use super::source::{Pace, Source};
 use super::{checkpoint, facts, show};
 use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
+use crate::delivery::pruned::open_place;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -63,21 +66,25 @@ pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the record of a data folder, whether or not its host runs.
+/// Shows the record, whether or not a host runs.
 pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
-    let data = args.data.data();
-    check_format(&data)?;
-    let (log, _) = Embedded::open_read_only(&data.join("log"))?;
+    let mut source = Source::open(&args.data.data(), &args.log)?;
+    let colour = show::is_terminal(&std::io::stdout());
     let mut facts = facts::Writer::new(args.format());
     let mut state = agora_realm::State::new();
-    let mut next = 1;
+    let mut pace = Pace::new();
+    let (mut at, end) = (0, source.end().0);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     loop {
-        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        // Once there is something to see, that is progress enough.
+        if at < args.from || !colour {
+            pace.at(|| format!("reading {}: {at} of {end} entries", source.place));
+        }
+        let batch = source.next_batch()?;
         let Some((last, _)) = batch.last() else {
             break;
         };
-        next = last.0 + 1;
+        at = last.0;
         for (seq, stored) in batch {
             let signature = facts::signature_of(&stored);
             for told in replay_one(&mut state, seq.0, stored) {
@@ -90,6 +97,7 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
                 if told.seq < args.from || !on_channel {
                     continue;
                 }
+                pace.done();
                 if facts.write(&mut out, &told, &signature).is_err() {
                     // Whoever reads us has seen enough.
                     return Ok(ExitCode::SUCCESS);
@@ -208,15 +216,9 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }
-    match read_log(&data.join("log")) {
-        Ok((entries, void)) => say(
-            true,
-            format!(
-                "the log reads whole: {entries} entries, {void} of them void; every signature holds. Receipts say `fsync`: \
-                 what is acknowledged is synced to this machine's disk"
-            ),
-        ),
-        Err(error) => say(false, error.to_string()),
+    match Source::open(data, &args.log) {
+        Ok(source) => examine(source, &mut say),
+        Err(error) => say(false, format!("{error:#}")),
     }
     checkpoint::examine(data, &mut say);
     match rustix::fs::statvfs(data) {
@@ -236,21 +238,96 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn read_log(path: &Path) -> Result<(u64, u64), LogError> {
-    let (log, _) = Embedded::open_read_only(path)?;
+/// Reads a log whole, and says what it is worth.
+fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
+    for found in &source.unsafe_settings {
+        say(
+            false,
+            format!("{}: the stream is not safe: {found}", source.place),
+        );
+    }
     let mut state = agora_realm::State::new();
-    let mut next = 1;
+    let mut pace = Pace::new();
+    let mut void: BTreeMap<String, u64> = BTreeMap::new();
+    let mut messages: BTreeMap<String, u64> = BTreeMap::new();
+    let mut at = 0;
     loop {
-        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        pace.at(|| format!("reading {}: {at} of {} entries", source.place, source.end()));
+        let batch = match source.next_batch() {
+            Ok(batch) => batch,
+            Err(error) => return say(false, error.to_string()),
+        };
         let Some((last, _)) = batch.last() else {
             break;
         };
-        next = last.0 + 1;
+        at = last.0;
         for (seq, stored) in batch {
-            let sealed = agora_realm::Sealed::open(stored);
-            agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+            let sealed = open_place(stored);
+            let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+            match (&sealed, judged.verdict) {
+                (Err(junk), _) => {
+                    // Not in its own words, of which there may be any number.
+                    let what = match junk {
+                        Junk::TooLarge(_) => "junk: more bytes than an entry takes",
+                        Junk::Malformed(_) => "junk: no entry",
+                        Junk::UnknownFormat(_) => "junk: of a format not known here; upgrade",
+                        Junk::BadSignature => "junk: the signature does not verify",
+                    };
+                    *void.entry(what.to_owned()).or_default() += 1;
+                }
+                (Ok(_), Err(refusal)) => *void.entry(refusal.to_string()).or_default() += 1,
+                (Ok(_), Ok(())) => {
+                    for verdict in &judged.messages {
+                        if let MessageVerdict::Void(refusal) = verdict {
+                            *messages.entry(refusal.to_string()).or_default() += 1;
+                        }
+                    }
+                }
+            }
         }
     }
+    pace.done();
+    match (source.realm, state.realm()) {
+        (Some(pinned), Some(found)) if pinned != found => say(
+            false,
+            format!(
+                "the log begins realm {}, but the data folder belongs to realm {} (restore the folder's own log)",
+                found.short(),
+                pinned.short()
+            ),
+        ),
+        (Some(pinned), None) => say(
+            false,
+            format!(
+                "{}: it is empty, but the data folder belongs to realm {} (if its log is on servers, say --log)",
+                source.place,
+                pinned.short()
+            ),
+        ),
+        _ => {}
+    }
     let tally = state.tally();
-    Ok((tally.entries, tally.void))
+    say(
+        true,
+        format!(
+            "the log reads whole: {} entries, {} of them void; every signature of the others holds",
+            tally.entries, tally.void
+        ),
+    );
+    if source.pruned_count() > 0 {
+        say(
+            true,
+            format!(
+                "{} of them were pruned: what they said is gone, and their hashes and signatures are kept",
+                source.pruned_count()
+            ),
+        );
+    }
+    for (reason, count) in &void {
+        say(true, format!("void entries: {count}: {reason}"));
+    }
+    for (reason, count) in &messages {
+        say(true, format!("void messages: {count}: {reason}"));
+    }
+    say(true, source.durability());
 }

@@ -1,7 +1,7 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor`, `id`, `checkpoint` and `witness` act by themselves; the other verbs are clients of a running
-//! host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint` and `witness` act by themselves; the
+//! other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
@@ -11,9 +11,13 @@ mod diary;
 mod facts;
 mod id;
 mod local;
+mod moving;
 mod new;
+mod prove;
 mod run;
 pub mod show;
+mod source;
+mod verify;
 mod witness;
 
 use std::process::ExitCode;
@@ -57,7 +61,14 @@ pub fn main() -> ExitCode {
             Some(reason) => local::accept_loss(&args.data.data(), reason),
         },
         Command::Id(args) => id::id(&args),
-        Command::Log(args) => local::log(&args),
+        Command::Log(args) => match &args.export {
+            Some(to) => moving::export(&args.data.data(), &args.log, to),
+            None => local::log(&args),
+        },
+        Command::Import(args) => moving::import(&args),
+        Command::Prune(args) => client::prune(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Prove(args) => prove::prove(&args),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),
         Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),

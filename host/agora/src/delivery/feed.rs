@@ -103,7 +103,13 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                     ..told(
                         "message",
                         Some(&turn.channel),
-                        payload_text(&message.payload),
+                        match sealed.is_purged() {
+                            true => format!(
+                                "(pruned: {} bytes)",
+                                sealed.payload_bytes(usize::from(placed.index))
+                            ),
+                            false => payload_text(&message.payload),
+                        },
                     )
                 }
             })

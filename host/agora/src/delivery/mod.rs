@@ -1,5 +1,6 @@
 //! How what counts gets out.
 
+pub mod auditing;
 pub mod checkpoints;
 pub mod cursors;
 pub mod feed;
@@ -8,6 +9,8 @@ pub mod hearing;
 pub mod index;
 pub mod lease;
 pub mod message;
+pub mod proofs;
+pub mod pruned;
 pub mod record;
 pub mod subscription;
 pub mod tip;

@@ -24,6 +24,7 @@ use tokio::sync::{Notify, broadcast, oneshot, watch};
 use super::forks::Told;
 use super::hearing::Hearing;
 use super::index::{Index, Place};
+use super::pruned::{Pruned, open_place};
 use super::tip::Tip;
 use super::tree::{LogTree, TreeError};
 use crate::limits;
@@ -137,6 +138,7 @@ pub struct Record {
     log: Arc<dyn Log>,
     state: RwLock<State>,
     index: Mutex<Index>,
+    pruned: Arc<Pruned>,
     recent: Mutex<Recent>,
     waiting: Mutex<Waiting>,
     channels: Mutex<HashMap<ChannelName, watch::Sender<u64>>>,
@@ -155,7 +157,7 @@ pub struct Record {
     /// The place of the latest entry that is no marker.
     last_said: AtomicU64,
     /// The newest entry that was judged, and its bytes.
-    latest: Mutex<(u64, bytes::Bytes)>,
+    latest: Mutex<Option<Tip>>,
     loss: Mutex<Option<Loss>>,
     tree: LogTree,
     fenced: Notify,
@@ -198,6 +200,8 @@ pub struct Derived {
     pub snapshot: PathBuf,
     /// The file of the tree over the log.
     pub tree: PathBuf,
+    /// The file of what is kept of pruned turns; not derived from anything.
+    pub pruned: PathBuf,
 }
 
 impl Record {
@@ -214,6 +218,8 @@ impl Record {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Arc<Self>, RecordError> {
         let io = |path: PathBuf| move |source| RecordError::Io { path, source };
+        let pruned = Pruned::open(derived.pruned.clone()).map_err(io(derived.pruned.clone()))?;
+        let pruned = Arc::new(pruned);
         let mut state = State::new();
         let mut start = None;
         let snapshot = read_snapshot(&derived.snapshot);
@@ -226,7 +232,7 @@ impl Record {
         let mut tips: Vec<_> = seen.tip.into_iter().chain(vouched).collect();
         tips.sort_by_key(|tip| std::cmp::Reverse(tip.seq));
         for tip in tips {
-            let Some(found) = tip.missing_in(&*log).await? else {
+            let Some(found) = tip.missing_in(&*log, &pruned).await? else {
                 continue;
             };
             if !seen.accepts_loss {
@@ -239,19 +245,18 @@ impl Record {
                 stood: HashSet::new(),
             });
         }
-        let mut latest = (0, bytes::Bytes::new());
+        let mut latest = None;
         // What a log lost is found by looking at all that it has.
         if let (Some(snapshot), None) = (snapshot, &loss) {
             let ordinals = snapshot
                 .state
                 .channels()
                 .map(|(n, c)| (n.clone(), c.latest));
-            let stored = log.read(Seq(snapshot.seq), 1, usize::MAX).await?;
             match Index::open(derived.index.clone(), ordinals.collect::<Vec<_>>()) {
                 Ok(index) => {
                     state = snapshot.state;
                     start = Some((index, snapshot.seq));
-                    latest = stored.into_iter().next().map_or(latest, |(s, b)| (s.0, b));
+                    latest = vouched;
                 }
                 Err(error) => tracing::warn!("judging the log from its beginning: {error}"),
             }
@@ -263,11 +268,14 @@ impl Record {
                 (index.map_err(io(derived.index.clone()))?, 0)
             }
         };
-        let tree = LogTree::open(derived.tree, log.clone(), judged, &mut progress).await?;
+        let kept = Some(pruned.clone());
+        let tree =
+            LogTree::open_with(derived.tree, log.clone(), kept, judged, &mut progress).await?;
         let record = Arc::new(Self {
             log,
             state: RwLock::new(state),
             index: Mutex::new(index),
+            pruned,
             recent: Mutex::default(),
             waiting: Mutex::default(),
             channels: Mutex::default(),
@@ -293,11 +301,12 @@ impl Record {
         let mut next = judged + 1;
         while next <= end {
             let batch = record.log.read(Seq(next), 4096, 16 << 20).await?;
-            let Some((last, bytes)) = batch.last().cloned() else {
+            let Some((last, _)) = batch.last() else {
                 break;
             };
             next = last.0 + 1;
-            for (seq, leaf, sealed) in open_all(batch).await {
+            let places = record.places_in(batch).await;
+            for (seq, leaf, sealed) in open_all(places.map_err(io(derived.pruned.clone()))?).await {
                 if let (Some(loss), Ok(sealed)) = (&mut loss, &sealed)
                     && sealed.entry().author.is_none()
                     && (sealed.entry().host == seen.host
@@ -310,7 +319,6 @@ impl Record {
             if let Err(error) = record.tree.keep() {
                 tracing::warn!("the tree over the log can't be written: {error}");
             }
-            *lock(&record.latest) = (last.0, bytes);
             progress(next - 1, end);
         }
         *lock(&record.loss) = loss;
@@ -338,7 +346,6 @@ impl Record {
             if self.diverged.borrow().is_some() {
                 break;
             }
-            let stored = bytes.clone();
             let id = Sealed::reread(bytes.clone()).ok().map(|s| s.id());
             let (own, acknowledged) = {
                 let mut waiting = lock(&self.waiting);
@@ -359,13 +366,20 @@ impl Record {
                 }
                 other => {
                     let waiter = other.map(|own| own.settled);
-                    let opened = open_all(vec![(seq, bytes)]).await;
+                    let places = match self.places_in(vec![(seq, bytes)]).await {
+                        Ok(places) => places,
+                        Err(error) => {
+                            tracing::error!("the log's tail ended: {error}");
+                            self.failed.send_replace(Some(error.to_string()));
+                            break;
+                        }
+                    };
+                    let opened = open_all(places).await;
                     let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
                     (leaf, sealed, waiter, None)
                 }
             };
             let settled = self.settle(seq.0, leaf, sealed);
-            *lock(&self.latest) = (seq.0, stored);
             if let Some(handed) = handed {
                 self.hearing.seen(handed);
             }
@@ -426,8 +440,7 @@ impl Record {
 
     /// The newest entry that was judged.
     pub fn tip(&self) -> Option<Tip> {
-        let (seq, stored) = lock(&self.latest).clone();
-        (seq > 0).then(|| Tip::of(seq, &stored))
+        *lock(&self.latest)
     }
 
     /// What the log lost before this start, where the operator accepts it. Answers once.
@@ -502,6 +515,7 @@ impl Record {
                 latest.send_replace(last.ordinal.0);
             }
         }
+        *lock(&self.latest) = Some(Tip { seq, leaf });
         self.take_note(&settled);
         self.take_tree_told(&settled);
         let is_fence = |change: &Change| matches!(change, Change::Fenced { .. });
@@ -731,13 +745,43 @@ impl Record {
         )
     }
 
+    /// What is kept of pruned turns.
+    pub fn pruned(&self) -> &Arc<Pruned> {
+        &self.pruned
+    }
+
+    /// Where a counting message stands, pruned or not.
+    ///
+    /// # Errors
+    /// The index's.
+    pub fn place_of(
+        &self,
+        channel: &ChannelName,
+        ordinal: Ordinal,
+    ) -> std::io::Result<Option<Place>> {
+        let found = lock(&self.index).places(channel, ordinal, 1)?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn places_in(
+        &self,
+        batch: Vec<(Seq, bytes::Bytes)>,
+    ) -> std::io::Result<Vec<(u64, agora_log::export::Place)>> {
+        let mut places = Vec::with_capacity(batch.len());
+        for (seq, stored) in batch {
+            let place = self.pruned.place_in(&*self.log, seq.0, stored).await?;
+            places.push((seq.0, place));
+        }
+        Ok(places)
+    }
+
     /// The log itself.
     pub fn log(&self) -> &Arc<dyn Log> {
         &self.log
     }
 
-    /// Up to `count` counting messages of a channel from an ordinal on, and at most `bytes_max` of payload but at least one
-    /// message if there is one.
+    /// Up to `count` counting messages of a channel from an ordinal on, those that were pruned left out, and at most `bytes_max` of
+    /// payload but at least one message if there is one.
     ///
     /// # Errors
     /// The log's, or the index's.
@@ -748,6 +792,8 @@ impl Record {
         count: usize,
         bytes_max: usize,
     ) -> Result<Vec<Kept>, RecordError> {
+        let pruned = self.state().channel(channel).map_or(0, |c| c.pruned.0);
+        let from = Ordinal(from.0.max(pruned + 1));
         let places = lock(&self.index)
             .places(channel, from, count)
             .map_err(|source| RecordError::Io {
@@ -821,16 +867,16 @@ impl Record {
             tracing::warn!("no snapshot: the index can't be written: {error}");
             return;
         }
-        let Some(stored) = self.recent(seq, 1).and_then(|found| {
+        let Some(leaf) = self.recent(seq, 1).and_then(|found| {
             let settled = found.into_iter().next()?;
-            settled.sealed.as_ref().ok().map(|s| s.stored().clone())
+            settled.sealed.as_ref().ok().map(Sealed::leaf)
         }) else {
             return;
         };
         let mut file = Vec::with_capacity(bytes.len() + 128);
         file.extend_from_slice(SNAPSHOT);
         file.extend_from_slice(&seq.to_le_bytes());
-        file.extend_from_slice(&merkle::leaf(&stored));
+        file.extend_from_slice(&leaf);
         file.extend_from_slice(&bytes);
         let sum: [u8; 32] = Sha256::digest(&file).into();
         file.extend_from_slice(&sum);
@@ -872,6 +918,11 @@ pub fn last_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     read_snapshot(path)
 }
 
+/// The last place that the host had judged when it kept its snapshot, and the hash of what stood there.
+pub fn snapshot_place(path: &std::path::Path) -> Option<(u64, [u8; 32])> {
+    read_snapshot(path).map(|snapshot| (snapshot.seq, snapshot.leaf))
+}
+
 /// A snapshot that is whole, or none.
 fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     let file = std::fs::read(path).ok()?;
@@ -894,7 +945,7 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
 type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
 
 /// Parses, hashes and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
+async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();
@@ -903,7 +954,7 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
         let part: Vec<_> = batch.by_ref().take(chunk).collect();
         tasks.push(tokio::task::spawn_blocking(move || {
             part.into_iter()
-                .map(|(seq, bytes)| (seq.0, merkle::leaf(&bytes), Sealed::open(bytes)))
+                .map(|(seq, place)| (seq, place.leaf(), open_place(place)))
                 .collect::<Vec<_>>()
         }));
     }

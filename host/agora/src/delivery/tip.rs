@@ -2,8 +2,10 @@
 //!
 //! A place and the hash of what stands there. The log is dense and append-only, so one that holds the tip is taken to hold all before it.
 
-use agora_log::{Log, LogError, Seq};
-use sha2::{Digest, Sha256};
+use agora_log::{Log, Seq};
+
+use super::pruned::Pruned;
+use super::record::RecordError;
 
 /// The newest entry that was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,41 +16,27 @@ pub struct Tip {
     pub leaf: [u8; 32],
 }
 
-/// The hash of what is stored at a seq (RFC 6962 leaf).
-pub fn leaf(stored: &[u8]) -> [u8; 32] {
-    Sha256::new()
-        .chain_update([0])
-        .chain_update(stored)
-        .finalize()
-        .into()
-}
-
 impl Tip {
-    /// The tip of a host that has seen this last.
-    pub fn of(seq: u64, stored: &[u8]) -> Self {
-        Self {
-            seq,
-            leaf: leaf(stored),
-        }
-    }
-
     /// What the log has in its place, when that is something else.
     ///
     /// # Errors
     /// It can't be read.
-    pub async fn missing_in(&self, log: &dyn Log) -> Result<Option<String>, LogError> {
+    pub async fn missing_in(
+        &self,
+        log: &dyn Log,
+        pruned: &Pruned,
+    ) -> Result<Option<String>, RecordError> {
         let end = log.end().0;
         if end < self.seq {
             return Ok(Some(format!("the log ends at {end}")));
         }
         let stored = log.read(Seq(self.seq), 1, usize::MAX).await?;
-        Ok(match stored.first() {
-            Some((seq, bytes)) if seq.0 == self.seq => {
-                let found = leaf(bytes);
-                (found != self.leaf).then(|| format!("{} stands there", short(&found)))
-            }
-            _ => Some("nothing stands there".to_owned()),
-        })
+        let Some((_, bytes)) = stored.into_iter().find(|(seq, _)| seq.0 == self.seq) else {
+            return Ok(Some("nothing stands there".to_owned()));
+        };
+        let place = pruned.place_in(log, self.seq, bytes).await;
+        let found = place.map_err(|source| pruned.error(source))?.leaf();
+        Ok((found != self.leaf).then(|| format!("{} stands there", short(&found))))
     }
 }
 

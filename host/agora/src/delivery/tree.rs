@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use agora_log::{Log, LogError, Seq};
 use agora_realm::merkle::{self, Frontier, Hash, Tree};
 
+use super::pruned::Pruned;
 use crate::limits;
 
 const HEAD: &[u8; 16] = b"agora tree 1\n\0\0\0";
@@ -110,6 +111,7 @@ pub struct LogTree {
     path: PathBuf,
     file: File,
     log: Option<Arc<dyn Log>>,
+    pruned: Option<Arc<Pruned>>,
     inner: Mutex<Inner>,
     /// Held while the file is written.
     writing: Mutex<()>,
@@ -153,6 +155,22 @@ fn read_leaves(file: &File, block: u64, count: usize) -> io::Result<Vec<Hash>> {
         .collect())
 }
 
+/// All leaves that the file at `path` has, as they stand there: nothing is checked, and those of the last block may be left over.
+///
+/// # Errors
+/// The operating system says no.
+pub fn leaves(path: &Path) -> io::Result<Vec<Hash>> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len().saturating_sub(offset(0));
+    let mut leaves = Vec::new();
+    for block in 0..bytes.div_ceil(BLOCK_BYTES as u64) {
+        let left = (bytes - block * BLOCK_BYTES as u64).saturating_sub(BLOCK_HEAD as u64);
+        let count = (left / HASH_BYTES as u64).min(PLACES);
+        leaves.extend(read_leaves(&file, block, count as usize)?);
+    }
+    Ok(leaves)
+}
+
 fn block_bytes(block: u64, root: Option<Hash>, leaves: &[Hash]) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_HEAD];
     if let Some(root) = root {
@@ -173,6 +191,20 @@ impl LogTree {
         path: PathBuf,
         log: Arc<dyn Log>,
         size: u64,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, TreeError> {
+        Self::open_with(path, log, None, size, progress).await
+    }
+
+    /// The same, of a log of which some places were pruned: their leaves are known from what was kept of them.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn open_with(
+        path: PathBuf,
+        log: Arc<dyn Log>,
+        pruned: Option<Arc<Pruned>>,
+        size: u64,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, TreeError> {
         let (file, in_file) = open_file(&path).map_err(|source| TreeError::Io {
@@ -183,6 +215,7 @@ impl LogTree {
             path,
             file,
             log: Some(log.clone()),
+            pruned,
             inner: Mutex::new(Inner {
                 whole: Tree::new(),
                 tail: Vec::new(),
@@ -224,7 +257,8 @@ impl LogTree {
                 return Err(LogError::Closed.into());
             }
             for (seq, stored) in batch.iter().filter(|(seq, _)| seq.0 <= size) {
-                tree.push(seq.0, merkle::leaf(stored));
+                let leaf = tree.leaf_of(seq.0, stored)?;
+                tree.push(seq.0, leaf);
             }
             tree.keep_or_say();
             progress(tree.size(), size);
@@ -271,6 +305,7 @@ impl LogTree {
             path: path.to_owned(),
             file,
             log: None,
+            pruned: None,
             inner: Mutex::new(Inner {
                 whole,
                 tail,
@@ -287,6 +322,17 @@ impl LogTree {
         })
     }
 
+    /// The leaf of a place of the log, which may have been pruned.
+    fn leaf_of(&self, seq: u64, stored: &[u8]) -> Result<Hash, TreeError> {
+        if stored.is_empty()
+            && let Some(pruned) = &self.pruned
+            && let Some(stub) = self.io(pruned.get(seq))?
+        {
+            return Ok(stub.leaf);
+        }
+        Ok(merkle::leaf(stored))
+    }
+
     /// Whether the last of the file's whole blocks ends with what the log has there.
     async fn is_of_this_log(&self, blocks: u64) -> Result<bool, TreeError> {
         let Some(log) = &self.log else {
@@ -301,7 +347,8 @@ impl LogTree {
         let last = Seq(blocks * PLACES);
         let stored = log.read(last, 1, usize::MAX).await?;
         let found = stored.first().filter(|(seq, _)| *seq == last);
-        Ok(found.map(|(_, stored)| merkle::leaf(stored)).as_ref() == leaves.last())
+        let found = found.map(|(_, stored)| self.leaf_of(last.0, stored));
+        Ok(found.transpose()?.as_ref() == leaves.last())
     }
 
     /// The leaves of a block, hashed anew.
@@ -323,7 +370,9 @@ impl LogTree {
             if batch.is_empty() {
                 return Err(TreeError::NotTheLog { first, last });
             }
-            leaves.extend(batch.iter().map(|(_, stored)| merkle::leaf(stored)));
+            for (seq, stored) in &batch {
+                leaves.push(self.leaf_of(seq.0, stored)?);
+            }
         }
         leaves.truncate(PLACES as usize);
         Ok(leaves)

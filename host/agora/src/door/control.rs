@@ -132,6 +132,8 @@ pub struct Control {
     bumping: tokio::sync::Mutex<()>,
     /// Held while the host's key is changed.
     rotating: tokio::sync::Mutex<()>,
+    /// Held by the one prune that is at work.
+    pruning: tokio::sync::Mutex<()>,
     /// What was counted of this run.
     pub counts: Counts,
     ending: watch::Sender<bool>,
@@ -192,9 +194,15 @@ impl Control {
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
             rotating: tokio::sync::Mutex::new(()),
+            pruning: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
             ending: watch::channel(false).0,
         })
+    }
+
+    /// Held by the one prune that is at work.
+    pub(super) fn pruning(&self) -> &tokio::sync::Mutex<()> {
+        &self.pruning
     }
 
     /// Gives it the vat threads.

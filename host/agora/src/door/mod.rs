@@ -10,6 +10,7 @@ mod heed;
 pub mod introduction;
 mod loss;
 pub mod operator;
+pub mod prune;
 pub mod service;
 pub mod trees;
 pub mod wall;

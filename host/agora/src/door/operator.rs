@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use agora_capnp::operator_capnp::{feed, operator, watching};
+use agora_capnp::operator_capnp::{feed, keep, operator, watching};
 use agora_membrane::{CallInfo, Membrane, Verdict, error};
 use agora_realm::{MessageId, Object, PersonaId, Terms};
 use capnp::Error;
@@ -19,8 +19,11 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::control::{Control, Decided, Grantable, Said};
+use super::prune::Keep;
 use crate::delivery::feed::{Told, tell};
 use crate::delivery::message::write_outcome;
+use crate::delivery::pruned::reread_place;
+use crate::delivery::record::Record;
 use crate::limits;
 
 /// The open socket; dropping it closes it.
@@ -262,6 +265,9 @@ impl operator::Server for Desk {
         status.set_diverged(condition.diverged.as_deref().unwrap_or_default());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
+        let mut tally = status.reborrow().init_tally();
+        tally.set_void(state.tally().void);
+        tally.set_junk(state.tally().junk);
         let hosts: Vec<_> = state.hosts().collect();
         let mut list = status.reborrow().init_hosts(hosts.len() as u32);
         for (i, (id, host)) in hosts.into_iter().enumerate() {
@@ -526,6 +532,39 @@ impl operator::Server for Desk {
         Ok(())
     }
 
+    async fn prune(
+        self: Rc<Self>,
+        params: operator::PruneParams,
+        mut results: operator::PruneResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let name = params.get_channel()?.to_string()?;
+        let (dry_run, force) = (params.get_dry_run(), params.get_force_past_cursors());
+        let keep = match params.get_keep()?.which()? {
+            keep::Count(count) => Keep::Count(count),
+            keep::AgeMs(ms) => Keep::Age(ms),
+            keep::Bytes(bytes) => Keep::Bytes(bytes),
+        };
+        let control = self.control.clone();
+        let done = self
+            .run(async move { control.prune(&name, keep, dry_run, force).await })
+            .await?
+            .map_err(refuse)?;
+        let mut to = results.get().init_outcome();
+        to.set_through(done.through.0);
+        to.set_messages(done.messages);
+        to.set_bytes(done.bytes);
+        to.set_freed(done.freed);
+        if let Some(pending) = &done.pending {
+            to.set_pending(pending.as_str());
+        }
+        let mut list = to.init_passed(done.passed.len() as u32);
+        for (i, passed) in done.passed.iter().enumerate() {
+            list.set(i as u32, passed.as_str());
+        }
+        Ok(())
+    }
+
     async fn start(
         self: Rc<Self>,
         params: operator::StartParams,
@@ -596,7 +635,7 @@ async fn tell_all(
     let meant = |told: &Told| channel.is_none() || told.channel == channel;
     if from > 0 {
         let end = next;
-        let mut replay = Replay::new(record.log().clone());
+        let mut replay = Replay::new(record.clone());
         while let Some(batch) = replay.next(end).await? {
             let told = batch.into_iter().filter(|t| t.seq >= from && meant(t));
             send(&feed, told.collect()).await?;
@@ -646,16 +685,16 @@ async fn send(feed: &feed::Client, told: Vec<Told>) -> Result<(), Error> {
 
 /// Judges a log again from its beginning, to tell what was told when it was new.
 pub struct Replay {
-    log: Arc<dyn agora_log::Log>,
+    record: Arc<Record>,
     state: agora_realm::State,
     next: u64,
 }
 
 impl Replay {
     /// From the beginning of this log.
-    pub fn new(log: Arc<dyn agora_log::Log>) -> Self {
+    pub fn new(record: Arc<Record>) -> Self {
         Self {
-            log,
+            record,
             state: agora_realm::State::new(),
             next: 1,
         }
@@ -671,7 +710,8 @@ impl Replay {
         }
         let count = (end - self.next).min(1024) as usize;
         let batch = self
-            .log
+            .record
+            .log()
             .read(agora_log::Seq(self.next), count, 8 << 20)
             .await
             .map_err(|error| Error::failed(error.to_string()))?;
@@ -681,7 +721,10 @@ impl Replay {
         let mut all = Vec::new();
         for (seq, stored) in batch {
             self.next = seq.0 + 1;
-            all.extend(replay_one(&mut self.state, seq.0, stored));
+            let (log, pruned) = (self.record.log(), self.record.pruned());
+            let place = pruned.place_in(&**log, seq.0, stored).await;
+            let place = place.map_err(|error| Error::failed(error.to_string()))?;
+            all.extend(replay_one(&mut self.state, seq.0, place));
         }
         // A long replay leaves room for others on this thread.
         tokio::task::yield_now().await;
@@ -690,9 +733,13 @@ impl Replay {
 }
 
 /// Judges one stored entry again and tells it.
-pub fn replay_one(state: &mut agora_realm::State, seq: u64, stored: bytes::Bytes) -> Vec<Told> {
+pub fn replay_one(
+    state: &mut agora_realm::State,
+    seq: u64,
+    place: agora_log::export::Place,
+) -> Vec<Told> {
     // Not verified again: this host did that before it judged the entry the first time.
-    let sealed = agora_realm::Sealed::reread(stored);
+    let sealed = reread_place(place);
     let judged = agora_realm::judge(state, seq, sealed.as_ref());
     tell(&crate::delivery::record::Settled {
         seq,

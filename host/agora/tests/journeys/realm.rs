@@ -92,6 +92,14 @@ fn two_hosts_share_a_realm_its_epoch_and_its_messages_and_one_comes_back_from_it
     }
     first.stop();
     second.stop();
+    // What stands on the servers is what both wrote: as each finds, and whoever knows the realm's id.
+    for journey in [&one, &other] {
+        journey.cli(&["verify", "--log", &url]).exits(0);
+    }
+    let by_id = ["verify", "--log", &url, "--realm", &realm];
+    one.agora_in(one.folder(), &by_id).exits(0);
+    // What this leaves in its folder is no record of the realm's.
+    one.forges();
     let Err(wrong) = std::panic::catch_unwind(|| one.start(&[])) else {
         panic!("a realm on a server is not to begin anew in the data folder");
     };

@@ -10,6 +10,7 @@ mod keeper;
 mod options;
 mod publisher;
 mod queue;
+mod reader;
 mod settings;
 mod shared;
 mod tail;
@@ -28,13 +29,13 @@ use futures::{
 };
 use tokio::sync::{oneshot, watch};
 
-pub use self::options::JetStreamOptions;
 use self::{
     api::{ApiError, StreamInfo, code},
     queue::Waiting,
     shared::{Link, Links, Shared},
     tail::Tail,
 };
+pub use self::{options::JetStreamOptions, reader::StreamReader};
 use crate::{Appended, Class, Durability, Log, LogError, Seq, limits};
 
 /// The log of a team, in a JetStream stream. Dropping it lets what was taken be answered in the background;

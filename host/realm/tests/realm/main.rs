@@ -5,7 +5,9 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod audit;
 mod bytes;
+mod evidence;
 mod facts;
 mod keys;
 mod model;
