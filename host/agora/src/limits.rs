@@ -212,6 +212,15 @@ pub const SLEEPS_MAX: usize = 64;
 /// The longest sleep.
 pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
+// -- Signers
+
+/// Bytes of one message that an agent may have signed.
+pub const SIGN_BYTES_MAX: usize = 64 << 10;
+/// Signatures of one agent that may be under way at once.
+pub const SIGNS_IN_FLIGHT_MAX: usize = 16;
+/// Signatures that one agent may ask for in a second.
+pub const SIGNS_PER_SECOND_MAX: u32 = 256;
+
 // -- The host
 
 /// How long this host may act without hearing from a log that it shares with other hosts.
@@ -258,6 +267,8 @@ pub const OWN_ENTRIES_MAX: usize = 4096;
 /// Revocations of this host's among them; of older ones a log that went back so far is not told again.
 pub const OWN_STOPS_MAX: usize = 2048;
 const _: () = assert!(OWN_STOPS_MAX < OWN_ENTRIES_MAX);
+/// How long a change of an agent's key waits for what the agent said to be in the log, before it is not made.
+pub const ROTATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long another holder of a data folder's lock is waited for before it is refused.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.

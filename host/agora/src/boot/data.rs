@@ -7,7 +7,8 @@
 //! ```text
 //! format       what this folder is, and the version of its layout
 //! lock         held while a host runs
-//! secret       the root secret, 0600
+//! secret       the root secret, 0600; unless it is elsewhere (--identity)
+//! host         the host that this folder belongs to
 //! realm        the realm's id, once it has one
 //! log/         the embedded log
 //! index/       by channel: where each counting message stands (derived)

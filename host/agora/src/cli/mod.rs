@@ -8,6 +8,8 @@ mod args;
 mod checkpoint;
 mod client;
 mod diary;
+mod facts;
+mod id;
 mod local;
 mod new;
 mod run;
@@ -54,7 +56,7 @@ pub fn main() -> ExitCode {
             None => local::doctor(&args),
             Some(reason) => local::accept_loss(&args.data.data(), reason),
         },
-        Command::Id(args) => local::id(&args.data()),
+        Command::Id(args) => id::id(&args),
         Command::Log(args) => local::log(&args),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),
         Command::Witness(args) => witness::witness(&args),
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Revoke(args) => client::revoke(&args),
         Command::Kill(args) => client::kill(&args),
         Command::Start(args) => client::start(&args),
+        Command::Rotate(args) => client::rotate(&args),
         Command::Epoch(args) => match args.command {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
             Some(EpochCommand::Bump { hold, reason, wait }) => {
@@ -74,7 +77,9 @@ pub fn main() -> ExitCode {
         Command::Realm(args) => match args.command {
             None | Some(RealmCommand::Show) => client::realm_show(&args.data.data()),
             Some(RealmCommand::Invite { key }) => client::realm_invite(&args.data.data(), &key),
-            Some(RealmCommand::Join { realm }) => local::realm_join(&args.data.data(), &realm),
+            Some(RealmCommand::Join { realm, identity }) => {
+                id::realm_join(&args.data.data(), &identity.identity(), &realm)
+            }
             Some(RealmCommand::Revoke { host, reason }) => {
                 client::realm_revoke(&args.data.data(), &host, &reason)
             }

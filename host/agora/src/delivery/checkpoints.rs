@@ -395,7 +395,7 @@ impl Checkpoints {
         tree.keep().map_err(io(&self.kept.history))?;
         let realm = self.realm;
         let checkpoint = Checkpoint { realm, size, root };
-        let signed = checkpoint.sign(self.keys.host(), &random_bytes()?);
+        let signed = checkpoint.sign(&self.keys.host(), &random_bytes()?);
         let text = in_a_row(&signed);
         let mut history = OpenOptions::new()
             .append(true)

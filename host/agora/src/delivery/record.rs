@@ -849,12 +849,27 @@ fn is_marker(body: &Body) -> bool {
     matches!(body, Body::Note(NoteBody::Marker { .. }))
 }
 
-const SNAPSHOT: &[u8] = b"agora state 1\n";
+const SNAPSHOT: &[u8] = b"agora state 2\n";
 
-struct Snapshot {
-    seq: u64,
+/// A judged state, and where it stops.
+pub struct Snapshot {
+    /// The last seq that is in it.
+    pub seq: u64,
     leaf: [u8; 32],
-    state: State,
+    /// The realm up to there.
+    pub state: State,
+}
+
+impl Snapshot {
+    /// Whether this is what stands where it stops.
+    pub fn stops_at(&self, stored: &[u8]) -> bool {
+        merkle::leaf(stored) == self.leaf
+    }
+}
+
+/// The snapshot in this file, for whoever only looks: none that is not whole.
+pub fn last_snapshot(path: &std::path::Path) -> Option<Snapshot> {
+    read_snapshot(path)
 }
 
 /// A snapshot that is whole, or none.
