@@ -9,6 +9,7 @@
 //! which is not full yet, has leaves and no root; it is read by [`LogTree::read_only`] alone, and else told anew by the log.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -396,17 +397,31 @@ impl LogTree {
 
     /// The size and the root of all that it covers now.
     pub fn now(&self) -> (u64, Hash) {
-        let inner = lock(&self.inner);
-        let size = inner.size();
+        // Hashed without the lock, which whoever judges may be waiting for.
+        let (peaks, blocks, tail) = {
+            let inner = lock(&self.inner);
+            let blocks = inner.whole.size();
+            let mut peaks = BTreeMap::new();
+            let mut begin = 0;
+            while begin < blocks {
+                let level = (blocks - begin).ilog2();
+                let index = begin >> level;
+                let peak = inner.whole.node(level, index);
+                peaks.insert((level, index), peak.expect("it is whole"));
+                begin += 1 << level;
+            }
+            (peaks, blocks, inner.tail.clone())
+        };
+        let size = blocks * PLACES + tail.len() as u64;
         let root = merkle::root(size, |level, index| {
-            Ok::<_, Missing>(match level.checked_sub(LEVEL) {
-                Some(level) => inner.whole.node(level, index).expect("a whole block"),
-                None => perfect(&inner.tail, level, index & ((PLACES >> level) - 1)),
+            Ok::<_, Infallible>(match level.checked_sub(LEVEL) {
+                Some(level) => peaks[&(level, index)],
+                None => perfect(&tail, level, index & ((PLACES >> level) - 1)),
             })
         });
         match root {
             Ok(root) => (size, root),
-            Err(Missing(_)) => unreachable!("nothing but whole blocks and the tail is asked for"),
+            Err(never) => match never {},
         }
     }
 
