@@ -24,7 +24,7 @@ use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
 use crate::delivery::cursors::SilentCursors;
-use crate::delivery::record::{Derived, Record, Seen};
+use crate::delivery::record::{Derived, Loss, Record, Seen};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
@@ -214,6 +214,12 @@ pub(crate) async fn open_with(
         }
     })
     .await?;
+    let loss = record.take_loss();
+    // The places they name are given out anew.
+    let silent = match &loss {
+        Some(_) => super::data::Cursors::new(),
+        None => folder.cursors()?,
+    };
     let following = tokio::spawn(record.clone().follow());
     begin_realm(&record, &keys, &folder, genesis).await?;
     let (epoch, held) = {
@@ -225,7 +231,7 @@ pub(crate) async fn open_with(
         keys: keys.clone(),
         gate: Arc::new(Gate::new(epoch, held, record.hearing().clone())),
         rates: Arc::new(Rates::default()),
-        silent: Arc::new(SilentCursors::new(folder.cursors()?)),
+        silent: Arc::new(SilentCursors::new(silent)),
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Services::new(manifest.services.clone());
@@ -237,7 +243,7 @@ pub(crate) async fn open_with(
     }
     // Before the stops that wait: what they stop may have to be said again first.
     if let Some(reason) = accepted {
-        notices.extend(settle_loss(&control, &reason).await?);
+        notices.extend(settle_loss(&control, loss, &reason).await?);
     }
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
@@ -388,8 +394,12 @@ async fn begin_realm(
 }
 
 /// Does what the operator decided about what the log lost. Answers what the operator should know.
-async fn settle_loss(control: &Arc<Control>, reason: &str) -> Result<Vec<String>, Failure> {
-    match control.record().take_loss() {
+async fn settle_loss(
+    control: &Arc<Control>,
+    loss: Option<Loss>,
+    reason: &str,
+) -> Result<Vec<String>, Failure> {
+    match loss {
         Some(loss) => control
             .accept_loss(loss, reason)
             .await

@@ -1162,9 +1162,8 @@ impl Control {
                 unknown("persona", text, names.iter().map(PersonaName::as_str))
             })?),
         };
-        if let Some(unheard) = self.gate.unheard() {
-            return Err(SpeakError::LogUnavailable(unheard).to_string());
-        }
+        let heard = self.gate.heard(limits::HEARD_PATIENCE).await;
+        heard.map_err(|why| SpeakError::LogUnavailable(why).to_string())?;
         if self.keys.persona(&name).is_none() {
             self.key_persona(&name, None, false).await?;
         }
