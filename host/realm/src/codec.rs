@@ -149,6 +149,11 @@ fn write_turn(from: &TurnBody, mut to: schema::turn::Builder<'_>) {
 
 fn write_note(from: &NoteBody, to: note::Builder<'_>) {
     match from {
+        NoteBody::Tree { size, root } => {
+            let mut to = to.init_tree();
+            to.set_size(*size);
+            to.set_root(root);
+        }
         NoteBody::Prune { channel, through } => {
             let mut to = to.init_prune();
             to.set_channel(channel.as_str());
@@ -420,6 +425,13 @@ fn read_message(from: schema::message::Reader<'_>, place: &Place<'_>) -> Result<
 
 fn read_note(from: note::Reader<'_>) -> Result<NoteBody, Junk> {
     Ok(match from.which()? {
+        note::Tree(tree) => {
+            let tree = tree?;
+            NoteBody::Tree {
+                size: tree.get_size(),
+                root: bytes32(tree.get_root()?)?,
+            }
+        }
         note::Prune(prune) => {
             let prune = prune?;
             NoteBody::Prune {

@@ -228,6 +228,13 @@ pub struct LapseBody {
 /// What belongs on the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoteBody {
+    /// What the log was to the host that says so.
+    Tree {
+        /// How many places it covers.
+        size: u64,
+        /// The root over them.
+        root: [u8; 32],
+    },
     /// Messages of a channel up to an ordinal may be purged.
     Prune {
         /// Which channel.
@@ -375,7 +382,8 @@ impl Entry {
             Body::Note(NoteBody::Gap { reason, .. } | NoteBody::Incident { reason, .. }) => {
                 text("reason", reason, REASON_BYTES_MAX)
             }
-            Body::Key(_)
+            Body::Note(NoteBody::Tree { .. })
+            | Body::Key(_)
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)

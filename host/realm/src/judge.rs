@@ -881,6 +881,12 @@ impl Judging<'_> {
 
     fn note(&mut self, body: &NoteBody) -> Result<(), Refusal> {
         match body {
+            // Of what stands before it, and of something. Whether that is so is for each reader to compare with what it has.
+            NoteBody::Tree { size, .. } => {
+                if *size == 0 || *size >= self.seq {
+                    return Err(Refusal::Malformed);
+                }
+            }
             NoteBody::Prune {
                 channel: name,
                 through,

@@ -10,16 +10,21 @@
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `state`, `channel` | | what the fold remembers, and what may be asked of it |
+//! | [`merkle`] | what is stored at each place | the root over all of it, and proofs |
+//! | [`checkpoint`] | a root and a key, or text | a host's signed word of what the log was, which others may keep and cosign |
 //! | [`limits`] | | every bound |
 
 mod act;
+mod base64;
 mod channel;
+pub mod checkpoint;
 mod codec;
 mod entry;
 mod ids;
 mod judge;
 mod key;
 pub mod limits;
+pub mod merkle;
 mod rules;
 mod state;
 mod terms;

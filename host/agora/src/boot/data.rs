@@ -17,6 +17,11 @@
 //! own          what this host itself decided, for a log that loses it
 //! accepted     the operator's reason for accepting that the log lost something, until the next start has signed it
 //! stops        stops that wait for the log
+//! tree         the tree over the log (derived)
+//! checkpoint   this host's newest signed word of what the log was
+//! checkpoints  those before it
+//! cosigned     those that witnesses signed, too
+//! forked       other hosts that have another log
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```

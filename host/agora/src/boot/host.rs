@@ -23,6 +23,7 @@ use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
+use crate::delivery::checkpoints::{self, Checkpoints};
 use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Derived, Loss, Record, Seen};
 use crate::door::control::Control;
@@ -104,6 +105,7 @@ pub struct Host {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<Socket>,
     following: tokio::task::JoinHandle<()>,
+    checkpoints: Arc<Checkpoints>,
     /// What the operator should know: what the manifest proposed and the log had decided otherwise.
     pub notices: Vec<String>,
 }
@@ -198,6 +200,7 @@ pub(crate) async fn open_with(
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
+        tree: folder.join("tree"),
     };
     let accepted = folder.accepted_loss()?;
     let seen = Seen {
@@ -220,8 +223,10 @@ pub(crate) async fn open_with(
         Some(_) => super::data::Cursors::new(),
         None => folder.cursors()?,
     };
+    let vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
     let following = tokio::spawn(record.clone().follow());
-    begin_realm(&record, &keys, &folder, genesis).await?;
+    let realm = begin_realm(&record, &keys, &folder, genesis).await?;
+    let checkpoints = Checkpoints::open(vouched, record.clone(), keys.clone(), realm)?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -245,6 +250,13 @@ pub(crate) async fn open_with(
     if let Some(reason) = accepted {
         notices.extend(settle_loss(&control, loss, &reason).await?);
     }
+    let forks = control.forks().clone();
+    notices.extend(
+        forks
+            .standing()
+            .iter()
+            .map(|f| format!("FORKED: {}", f.show())),
+    );
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -262,6 +274,8 @@ pub(crate) async fn open_with(
         tokio::spawn(control.clone().heed_divergence()),
         tokio::spawn(control.clone().keep_tip_regularly()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
+        tokio::spawn(checkpoints.clone().make_regularly()),
+        tokio::spawn(control.clone().compare_trees(forks)),
     ];
     Ok(Opened {
         host: Host {
@@ -269,6 +283,7 @@ pub(crate) async fn open_with(
             tasks,
             socket: None,
             following,
+            checkpoints,
             notices,
         },
         manifest,
@@ -355,7 +370,7 @@ async fn begin_realm(
     keys: &Arc<Keys>,
     folder: &DataFolder,
     drafted: Option<Sealed>,
-) -> Result<(), Failure> {
+) -> Result<RealmId, Failure> {
     let pinned = folder.realm()?;
     let found = record.state().realm();
     let realm = match found {
@@ -388,8 +403,11 @@ async fn begin_realm(
             pinned: pinned.short(),
         }
         .into()),
-        Some(_) => Ok(()),
-        None => Ok(folder.pin_realm(realm)?),
+        Some(_) => Ok(realm),
+        None => {
+            folder.pin_realm(realm)?;
+            Ok(realm)
+        }
     }
 }
 
@@ -705,6 +723,9 @@ impl Host {
             tracing::error!("the log did not close: {error}");
         }
         let _ = self.following.await;
+        // All that will be judged is.
+        let checkpoints = self.checkpoints;
+        let _ = tokio::task::spawn_blocking(move || checkpoints.make_last()).await;
     }
 }
 

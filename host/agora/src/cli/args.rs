@@ -46,6 +46,10 @@ pub(super) enum Command {
     Watch(WatchArgs),
     /// Show what the record holds; works without a running host.
     Log(LogArgs),
+    /// Show what this host signed of its log, to be kept elsewhere; works without a running host.
+    Checkpoint(CheckpointArgs),
+    /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
+    Witness(WitnessArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -92,6 +96,9 @@ pub(super) struct DoctorArgs {
     /// again what the host itself had decided.
     #[arg(long, value_name = "REASON")]
     pub(super) accept_loss: Option<String>,
+    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_fork: Option<String>,
 }
 
 #[derive(Args)]
@@ -245,6 +252,48 @@ pub(super) struct LogArgs {
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct CheckpointArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The first one that is kept of those that cover this place of the log [default: the newest].
+    #[arg(long, value_name = "N")]
+    pub(super) at: Option<u64>,
+    /// With the proof that its log begins with the first N entries of which somebody holds a checkpoint.
+    #[arg(long, value_name = "N")]
+    pub(super) since: Option<u64>,
+    /// The same, as what `agora witness` reads: N is what the witness signed last, 0 at first.
+    #[arg(long, value_name = "N", conflicts_with = "since")]
+    pub(super) for_witness: Option<u64>,
+    /// Show nothing, and keep what witnesses signed of a checkpoint of this host (`-`: from standard input).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness"])]
+    pub(super) cosigned: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct WitnessArgs {
+    /// What `agora checkpoint --for-witness` wrote [default: standard input].
+    #[arg(default_value = "-", hide_default_value = true)]
+    pub(super) input: PathBuf,
+    /// What this witness remembers; made when there is none. Without it nobody can tell two histories apart.
+    #[arg(long, value_name = "FILE")]
+    pub(super) state: PathBuf,
+    /// This witness's secret; made when there is none [default: beside the state].
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+    /// The public key of a host whose checkpoints it takes; may be given again [default: of the one that signed the first].
+    #[arg(long = "host", value_name = "KEY", value_parser = parse_key)]
+    pub(super) hosts: Vec<agora_realm::PublicKey>,
+    /// Print this witness's public key, and nothing else.
+    #[arg(long)]
+    pub(super) show_key: bool,
+}
+
+fn parse_key(text: &str) -> Result<agora_realm::PublicKey, String> {
+    text.parse()
+        .map_err(|_| "it takes the 64 hexadecimal digits of a public key".to_owned())
 }
 
 #[derive(Args)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use agora_log::{Embedded, LogError, Seq};
 use agora_realm::RealmId;
 
-use super::args::{BuildArgs, ImageArgs, LogArgs};
-use super::show;
+use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
+use super::{checkpoint, show};
 use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
@@ -180,7 +180,11 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
 }
 
 /// Looks for what keeps a host from running well.
-pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let data = &args.data.data();
+    if let Some(reason) = &args.accept_fork {
+        return checkpoint::accept_fork(data, reason);
+    }
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;
@@ -258,6 +262,7 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
         ),
         Err(error) => say(false, error.to_string()),
     }
+    checkpoint::examine(data, &mut say);
     match rustix::fs::statvfs(data) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;

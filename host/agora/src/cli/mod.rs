@@ -1,15 +1,18 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `checkpoint` and `witness` act by themselves; the other verbs are clients of a running
+//! host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
+mod checkpoint;
 mod client;
 mod diary;
 mod local;
 mod new;
 mod run;
 pub mod show;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -48,11 +51,13 @@ pub fn main() -> ExitCode {
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
         Command::Doctor(args) => match &args.accept_loss {
-            None => local::doctor(&args.data.data()),
+            None => local::doctor(&args),
             Some(reason) => local::accept_loss(&args.data.data(), reason),
         },
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -209,6 +209,8 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
             Some(&lapse.channel),
             format!("thread {} lapsed undecided", lapse.thread.short()),
         ),
+        // Hosts tell each other; people are told when they disagree.
+        Body::Note(NoteBody::Tree { .. }) => return Vec::new(),
         Body::Note(NoteBody::Incident {
             persona,
             reason,

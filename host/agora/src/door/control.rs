@@ -29,6 +29,7 @@ use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
 };
 use crate::delivery::cursors::SilentCursors;
+use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
 use crate::persona::agent::{Agent, Phase};
@@ -118,6 +119,7 @@ pub struct Control {
     workers: RwLock<Vec<Arc<Worker>>>,
     services: Services,
     log_place: LogPlace,
+    forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
     markers: Arc<()>,
@@ -157,6 +159,7 @@ impl Control {
         services: Services,
         log_place: LogPlace,
     ) -> Arc<Self> {
+        let forks = Arc::new(Forks::open(&folder.join("")));
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -170,6 +173,7 @@ impl Control {
             workers: RwLock::default(),
             services,
             log_place,
+            forks,
             busy: Arc::default(),
             markers: Arc::default(),
             tokens: AtomicU64::new(0),
@@ -260,6 +264,11 @@ impl Control {
     /// Where the log is, and how it is reached.
     pub fn log_place(&self) -> &LogPlace {
         &self.log_place
+    }
+
+    /// Where other hosts have another log.
+    pub fn forks(&self) -> &Arc<Forks> {
+        &self.forks
     }
 
     /// The services outside.

@@ -251,7 +251,11 @@ impl operator::Server for Desk {
         status.set_host(&control.host_id().0);
         status.set_epoch(state.epoch().0);
         status.set_held(shown.held);
-        status.set_log(condition.text.as_str());
+        let log = match control.forks().standing().first() {
+            None => condition.text,
+            Some(fork) => format!("{}, FORKED: {}", condition.text, fork.show()),
+        };
+        status.set_log(log.as_str());
         status.set_log_state(condition.state);
         status.set_behind(condition.behind);
         status.set_lapsed_ms(condition.lapsed_ms);

@@ -155,6 +155,11 @@ impl Secret {
         self.key(&[b"host-signing"])
     }
 
+    /// The key that a witness signs with, of a secret of its own.
+    pub fn witness_key(&self) -> SigningKey {
+        self.key(&[b"witness-signing"])
+    }
+
     /// A persona's key. `generation` counts the keys it has had: each start and each new component has its own.
     pub fn persona_key(
         &self,

@@ -132,6 +132,7 @@ fn body() -> impl Strategy<Value = Body> {
         })
     });
     let note = prop_oneof![
+        (any::<u64>(), id()).prop_map(|(size, root)| NoteBody::Tree { size, root }),
         (name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
             channel,
             through: Ordinal(through)
