@@ -244,6 +244,8 @@ pub const MARKERS_IN_FLIGHT_MAX: usize = 4;
 /// What is waited for beyond the lease before others' leases are taken to have run out: what a host takes to notice, and to cut what was
 /// in flight.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(500);
+/// How long what an operator says waits for this host to hear the log, before it is refused; as long as the log itself waits to be reached.
+pub const HEARD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a bump's answer waits for other hosts to confirm it, unless it is to wait for all.
 pub const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 /// Entries between two snapshots of the realm's state.

@@ -25,7 +25,7 @@ use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
 use crate::delivery::checkpoints::{self, Checkpoints};
 use crate::delivery::cursors::SilentCursors;
-use crate::delivery::record::{Derived, Record, Seen};
+use crate::delivery::record::{Derived, Loss, Record, Seen};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
@@ -226,6 +226,12 @@ pub(crate) async fn open_with(
         }
     })
     .await?;
+    let loss = record.take_loss();
+    // The places they name are given out anew.
+    let silent = match &loss {
+        Some(_) => super::data::Cursors::new(),
+        None => folder.cursors()?,
+    };
     let vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
     let following = tokio::spawn(record.clone().follow());
     let realm = begin_realm(&record, &keys, &folder, genesis).await?;
@@ -240,7 +246,7 @@ pub(crate) async fn open_with(
         keys: keys.clone(),
         gate: Arc::new(Gate::new(epoch, held, record.hearing().clone())),
         rates: Arc::new(Rates::default()),
-        silent: Arc::new(SilentCursors::new(folder.cursors()?)),
+        silent: Arc::new(SilentCursors::new(silent)),
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Services::new(manifest.services.clone());
@@ -252,7 +258,7 @@ pub(crate) async fn open_with(
     }
     // Before the stops that wait: what they stop may have to be said again first.
     if let Some(reason) = accepted {
-        notices.extend(settle_loss(&control, &reason).await?);
+        notices.extend(settle_loss(&control, loss, &reason).await?);
     }
     let forks = control.forks().clone();
     notices.extend(
@@ -432,8 +438,12 @@ async fn begin_realm(
 }
 
 /// Does what the operator decided about what the log lost. Answers what the operator should know.
-async fn settle_loss(control: &Arc<Control>, reason: &str) -> Result<Vec<String>, Failure> {
-    match control.record().take_loss() {
+async fn settle_loss(
+    control: &Arc<Control>,
+    loss: Option<Loss>,
+    reason: &str,
+) -> Result<Vec<String>, Failure> {
+    match loss {
         Some(loss) => control
             .accept_loss(loss, reason)
             .await

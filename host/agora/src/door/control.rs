@@ -1350,9 +1350,8 @@ impl Control {
                 unknown("persona", text, names.iter().map(PersonaName::as_str))
             })?),
         };
-        if let Some(unheard) = self.gate.unheard() {
-            return Err(SpeakError::LogUnavailable(unheard).to_string());
-        }
+        let heard = self.gate.heard(limits::HEARD_PATIENCE).await;
+        heard.map_err(|why| SpeakError::LogUnavailable(why).to_string())?;
         let known = self.keys.persona_by(&self.record.state(), &name);
         if known.is_none() {
             self.key_persona(&name, None, false).await?;

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use agora_realm::Epoch;
 use tokio::sync::watch;
@@ -70,6 +71,20 @@ impl Gate {
             "this host has lapsed: it does not hear the log, and admits nothing until it does"
                 .to_owned()
         })
+    }
+
+    /// Waits a while until the log is heard.
+    ///
+    /// # Errors
+    /// Why nothing is admitted.
+    pub async fn heard(&self, patience: Duration) -> Result<(), String> {
+        let mut shown = self.shown.subscribe();
+        let heard = shown.wait_for(|shown| !shown.lapsed || self.shut.get().is_some());
+        let _ = tokio::time::timeout(patience, heard).await;
+        match self.unheard() {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
     }
 
     fn close_with(&self, change: impl FnOnce(&mut Shown)) {
@@ -140,8 +155,6 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn gate(lease: Duration) -> (Gate, Arc<Hearing>) {
