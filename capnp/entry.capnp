@@ -86,6 +86,7 @@ struct Grant {
     channel @1 :Text;
     timer @2 :Void;
     service @3 :Text;
+    signer @7 :Text;      # Signatures in this domain, under the persona's key. Has no parent: the host alone grants it.
   }
   terms @4 :Terms;
   parent @5 :Data;        # 32 bytes: the grant this one narrows and dies with. Empty for the host's own.

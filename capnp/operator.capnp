@@ -18,9 +18,9 @@ interface Operator {
   say @2 (channel :Text, act :Act, text :Text, parent :Data, owner :Text, deadlineMs :Int64) -> (outcome :Channel.Outcome);
   # Speaks as operator:<uid of the caller>. Answers when durable and judged.
 
-  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool) -> (outcome :Decided);
-  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer. The agent has it from
-  # its next graft; its wall falls so that it grafts now.
+  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool, signer :Text) -> (outcome :Decided);
+  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer, or of a signer for a domain. The
+  # agent has it from its next graft; its wall falls so that it grafts now.
 
   revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
   # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
@@ -31,8 +31,10 @@ interface Operator {
   start @6 (agent :Text) -> (outcome :Decided);
   # Runs a killed or ended agent again, under a new key. Running already: says so.
 
-  bump @7 (reason :Text, hold :Bool) -> (outcome :Decided, epoch :UInt64);
-  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump.
+  bump @7 (reason :Text, hold :Bool, wait :Bool) -> (outcome :Decided, epoch :UInt64);
+  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump. Answers which other hosts
+  # of the realm have said that they did the same, after a second at most; with `wait`, once all have, or the lease of each that has not
+  # must have run out.
 
   stop @8 () -> ();
   # Drains, flushes and ends the host.
@@ -47,6 +49,11 @@ interface Operator {
   prune @11 (channel :Text, keep :Keep, dryRun :Bool, forcePastCursors :Bool) -> (outcome :Pruned);
   # Takes what a channel's oldest messages said out of the log; that they were said stays, and so do their hashes. A cursor that it
   # would pass is a refusal that names it, unless that is forced. With `dryRun` it only says what it would do.
+
+  rotate @12 (agent :Text, host :Bool) -> (outcome :Decided);
+  # Gives a persona of this host its next key, or, with `host`, the host itself. It is on the record, what was signed before stays
+  # verifiable, and nothing that is said meanwhile is lost. Fails when the agent is killed: `start` gives it a new key. An operator's
+  # persona goes by its name, as operator:1000.
 }
 
 struct Keep {
@@ -74,6 +81,11 @@ struct Decided {
   pending @3 :Text;    # When not durable: why.
   note @4 :Text;       # For people, when there is more to say.
   void @5 :Text;       # It is in the log, and does not count there: why. In effect here all the same.
+  confirmed @6 :List(Data);
+  # Of a bump: the other hosts of the realm that have said, in the new epoch, that what ended has fallen with them too.
+  unconfirmed @7 :List(Data);
+  # Those that have not yet: out of reach, not running, or slower than was waited.
+  outlasted @8 :Bool;  # Waited for longer than the lease, so those that have not confirmed admit nothing, or have heard of it by now.
 }
 
 interface Feed {
@@ -147,7 +159,7 @@ struct Agent {
 struct GrantStatus {
   number @0 :UInt64;
   id @1 :Data;
-  object @2 :Text;     # A channel's name, "timer", or a service's name.
+  object @2 :Text;     # A channel's name, "timer", a service's name, or "signer:" and the domain.
   terms @3 :Terms;     # Effective.
   used @4 :UInt64;     # Messages that counted under it.
   cursor @5 :UInt64;

@@ -226,8 +226,26 @@ pub const SLEEPS_MAX: usize = 64;
 /// The longest sleep.
 pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
+// -- Signers
+
+/// Bytes of one message that an agent may have signed.
+pub const SIGN_BYTES_MAX: usize = 64 << 10;
+/// Signatures of one agent that may be under way at once.
+pub const SIGNS_IN_FLIGHT_MAX: usize = 16;
+/// Signatures that one agent may ask for in a second.
+pub const SIGNS_PER_SECOND_MAX: u32 = 256;
+
 // -- The host
 
+/// How long this host may act without hearing from a log that it shares with other hosts.
+pub const LEASE: Duration = Duration::from_secs(2);
+/// Markers that may be on their way through the log at once: when it is out of reach, they are not to pile up.
+pub const MARKERS_IN_FLIGHT_MAX: usize = 4;
+/// What is waited for beyond the lease before others' leases are taken to have run out: what a host takes to notice, and to cut what was
+/// in flight.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(500);
+/// How long a bump's answer waits for other hosts to confirm it, unless it is to wait for all.
+pub const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 /// Entries between two snapshots of the realm's state.
 pub const SNAPSHOT_EVERY: u64 = 16_384;
 /// Blocks of 256 leaves of the tree over the log that may wait to be written, 8 KiB each; the oldest are then read from the log again.
@@ -256,6 +274,15 @@ pub const STOP_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const STOP_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one waiting stop.
 pub const STOP_BYTES_MAX: usize = 1000;
+/// How often the tip is written while it moves, and the log's end compared with it.
+pub const TIP_EVERY: Duration = Duration::from_secs(1);
+/// Own authority entries that are kept before those that mean nothing any more are dropped.
+pub const OWN_ENTRIES_MAX: usize = 4096;
+/// Revocations of this host's among them; of older ones a log that went back so far is not told again.
+pub const OWN_STOPS_MAX: usize = 2048;
+const _: () = assert!(OWN_STOPS_MAX < OWN_ENTRIES_MAX);
+/// How long a change of an agent's key waits for what the agent said to be in the log, before it is not made.
+pub const ROTATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long another holder of a data folder's lock is waited for before it is refused.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.

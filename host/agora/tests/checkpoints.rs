@@ -16,7 +16,7 @@ use agora::boot::host::Host;
 use agora::delivery::checkpoints::{Kept, NotExtended};
 use agora::testbed::{Plan, Puppet, all_of};
 use agora_guest::Draft;
-use agora_log::{Appended, Class, Embedded, Log, LogError, Options, Seq};
+use agora_log::{Appended, Class, Durability, Embedded, Log, LogError, Options, Seq};
 use agora_realm::checkpoint::{Extension, Signed};
 use agora_realm::merkle::{self, Tree};
 use bytes::Bytes;
@@ -259,6 +259,23 @@ async fn a_log_that_is_not_what_it_was_is_not_gone_on_with() {
     };
     let refused = refused.downcast::<NotExtended>().unwrap();
     assert!(matches!(refused, NotExtended::Changed { .. }), "{refused}");
+    // Where the operator accepts the loss, the host signs anew, and what it had signed is set aside.
+    let lost = Kept::of(&back).all().unwrap().len();
+    for (folder, is_known_lost) in [(&back, true), (&other, false)] {
+        if is_known_lost {
+            std::fs::copy(data.join("tip"), folder.join("tip")).unwrap();
+        }
+        out(&mut agora(&["doctor", "--accept-loss", "a test"], folder));
+        let (again, puppet) = plan();
+        let host = again.open(folder).await.unwrap();
+        let id = host.control.host_id();
+        ready(&puppet).await;
+        say(&puppet, 1).await;
+        host.close().await;
+        assert_sound(folder, &id);
+        let aside = std::fs::read_to_string(folder.join("checkpoints.lost")).unwrap();
+        assert_eq!(aside.matches("\n— agora-host/").count(), lost);
+    }
 }
 
 // -- The command
@@ -433,6 +450,10 @@ impl Log for View {
 
     fn end(&self) -> Seq {
         self.log.end()
+    }
+
+    fn durability(&self) -> Durability {
+        self.log.durability()
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), LogError>> {

@@ -445,7 +445,8 @@ pub enum Unwitnessed {
     },
     /// It doesn't follow that the new history begins with the old one.
     #[error(
-        "NOT AN EXTENSION: it isn't shown that the log of {size} places begins with the {held} that are witnessed, so these are two histories or the proof is wrong: {why}"
+        "NOT AN EXTENSION: it isn't shown that the log of {size} places begins with the {held} that are witnessed, so these are \
+         two histories or the proof is wrong: {why}"
     )]
     NotAnExtension {
         /// What is witnessed.

@@ -14,7 +14,7 @@ use crate::entry::{
     LapseBody, Message, NoteBody, Object, RevokeBody, Revoked, TurnBody,
 };
 use crate::ids::{
-    ChannelName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
+    ChannelName, DomainName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
 };
 use crate::limits::{HOSTS_MAX, NESTING_MAX, TURN_MESSAGES_MAX};
 use crate::terms::Terms;
@@ -99,6 +99,7 @@ fn write_grant(from: &GrantBody, mut to: grant::Builder<'_>) {
         Object::Channel(name) => object.set_channel(name.as_str()),
         Object::Timer => object.set_timer(()),
         Object::Service(name) => object.set_service(name.as_str()),
+        Object::Signer(domain) => object.set_signer(domain.as_str()),
     }
     from.terms.write(to.reborrow().init_terms());
     if let Some(parent) = &from.parent {
@@ -357,6 +358,7 @@ fn read_grant(from: grant::Reader<'_>) -> Result<GrantBody, Junk> {
             grant::object::Channel(name) => Object::Channel(channel(name?)?),
             grant::object::Timer(()) => Object::Timer,
             grant::object::Service(name) => Object::Service(ServiceName::new(text(name?)?)?),
+            grant::object::Signer(domain) => Object::Signer(DomainName::new(text(domain?)?)?),
         },
         terms: Terms::read(from.get_terms()?)?,
         parent: some_id(from.get_parent()?)?,

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use crate::act::{Act, Refusal};
 use crate::codec;
 use crate::ids::{
-    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
-    PersonaName, PublicKey, RealmId, ServiceName,
+    ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal,
+    PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
 };
 use crate::key::{SigningKey, Verifier, tagged_hash};
 use crate::limits::{
@@ -145,6 +145,8 @@ pub enum Object {
     Timer,
     /// What another agent, or a process beside the host, serves.
     Service(ServiceName),
+    /// Signatures in a domain, under the persona's key.
+    Signer(DomainName),
 }
 
 impl Object {
@@ -154,6 +156,7 @@ impl Object {
             Self::Channel(name) => name.as_str(),
             Self::Timer => "timer",
             Self::Service(name) => name.as_str(),
+            Self::Signer(domain) => domain.as_str(),
         }
     }
 }

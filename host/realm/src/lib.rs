@@ -8,6 +8,7 @@
 //! | `ids`, `act`, `terms` | | what things are called, what is meant, what is allowed |
 //! | `entry`, `codec`, `key` | an [`Entry`] and a [`SigningKey`], or bytes | a [`Sealed`] entry, or [`Junk`] |
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
+//! | `signer` | what an agent has its host sign | the digest that is signed, apart from every other |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
 //! | [`evidence`] | a record, and a checkpoint of it | a proof of one entry that stands by itself; from that, what it shows |
@@ -31,6 +32,7 @@ mod key;
 pub mod limits;
 pub mod merkle;
 mod rules;
+mod signer;
 mod state;
 mod terms;
 
@@ -44,11 +46,12 @@ pub use entry::{
     TurnBody, message_id,
 };
 pub use ids::{
-    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, NotAName, NotAnId,
-    Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
+    ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, NotAName,
+    NotAnId, Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
 };
 pub use judge::{Change, Judged, MessageVerdict, Placed, judge};
 pub use key::{NotAKey, SigningKey, Verifier, tagged_hash};
 pub use rules::{Admitted, Draft};
+pub use signer::signer_digest;
 pub use state::{ChannelView, Grant, Host, Persona, State, Tally, ThreadView};
 pub use terms::{ActSet, Rate, Rights, Terms};

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::facts::Format;
 use super::show;
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use crate::persona::identity::Identity;
 use agora_log::JetStreamOptions;
 use agora_realm::{Act, ActSet, Rights, Terms};
 
@@ -38,8 +40,8 @@ pub(super) enum Command {
     New(NewArgs),
     /// Look for what keeps a host from running well.
     Doctor(DoctorArgs),
-    /// Show who this host is: the public side of its keys.
-    Id(DataArgs),
+    /// Show who this host is: the public side of its keys, and where its secret lies.
+    Id(IdArgs),
     /// Show the running host's agents, what they were granted and how far they are.
     Ps(PsArgs),
     /// Follow what counts, as it comes.
@@ -68,6 +70,8 @@ pub(super) enum Command {
     Kill(KillArgs),
     /// Start a killed or ended agent again, under a new key.
     Start(StartArgs),
+    /// Give an agent, or the host, its next key; what the last one signed stays verifiable.
+    Rotate(RotateArgs),
     /// Show the epoch, or end it: that takes every capability of every agent back.
     Epoch(EpochArgs),
     /// Show the hosts that share the realm's log, let another one in, or take its place back.
@@ -96,6 +100,65 @@ impl DataArgs {
     }
 }
 
+/// Where the host's secret is.
+#[derive(Args, Clone)]
+pub(super) struct IdentityArgs {
+    /// The file with the host's secret, of 0600 and ours [default: AGORA_IDENTITY, else `secret` in the data folder].
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+}
+
+impl IdentityArgs {
+    /// The file that is named, here or in the environment.
+    pub(super) fn identity(&self) -> Identity {
+        let set = std::env::var_os("AGORA_IDENTITY").filter(|file| !file.is_empty());
+        match self.identity.clone().or(set.map(PathBuf::from)) {
+            Some(file) => Identity::at(file),
+            None => Identity::in_folder(),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(super) struct IdArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["agent", "host"])))]
+pub(super) struct RotateArgs {
+    /// The agent; or an operator, as operator:1000.
+    pub(super) agent: Option<String>,
+    /// Not an agent, but the host itself. Its id stays.
+    #[arg(long)]
+    pub(super) host: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+    /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
+    /// again what the host itself had decided.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_loss: Option<String>,
+    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_fork: Option<String>,
+}
+
 #[derive(Args)]
 pub(super) struct ImageArgs {
     /// The image: a folder with an agora.toml.
@@ -118,6 +181,8 @@ pub(super) struct RunArgs {
     /// Where the host keeps its log, its keys and all else [default: .agora beside the image].
     #[arg(long, value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
     /// Say this once the agents run. May be given again.
     #[arg(long, value_name = "CHANNEL=TEXT", value_parser = parse_say)]
     pub(super) say: Vec<(String, String)>,
@@ -249,11 +314,14 @@ pub(super) struct LogArgs {
     /// From this place of the log on.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) from: u64,
-    /// Print JSON lines instead of text.
-    #[arg(long)]
+    /// How: as text for people, as JSON lines, or what was said, as facts in YAML or CSV.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(super) format: Format,
+    /// The same as --format jsonl.
+    #[arg(long, conflicts_with = "format")]
     pub(super) json: bool,
     /// Show nothing, and write the whole log into a file (`-`: standard output), to keep or to move it. The secret is not in it.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json", "format"])]
     pub(super) export: Option<PathBuf>,
     #[command(flatten)]
     pub(super) log: LogServerArgs,
@@ -327,15 +395,14 @@ pub(super) struct ProveArgs {
     pub(super) output: Option<PathBuf>,
 }
 
-#[derive(Args)]
-pub(super) struct DoctorArgs {
-    #[command(flatten)]
-    pub(super) data: DataArgs,
-    #[command(flatten)]
-    pub(super) log: LogServerArgs,
-    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
-    #[arg(long, value_name = "REASON")]
-    pub(super) accept_fork: Option<String>,
+impl LogArgs {
+    /// How it is to be shown.
+    pub(super) fn format(&self) -> Format {
+        match self.json {
+            true => Format::Jsonl,
+            false => self.format,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -487,7 +554,7 @@ impl TermsArgs {
 }
 
 #[derive(Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer", "signer"])))]
 pub(super) struct GrantArgs {
     /// The agent.
     pub(super) agent: String,
@@ -499,6 +566,9 @@ pub(super) struct GrantArgs {
     /// Not a channel, but the timer.
     #[arg(long, conflicts_with_all = TERMS)]
     pub(super) timer: bool,
+    /// Not a channel, but signatures in this domain, with the agent's key.
+    #[arg(long, value_name = "DOMAIN", conflicts_with_all = TERMS)]
+    pub(super) signer: Option<String>,
     #[command(flatten)]
     pub(super) terms: TermsArgs,
     #[command(flatten)]
@@ -564,6 +634,8 @@ pub(super) enum RealmCommand {
     Join {
         /// The realm's id, 64 hexadecimal digits, as `agora realm show` prints it.
         realm: String,
+        #[command(flatten)]
+        identity: IdentityArgs,
     },
     /// Take a host's place back, for good: nothing that it or its agents say counts any more.
     Revoke {
@@ -587,5 +659,8 @@ pub(super) enum EpochCommand {
         /// Why, for the record and for the agents.
         #[arg(long)]
         reason: String,
+        /// Wait until every other host of the realm has confirmed it, or can't be acting on what ended any more.
+        #[arg(long)]
+        wait: bool,
     },
 }

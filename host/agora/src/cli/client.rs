@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::args::{
-    GrantArgs, KillArgs, PruneArgs, PsArgs, RevokeArgs, SayArgs, StartArgs, WatchArgs,
+    GrantArgs, KillArgs, PruneArgs, PsArgs, RevokeArgs, RotateArgs, SayArgs, StartArgs, WatchArgs,
 };
 use super::show;
 use crate::boot::manifest::display_bytes;
@@ -142,6 +142,10 @@ pub(super) fn grant(args: &GrantArgs) -> anyhow::Result<ExitCode> {
             request.get().set_service(service.as_str());
             what = format!("the service of '{service}'");
         }
+        if let Some(domain) = &args.signer {
+            request.get().set_signer(domain.as_str());
+            what = format!("a signer for '{domain}'");
+        }
         request.get().set_timer(args.timer);
         let response = request.send().promise.await.map_err(said)?;
         let decided = response.get()?.get_outcome()?;
@@ -256,11 +260,29 @@ pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
-pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.rotate_request();
+        request
+            .get()
+            .set_agent(args.agent.as_deref().unwrap_or_default());
+        request.get().set_host(args.host);
+        let response = request.send().promise.await.map_err(said)?;
+        report(response.get()?.get_outcome()?, "the key is changed")
+    })
+}
+
+pub(super) fn epoch_bump(
+    data: &Path,
+    hold: bool,
+    reason: &str,
+    wait: bool,
+) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let mut request = host.bump_request();
         request.get().set_hold(hold);
         request.get().set_reason(reason);
+        request.get().set_wait(wait);
         let response = request.send().promise.await.map_err(said)?;
         let results = response.get()?;
         let decided = results.get_outcome()?;
@@ -268,8 +290,38 @@ pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Resul
             true => format!("epoch {}", results.get_epoch()),
             false => "revoked here, fence pending".to_owned(),
         };
-        report(decided, &done)
+        let code = report(decided, &done)?;
+        show::print(&confirmations(decided)?);
+        Ok(code)
     })
+}
+
+/// Which other hosts have said that the epoch has begun for them, too; nothing where there are none.
+fn confirmations(decided: decided::Reader<'_>) -> anyhow::Result<String> {
+    let named = |list: capnp::data_list::Reader<'_>| -> capnp::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for id in list.iter() {
+            names.push(HostId::try_from(id?).map_or_else(|_| "?".into(), |id| id.short()));
+        }
+        Ok(names)
+    };
+    let confirmed = named(decided.get_confirmed()?)?;
+    let missing = named(decided.get_unconfirmed()?)?;
+    let mut text = String::new();
+    if !confirmed.is_empty() {
+        text.push_str(&format!("confirmed by host {}\n", confirmed.join(", ")));
+    }
+    if !missing.is_empty() {
+        let then = match decided.get_outlasted() {
+            true => "its lease has run out since: it admits nothing, or has heard of it by now",
+            false => "it is cut within its lease (--wait waits for that)",
+        };
+        text.push_str(&format!(
+            "not confirmed by host {}: {then}\n",
+            missing.join(", ")
+        ));
+    }
+    Ok(text)
 }
 
 pub(super) fn realm_show(data: &Path) -> anyhow::Result<ExitCode> {
@@ -338,7 +390,7 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),
             if status.get_held() { " (held)" } else { "" },
-            status.get_log()?.to_str()?,
+            show::escape(status.get_log()?.to_str()?),
             status.get_log_end(),
             match status.get_pending_stops() {
                 0 => String::new(),

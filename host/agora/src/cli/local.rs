@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use agora_realm::{Junk, MessageVerdict, RealmId};
+use agora_realm::{Junk, MessageVerdict};
 
 use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
 use super::source::{Pace, Source};
-use super::{checkpoint, show};
+use super::{checkpoint, facts, show};
 use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
@@ -17,8 +17,6 @@ use crate::delivery::pruned::open_place;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
-use crate::persona::keys::Keys;
-use crate::persona::secret::Secret;
 
 /// Says what is wrong with an image, without starting anything.
 pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
@@ -68,52 +66,11 @@ pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the public side of a host's keys.
-pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
-    check_format(data)?;
-    let keys = Keys::new(Secret::open(&data.join("secret"))?);
-    let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
-    show::print(&format!("host   {}\n", keys.host_id()));
-    show::print(&format!("key    {}\n", crate::hex(&keys.host().public().0)));
-    show::print(&format!(
-        "realm  {}\n",
-        match realm.trim() {
-            "" => "none yet",
-            realm => realm,
-        }
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Makes a data folder for a host that is to join a realm, and says what its key is.
-pub(super) fn realm_join(data: &Path, realm: &str) -> anyhow::Result<ExitCode> {
-    let realm: RealmId = realm.parse().map_err(|_| {
-        anyhow::anyhow!(
-            "'{realm}' is no realm: it takes the 64 hexadecimal digits of `agora realm show`"
-        )
-    })?;
-    let folder = DataFolder::open(data)?;
-    match folder.realm()? {
-        Some(pinned) if pinned != realm => anyhow::bail!(
-            "{}: this data folder belongs to realm {} (name another with --data DIR)",
-            data.display(),
-            pinned.short()
-        ),
-        _ => {}
-    }
-    let keys = Keys::new(Secret::open_or_make(&folder.join("secret"))?);
-    folder.pin_realm(realm)?;
-    let key = crate::hex(&keys.host().public().0);
-    show::print(&format!(
-        "key {key}\nAt a host of the realm: agora realm invite {key}\nThen run this one on the realm's log.\n"
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Shows the record, whether or not a host runs.
 pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let mut source = Source::open(&args.data.data(), &args.log)?;
     let colour = show::is_terminal(&std::io::stdout());
+    let mut facts = facts::Writer::new(args.format());
     let mut state = agora_realm::State::new();
     let mut pace = Pace::new();
     let (mut at, end) = (0, source.end().0);
@@ -129,7 +86,9 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
         };
         at = last.0;
         for (seq, stored) in batch {
+            let signature = facts::signature_of(&stored);
             for told in replay_one(&mut state, seq.0, stored) {
+                facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,
                     (Some(wanted), Some(channel)) => wanted == channel.as_str(),
@@ -138,18 +97,16 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
                 if told.seq < args.from || !on_channel {
                     continue;
                 }
-                use std::io::Write;
                 pace.done();
-                let written = match args.json {
-                    true => writeln!(out, "{}", told.json()),
-                    false => writeln!(out, "{}", show::record(&told, colour)),
-                };
-                if written.is_err() {
+                if facts.write(&mut out, &told, &signature).is_err() {
                     // Whoever reads us has seen enough.
                     return Ok(ExitCode::SUCCESS);
                 }
             }
         }
+    }
+    if facts.end(&mut out).is_err() {
+        return Ok(ExitCode::SUCCESS);
     }
     if let Some(wanted) = &args.channel {
         let known = state.channels().any(|(name, _)| name.as_str() == wanted);
@@ -165,9 +122,30 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Keeps the operator's decision to accept what the log lost, for the next start.
+pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    if reason.trim().is_empty() {
+        anyhow::bail!("--accept-loss takes the reason, which is signed and stays on the record");
+    }
+    let folder = DataFolder::open(data)?;
+    let Some(tip) = folder.tip()? else {
+        anyhow::bail!(
+            "{}: no host has seen anything here yet, so nothing can be lost",
+            data.display()
+        );
+    };
+    folder.accept_loss(Some(reason))?;
+    show::print(&format!(
+        "the next start accepts that the log does not hold {tip}, or what was before it, and signs that\n"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Looks for what keeps a host from running well.
 pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let data = &args.data.data();
+    let identity = &args.identity.identity();
     if let Some(reason) = &args.accept_fork {
         return checkpoint::accept_fork(data, reason);
     }
@@ -234,7 +212,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
             Err(error) => say(false, error.to_string()),
         }
     }
-    match Secret::open(&data.join("secret")) {
+    match identity.open(data) {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }

@@ -54,7 +54,7 @@ pub enum NotExtended {
     /// It ends before.
     #[error(
         "the log is not what it was: it ends at {end}, and this host signed a checkpoint of {size} entries (restore the log from a \
-         copy that has them; or, if it is on a server, say --log)"
+         copy that has them; if it is on a server, say --log; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
     WentBack {
         /// Where it ends.
@@ -65,7 +65,7 @@ pub enum NotExtended {
     /// It holds something else.
     #[error(
         "the log is not what it was: its first {size} entries are not those of the checkpoint that this host signed (restore the log \
-         from a copy that has them)"
+         from a copy that has them; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
     Changed {
         /// What the checkpoint covers.
@@ -156,6 +156,29 @@ impl Kept {
         found.map(|signed| self.with_witnesses(signed)).transpose()
     }
 
+    /// Puts what is kept behind what was set aside before, and begins anew.
+    fn set_aside(&self) -> Result<(), CheckpointError> {
+        let lost = self.history.with_extension("lost");
+        let mut text = read(&lost)?.unwrap_or_default();
+        self.all()?
+            .iter()
+            .for_each(|signed| text.push_str(&in_a_row(signed)));
+        replace(&lost, text.as_bytes())?;
+        for path in [&self.newest, &self.history] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let path = path.clone();
+                    return Err(CheckpointError::Io {
+                        path,
+                        source: error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn with_witnesses(&self, mut signed: Signed) -> Result<Signed, CheckpointError> {
         for cosigned in several(&self.cosigned)? {
             if cosigned.checkpoint() == signed.checkpoint() {
@@ -240,6 +263,8 @@ struct Making {
     /// Checkpoints in the history's file.
     count: usize,
     is_failing: bool,
+    /// What had arrived when the newest one was made.
+    arrived: Option<u64>,
 }
 
 /// Makes the checkpoints of a running host.
@@ -251,30 +276,63 @@ pub struct Checkpoints {
     making: Mutex<Making>,
 }
 
+/// What a data folder keeps, and its log extends.
+pub struct Vouched {
+    kept: Kept,
+    newest: Option<Checkpoint>,
+}
+
+/// Looks whether a log that was just opened extends the newest checkpoint in the data folder, before anything goes on. Where it does not
+/// and the operator accepts the loss, the checkpoints are set aside: what the host signed of the log that was stands in
+/// `checkpoints.lost`.
+///
+/// # Errors
+/// For people: the files can't be read, or the log is not what it was ([`NotExtended`]).
+pub async fn vouch(
+    folder: &DataFolder,
+    record: &Record,
+    accepts_loss: bool,
+) -> anyhow::Result<Vouched> {
+    let kept = Kept::of(&folder.join(""));
+    let Some(signed) = kept.newest()? else {
+        return Ok(Vouched { kept, newest: None });
+    };
+    let newest = *signed.checkpoint();
+    let realm = record.state().realm();
+    if realm.is_some_and(|realm| realm != newest.realm) || signed.hosts().is_empty() {
+        anyhow::bail!(
+            "{}: the newest checkpoint is not of this realm, or nobody signed it (restore the file, or move it away if you know \
+             how it came there)",
+            kept.newest.display()
+        );
+    }
+    match extends(record.tree(), &newest).await {
+        Err(NotExtended::WentBack { .. } | NotExtended::Changed { .. }) if accepts_loss => {
+            kept.set_aside()?;
+            Ok(Vouched { kept, newest: None })
+        }
+        extends => {
+            extends?;
+            Ok(Vouched {
+                kept,
+                newest: Some(newest),
+            })
+        }
+    }
+}
+
 impl Checkpoints {
-    /// Goes on from what the folder keeps, if the log extends it.
+    /// Goes on from what the folder keeps.
     ///
     /// # Errors
-    /// For people: the files can't be read, or the log is not what it was ([`NotExtended`]).
-    pub async fn open(
-        folder: &DataFolder,
+    /// The files can't be read.
+    pub fn open(
+        vouched: Vouched,
         record: Arc<Record>,
         keys: Arc<Keys>,
         realm: RealmId,
-    ) -> anyhow::Result<Arc<Self>> {
-        let kept = Kept::of(&folder.join(""));
-        let newest = kept.newest()?;
-        if let Some(newest) = &newest {
-            let checkpoint = newest.checkpoint();
-            if checkpoint.realm != realm || newest.hosts().is_empty() {
-                anyhow::bail!(
-                    "{}: the newest checkpoint is not of this realm, or nobody signed it (restore the file, or move it away if \
-                     you know how it came there)",
-                    kept.newest.display()
-                );
-            }
-            extends(record.tree(), checkpoint).await?;
-        }
+    ) -> Result<Arc<Self>, CheckpointError> {
+        let Vouched { kept, newest } = vouched;
         let count = several(&kept.history)?.len();
         Ok(Arc::new(Self {
             kept,
@@ -282,9 +340,10 @@ impl Checkpoints {
             keys,
             realm,
             making: Mutex::new(Making {
-                newest: newest.map(|signed| *signed.checkpoint()),
+                newest,
                 count,
                 is_failing: false,
+                arrived: None,
             }),
         }))
     }
@@ -298,17 +357,28 @@ impl Checkpoints {
         self.making().newest
     }
 
-    /// Makes one, where there is something new. Blocks. What goes wrong is said in the host's log, once.
+    /// Makes one, where something has arrived since the newest. Blocks. What goes wrong is said in the host's log, once.
     pub fn make(&self) {
         let mut making = self.making();
+        let arrived = Some(self.record.arrived());
+        if making.arrived == arrived {
+            // What hosts tell each other to keep going is covered by the next one.
+            return;
+        }
         match self.try_make(&mut making) {
-            Ok(()) => making.is_failing = false,
+            Ok(()) => (making.is_failing, making.arrived) = (false, arrived),
             Err(error) if making.is_failing => tracing::debug!("no checkpoint: {error}"),
             Err(error) => {
                 making.is_failing = true;
                 tracing::warn!("no checkpoint is kept: {error}");
             }
         }
+    }
+
+    /// Makes the last one of a host that ends: of all that was judged. Blocks.
+    pub fn make_last(&self) {
+        self.making().arrived = None;
+        self.make();
     }
 
     fn try_make(&self, making: &mut Making) -> Result<(), CheckpointError> {
@@ -321,11 +391,11 @@ impl Checkpoints {
             let path = path.clone();
             move |source| CheckpointError::Io { path, source }
         };
-        // The file first, so that what proves the checkpoint is there when the checkpoint is.
+        // The tree's file first, so that what proves the checkpoint is there when the checkpoint is.
         tree.keep().map_err(io(&self.kept.history))?;
         let realm = self.realm;
         let checkpoint = Checkpoint { realm, size, root };
-        let signed = checkpoint.sign(self.keys.host(), &random_bytes()?);
+        let signed = checkpoint.sign(&self.keys.host(), &random_bytes()?);
         let text = in_a_row(&signed);
         let mut history = OpenOptions::new()
             .append(true)

@@ -21,6 +21,8 @@ use agora_log::{Log, LogError, Seq};
 use agora_realm::{Junk, Sealed};
 use bytes::Bytes;
 
+use super::record::RecordError;
+
 const MAGIC: &[u8; 16] = b"agora pruned 1\n\0";
 const HEAD: usize = 8;
 const FIXED: usize = 8 + 32;
@@ -69,6 +71,14 @@ impl Pruned {
             path,
             shelf: RwLock::new(shelf),
         })
+    }
+
+    /// Why the file can't be read.
+    pub(super) fn error(&self, source: std::io::Error) -> RecordError {
+        RecordError::Io {
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// How many there are.

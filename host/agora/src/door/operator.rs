@@ -223,6 +223,17 @@ fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided
     if let Some(void) = &decided.void {
         to.set_void(void.to_string().as_str());
     }
+    let mut confirmed = to.reborrow().init_confirmed(decided.confirmed.len() as u32);
+    for (i, host) in decided.confirmed.iter().enumerate() {
+        confirmed.set(i as u32, &host.0);
+    }
+    let mut unconfirmed = to
+        .reborrow()
+        .init_unconfirmed(decided.unconfirmed.len() as u32);
+    for (i, host) in decided.unconfirmed.iter().enumerate() {
+        unconfirmed.set(i as u32, &host.0);
+    }
+    to.set_outlasted(decided.outlasted);
 }
 
 impl operator::Server for Desk {
@@ -234,6 +245,7 @@ impl operator::Server for Desk {
         let control = &self.control;
         let agents = control.agents();
         let shown = control.gate().shown();
+        let condition = control.condition();
         let state = control.record().state();
         let mut status = results.get().init_status();
         if let Some(realm) = state.realm() {
@@ -242,16 +254,15 @@ impl operator::Server for Desk {
         status.set_host(&control.host_id().0);
         status.set_epoch(state.epoch().0);
         status.set_held(shown.held);
-        let failure = control.record().failure().borrow().clone();
-        let log = match failure {
-            None => control.log_place().show(),
-            Some(failure) => format!("{}, failed: {failure}", control.log_place().show()),
-        };
         let log = match control.forks().standing().first() {
-            None => log,
-            Some(fork) => format!("{log}, FORKED: {}", fork.show()),
+            None => condition.text,
+            Some(fork) => format!("{}, FORKED: {}", condition.text, fork.show()),
         };
         status.set_log(log.as_str());
+        status.set_log_state(condition.state);
+        status.set_behind(condition.behind);
+        status.set_lapsed_ms(condition.lapsed_ms);
+        status.set_diverged(condition.diverged.as_deref().unwrap_or_default());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
         let mut tally = status.reborrow().init_tally();
@@ -305,6 +316,7 @@ impl operator::Server for Desk {
                     }
                     Object::Timer => to.set_object("timer"),
                     Object::Service(name) => to.set_object(name.as_str()),
+                    Object::Signer(domain) => to.set_object(format!("signer:{domain}").as_str()),
                 }
             }
         }
@@ -398,17 +410,22 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let agent = params.get_agent()?.to_string()?;
-        let (channel, service) = (
+        let (channel, service, signer) = (
             params.get_channel()?.to_string()?,
             params.get_service()?.to_string()?,
+            params.get_signer()?.to_string()?,
         );
-        let what = match (channel.as_str(), service.as_str(), params.get_timer()) {
-            ("", "", true) => Grantable::Timer,
-            ("", _, false) if !service.is_empty() => Grantable::Service(service),
-            (_, "", false) => Grantable::Channel(channel, Terms::read(params.get_terms()?)?),
+        let named = [&channel, &service, &signer].map(|name| !name.is_empty());
+        let what = match (named, params.get_timer()) {
+            ([false, false, false], true) => Grantable::Timer,
+            ([false, true, false], false) => Grantable::Service(service),
+            ([false, false, true], false) => Grantable::Signer(signer),
+            ([_, false, false], false) => {
+                Grantable::Channel(channel, Terms::read(params.get_terms()?)?)
+            }
             _ => {
                 return Err(refuse(
-                    "a grant is of one thing: a channel, a service or the timer".into(),
+                    "a grant is of one thing: a channel, a service, a signer or the timer".into(),
                 ));
             }
         };
@@ -493,6 +510,28 @@ impl operator::Server for Desk {
         Ok(())
     }
 
+    async fn rotate(
+        self: Rc<Self>,
+        params: operator::RotateParams,
+        mut results: operator::RotateResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (agent, host) = (params.get_agent()?.to_string()?, params.get_host());
+        let control = self.control.clone();
+        let decided = self
+            .run(async move {
+                match (host, agent.as_str()) {
+                    (true, "") => control.rotate_host().await,
+                    (true, _) => Err("one key at a time: an agent's, or the host's".into()),
+                    (false, agent) => control.rotate(agent).await,
+                }
+            })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
     async fn prune(
         self: Rc<Self>,
         params: operator::PruneParams,
@@ -548,9 +587,13 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let (reason, hold) = (params.get_reason()?.to_string()?, params.get_hold());
-        let (control, by) = (self.control.clone(), self.by());
+        let (control, by, all) = (self.control.clone(), self.by(), params.get_wait());
         let (decided, epoch) = self
-            .run(async move { control.bump(&reason, hold, &by).await })
+            .run(async move {
+                let (mut decided, epoch) = control.bump(&reason, hold, &by).await;
+                control.confirm(&mut decided, epoch, all).await;
+                (decided, epoch)
+            })
             .await?;
         write_decided(&decided, results.get().init_outcome());
         results.get().set_epoch(epoch.0);

@@ -144,7 +144,7 @@ async fn a_forged_entry_is_void_or_junk_on_every_way_in() {
     let name = said.entry().author.clone().unwrap();
     let component = agora_realm::ComponentHash([0; 32]);
     let key = secret("first").persona_key(&name, Some(&component), 1);
-    let forged = forgeries(&said, &key, &secret("second").host_key());
+    let forged = forgeries(&said, &key, &secret("second").host_key(1));
     let tally = hosts[1].control.record().state().tally();
     let mut places = Vec::new();
     for (n, (_, _, stored)) in forged.iter().enumerate() {

@@ -52,7 +52,7 @@ impl Written {
 
     /// The key of the host that began the realm.
     pub(crate) fn host_key(&self) -> SigningKey {
-        self.secret("first").host_key()
+        self.secret("first").host_key(1)
     }
 }
 

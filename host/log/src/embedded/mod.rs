@@ -516,6 +516,10 @@ impl Log for Embedded {
         .boxed()
     }
 
+    fn durability(&self) -> Durability {
+        Durability::Fsync
+    }
+
     fn purge(&self, places: Vec<Seq>) -> BoxFuture<'static, Result<u64, LogError>> {
         let shared = self.shared.clone();
         async move { shared.purge(places).await }.boxed()

@@ -9,6 +9,7 @@ mod audit;
 mod bytes;
 mod evidence;
 mod facts;
+mod keys;
 mod model;
 mod support;
 mod terms;
