@@ -243,8 +243,7 @@ async fn a_subscriber_whose_cursor_is_passed_by_force_is_told() {
     // It was told before it was given what follows.
     let skipped = bed.two.run(|stage| async move {
         let heard = stage.heard.borrow()["square"].clone();
-        let skipped = heard.lock().await.take_skipped();
-        skipped
+        heard.lock().await.take_skipped()
     });
     assert_eq!(skipped.await.unwrap(), Some((1, 3)));
     host.close().await;

@@ -12,7 +12,6 @@ use agora_log::{Class, JetStream, JetStreamOptions, Log, LogError, Seq, StreamRe
 use bytes::Bytes;
 use futures::StreamExt;
 
-#[allow(dead_code, reason = "other tests need the rest of it")]
 mod nats;
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -168,6 +168,10 @@ fn a_log_moves_to_servers_and_back_and_is_read_there() {
         .cli(&["log", "--export", path(&back), "--log", &url])
         .exits(0);
     host.stop();
+    journey.cli(&["verify", "--log", &url]).exits(0);
+    journey.cli(&["verify", path(&back)]).exits(0);
+    // Its own log was begun anew and left empty; the realm's is on the servers.
+    journey.forges();
     let refused = journey
         .cli(&["import", path(&back), "--log", &url])
         .exits(1);
@@ -229,7 +233,10 @@ fn a_channel_is_pruned_by_command_and_moves_with_what_is_left_of_it() {
     host.stop();
     let left = said(&other, &[]);
     assert!(left[2].contains("pruned") && left[3] == "four", "{left:?}");
+    let verified = other.cli(&["verify"]).exits(0).stdout;
+    assert!(verified.contains("pruned"), "{verified}");
     // What is kept of pruned turns is missed, also of those that came by the import.
+    other.forges();
     std::fs::remove_file(other.data().join("pruned")).expect("the folder is ours");
     let missed = other.cli(&["log"]).exits(1);
     assert!(missed.stderr.contains("pruned"), "{missed:?}");
