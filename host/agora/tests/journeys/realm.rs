@@ -39,13 +39,13 @@ fn until_shown(journey: &Journey, part: &str) {
 }
 
 fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    std::fs::create_dir_all(to).expect("the copy is made");
+    for entry in std::fs::read_dir(from).expect("the copy is made") {
+        let entry = entry.expect("the copy is made");
         let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
+        match entry.file_type().expect("the copy is made").is_dir() {
             true => copy(&entry.path(), &to),
-            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+            false => drop(std::fs::copy(entry.path(), to).expect("the copy is made")),
         }
     }
 }
