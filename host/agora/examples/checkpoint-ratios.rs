@@ -49,7 +49,7 @@ fn sealed(keys: &Keys, realm: Option<RealmId>, time_ms: i64, body: Body) -> Seal
         grant: None,
         body,
     };
-    keys.seal(entry, keys.host()).unwrap()
+    keys.seal(entry, &keys.host()).unwrap()
 }
 
 /// Publishes for a round, with checkpoints or without. Answers microseconds an entry, and what the log then holds.
