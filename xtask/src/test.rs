@@ -30,5 +30,8 @@ pub(crate) fn run() -> Result<()> {
     if let Some(server) = nats::server()? {
         suites.env(nats::VARIABLE, server);
     }
+    if let Some(server) = nats::oldest()? {
+        suites.env(nats::OLDEST_VARIABLE, server);
+    }
     step("suites", &mut suites)
 }

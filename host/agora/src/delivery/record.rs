@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
-    ChannelName, EntryId, Judged, Junk, MessageVerdict, Ordinal, Sealed, State, judge,
+    ChannelName, EntryId, Judged, Junk, MessageVerdict, Ordinal, Refusal, Sealed, State, judge,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -227,10 +227,8 @@ impl Record {
                     break;
                 }
             };
-            let own = match Sealed::reread(bytes.clone()) {
-                Ok(parsed) => lock(&self.waiting).remove(&parsed.id()),
-                Err(_) => None,
-            };
+            let id = Sealed::reread(bytes.clone()).map(|parsed| parsed.id()).ok();
+            let own = id.and_then(|id| lock(&self.waiting).remove(&id));
             let (sealed, waiter) = match own {
                 // Signed by this very process, and the same to the byte.
                 Some((sealed, waiter)) if sealed.stored() == &bytes => (Ok(sealed), Some(waiter)),
@@ -244,7 +242,9 @@ impl Record {
                 }
             };
             let settled = self.settle(seq.0, sealed);
-            if let Some(waiter) = waiter {
+            // Somebody may have come to wait for it while it was verified: for an entry of an earlier attempt.
+            let late = || Some(lock(&self.waiting).remove(&id?)?.1);
+            if let Some(waiter) = waiter.or_else(late) {
                 let _ = waiter.send(settled);
             }
             let since = seq.0 - self.snapshot_seq.load(Ordering::Relaxed);
@@ -317,7 +317,8 @@ impl Record {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped.
+    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped. An entry that stood
+    /// before, from an attempt whose outcome was unknown, is answered with its place.
     ///
     /// # Errors
     /// The log's; [`LogError::is_outcome_known`] says whether the entry may still turn up.
@@ -341,12 +342,47 @@ impl Record {
                     return Err(error);
                 }
             };
-            let settled = receiver.await.map_err(|_| LogError::Closed)?;
+            let settled = match record.settled_before(id, appended.seq.0) {
+                Some(settled) => settled,
+                None => receiver.await.map_err(|_| LogError::Closed)?,
+            };
             Ok(Committed {
                 settled,
                 durability: appended.durability,
             })
         }
+    }
+
+    /// What stands at a place that the log named for a commit, if the tail had passed it before anybody waited there: a log that keeps
+    /// an entry once does not bring it again.
+    fn settled_before(&self, id: EntryId, seq: u64) -> Option<Arc<Settled>> {
+        if self.state().last_seq() < Some(seq) {
+            return None;
+        }
+        // The tail takes who waits along, so nobody is left waiting for what it still brings.
+        let (sealed, _) = lock(&self.waiting).remove(&id)?;
+        let found = self
+            .recent(seq, 1)
+            .and_then(|found| found.into_iter().next());
+        let is_it = |settled: &Settled| settled.judged.id == Some(id);
+        Some(found.filter(|settled| is_it(settled)).unwrap_or_else(|| {
+            // What was judged of it is not in memory any more; of a copy in another place the log would say this.
+            let messages = match &sealed.entry().body {
+                agora_realm::Body::Turn(turn) => turn.messages.len(),
+                _ => 0,
+            };
+            Arc::new(Settled {
+                seq,
+                judged: Judged {
+                    seq,
+                    id: Some(id),
+                    verdict: Err(Refusal::Repeated),
+                    messages: vec![MessageVerdict::Void(Refusal::Repeated); messages],
+                    changes: Vec::new(),
+                },
+                sealed: Ok(sealed),
+            })
+        }))
     }
 
     /// How many commits are on their way.
