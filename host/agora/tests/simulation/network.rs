@@ -430,7 +430,7 @@ impl Network {
         true
     }
 
-    /// Whether anything is still on its way anywhere.
+    /// Whether nothing is on its way any more, of links that are up.
     pub(crate) fn is_quiet(&self) -> bool {
         let inner = self.inner();
         let still = |link: &Link| {
@@ -439,7 +439,7 @@ impl Network {
                 && link.again.is_empty()
                 && link.told == inner.stands.len() as u64
         };
-        let mut links = inner.links.iter().filter(|link| !link.diverged);
+        let mut links = inner.links.iter().filter(|link| link.up && !link.diverged);
         inner.ghosts.is_empty() && links.all(still)
     }
 }

@@ -143,6 +143,11 @@ impl Life {
         self.commits.len()
     }
 
+    /// What these entries are for.
+    pub(crate) fn waiting_for(&self) -> Vec<What> {
+        self.commits.iter().map(|commit| commit.what).collect()
+    }
+
     /// A fence of this host's is not in the log yet, as far as it knows.
     pub(crate) fn is_fencing(&self) -> bool {
         let mut commits = self.commits.iter();

@@ -71,8 +71,15 @@ impl Truth {
 
     /// What stands at a place, or stood there before the log lost it, and what is judged of it.
     pub(crate) fn at(&self, seq: u64) -> impl Iterator<Item = &(Standing, Judged)> {
-        let at = (seq - self.base_seq()) as usize - 1; // What every run begins with is told to nobody.
+        // What every run begins with is told to nobody.
+        let at = (seq - self.base_seq()) as usize - 1;
         self.judged.get(at).into_iter().chain(self.past.get(at))
+    }
+
+    /// What is judged of what stands at a place now.
+    pub(crate) fn judged(&self, seq: u64) -> Option<&Judged> {
+        let at = (seq - self.base_seq()) as usize - 1;
+        self.judged.get(at).map(|(_, judged)| judged)
     }
 
     /// The state as it was after that place, in the log as it is.
