@@ -76,8 +76,8 @@ pub(crate) struct Life {
 /// What came of a step at one host.
 #[derive(Default)]
 pub(crate) struct Came {
-    /// Receipts that were given.
-    pub(crate) receipts: Vec<Placed>,
+    /// Receipts that were given, and whether for what was in before.
+    pub(crate) receipts: Vec<(Placed, bool)>,
     /// Drafts that were put in the log and are void.
     pub(crate) void: usize,
     /// Calls with an unknown outcome.
@@ -254,7 +254,9 @@ impl Life {
                 Ok((outcomes, _)) => {
                     for outcome in outcomes {
                         match outcome {
-                            Outcome::Receipt { placed, .. } => came.receipts.push(placed),
+                            Outcome::Receipt {
+                                placed, repeated, ..
+                            } => came.receipts.push((placed, repeated)),
                             Outcome::Refused(..) => came.void += 1,
                         }
                     }

@@ -328,14 +328,14 @@ impl World<'_> {
                 site.starts = start;
                 self.bed.rekey(host, start);
             }
-            for placed in came.receipts {
-                self.claim(host, placed);
+            for (placed, repeated) in came.receipts {
+                self.claim(host, placed, repeated);
             }
         }
     }
 
     /// A receipt was given: what it says must stand, be told, and count.
-    fn claim(&mut self, host: usize, placed: Placed) {
+    fn claim(&mut self, host: usize, placed: Placed, repeated: bool) {
         self.report.receipts += 1;
         let mut at = self.truth.at(placed.seq);
         let counts = at.any(|(_, judged)| {
@@ -343,6 +343,9 @@ impl World<'_> {
             messages.any(|verdict| *verdict == MessageVerdict::Counts(placed.clone()))
         });
         assert!(counts, "host {host} gives a receipt for a void message");
+        let mut claims = self.claims.iter();
+        let twice = claims.any(|claim| claim.host == host && claim.placed.id == placed.id);
+        assert!(repeated || !twice, "two drafts have one message's receipt");
         let told = self.network.told(host);
         assert!(told >= placed.seq, "a receipt before the tail told of it");
         let life = self.sites[host].lives;
