@@ -142,6 +142,7 @@ struct Note {
     prune @0 :Prune;
     gap @1 :Gap;
     incident @2 :Incident;
+    marker @3 :Marker;
   }
 }
 
@@ -164,4 +165,10 @@ struct Incident {
   persona @0 :Text;
   reason @1 :Text;
   count @2 :UInt32;
+}
+
+struct Marker {
+  # The host hears the log: it waits for this to come back to it. Changes nothing. In the entry's epoch its agents' walls of all earlier
+  # epochs have fallen.
+  judged @0 :UInt64;      # The place that the host had judged when it said so.
 }

@@ -31,8 +31,10 @@ interface Operator {
   start @6 (agent :Text) -> (outcome :Decided);
   # Runs a killed or ended agent again, under a new key. Running already: says so.
 
-  bump @7 (reason :Text, hold :Bool) -> (outcome :Decided, epoch :UInt64);
-  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump.
+  bump @7 (reason :Text, hold :Bool, wait :Bool) -> (outcome :Decided, epoch :UInt64);
+  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump. Answers which other hosts
+  # of the realm have said that they did the same, after a second at most; with `wait`, once all have, or the lease of each that has not
+  # must have run out.
 
   stop @8 () -> ();
   # Drains, flushes and ends the host.
@@ -52,6 +54,11 @@ struct Decided {
   pending @3 :Text;    # When not durable: why.
   note @4 :Text;       # For people, when there is more to say.
   void @5 :Text;       # It is in the log, and does not count there: why. In effect here all the same.
+  confirmed @6 :List(Data);
+  # Of a bump: the other hosts of the realm that have said, in the new epoch, that what ended has fallen with them too.
+  unconfirmed @7 :List(Data);
+  # Those that have not yet: out of reach, not running, or slower than was waited.
+  outlasted @8 :Bool;  # Waited for longer than the lease, so those that have not confirmed admit nothing, or have heard of it by now.
 }
 
 interface Feed {
@@ -91,6 +98,10 @@ struct Status {
   image @9 :Text;
   startedMs @10 :Int64;
   hosts @11 :List(HostStatus);
+  logState @12 :Text;  # connected, unreachable, lapsed, diverged
+  behind @13 :UInt64;  # Entries that are known to stand in the log and have not been judged here.
+  lapsedMs @14 :Int64; # Since when nothing is admitted, in milliseconds since 1970-01-01 UTC. 0: the host is fresh, or needs no lease.
+  diverged @15 :Text;  # What of the log is not as it was.
 }
 
 struct HostStatus {

@@ -214,6 +214,15 @@ pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
 // -- The host
 
+/// How long this host may act without hearing from a log that it shares with other hosts.
+pub const LEASE: Duration = Duration::from_secs(2);
+/// Markers that may be on their way through the log at once: when it is out of reach, they are not to pile up.
+pub const MARKERS_IN_FLIGHT_MAX: usize = 4;
+/// What is waited for beyond the lease before others' leases are taken to have run out: what a host takes to notice, and to cut what was
+/// in flight.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(500);
+/// How long a bump's answer waits for other hosts to confirm it, unless it is to wait for all.
+pub const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 /// Entries between two snapshots of the realm's state.
 pub const SNAPSHOT_EVERY: u64 = 16_384;
 /// Stops that may wait for the log; one slot each in the data folder, reserved on creation.
@@ -226,6 +235,13 @@ pub const STOP_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const STOP_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one waiting stop.
 pub const STOP_BYTES_MAX: usize = 1000;
+/// How often the tip is written while it moves, and the log's end compared with it.
+pub const TIP_EVERY: Duration = Duration::from_secs(1);
+/// Own authority entries that are kept before those that mean nothing any more are dropped.
+pub const OWN_ENTRIES_MAX: usize = 4096;
+/// Revocations of this host's among them; of older ones a log that went back so far is not told again.
+pub const OWN_STOPS_MAX: usize = 2048;
+const _: () = assert!(OWN_STOPS_MAX < OWN_ENTRIES_MAX);
 /// How long another holder of a data folder's lock is waited for before it is refused.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.

@@ -102,6 +102,9 @@ pub trait Log: Send + Sync + 'static {
     /// The last durable entry; `Seq(0)` when the log is empty.
     fn end(&self) -> Seq;
 
+    /// What this log's acknowledgement means: what a receipt may claim of an entry that is known to stand in it.
+    fn durability(&self) -> Durability;
+
     /// Takes no more entries, waits until those taken are answered, and lets go of what the log holds (the folder and
     /// its lock, the connection). Closing twice is fine; reads may fail with [`LogError::Closed`] from then on.
     ///

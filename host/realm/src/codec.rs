@@ -176,6 +176,7 @@ fn write_note(from: &NoteBody, to: note::Builder<'_>) {
             to.set_reason(reason);
             to.set_count(*count);
         }
+        NoteBody::Marker { judged } => to.init_marker().set_judged(*judged),
     }
 }
 
@@ -443,6 +444,9 @@ fn read_note(from: note::Reader<'_>) -> Result<NoteBody, Junk> {
                 count: incident.get_count(),
             }
         }
+        note::Marker(marker) => NoteBody::Marker {
+            judged: marker?.get_judged(),
+        },
     })
 }
 

@@ -255,6 +255,11 @@ pub enum NoteBody {
         /// How many such ends since the last note.
         count: u32,
     },
+    /// The host hears the log. Changes nothing.
+    Marker {
+        /// The place that the host had judged when it said so.
+        judged: u64,
+    },
 }
 
 /// Why an entry must not be signed: its writer's mistake.
@@ -374,7 +379,7 @@ impl Entry {
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)
-            | Body::Note(NoteBody::Prune { .. }) => Ok(()),
+            | Body::Note(NoteBody::Prune { .. } | NoteBody::Marker { .. }) => Ok(()),
         }
     }
 }

@@ -929,6 +929,7 @@ impl Judging<'_> {
                     count: *count,
                 });
             }
+            NoteBody::Marker { .. } => {}
         }
         Ok(())
     }

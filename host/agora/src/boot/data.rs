@@ -13,6 +13,9 @@
 //! index/       by channel: where each counting message stands (derived)
 //! state        snapshot of the realm's state (derived)
 //! cursors      silence: cursors moved by no entry
+//! tip          the newest entry that was judged: its place, and the hash of what stands there
+//! own          what this host itself decided, for a log that loses it
+//! accepted     the operator's reason for accepting that the log lost something, until the next start has signed it
 //! stops        stops that wait for the log
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
@@ -29,6 +32,8 @@ use std::time::Instant;
 use agora_realm::{ChannelName, Ordinal, PersonaId, RealmId};
 use bytes::Bytes;
 
+use super::own::Own;
+use crate::delivery::tip::Tip;
 use crate::limits;
 
 const FORMAT: &str = "agora data 1\n";
@@ -63,7 +68,7 @@ pub enum DataError {
     },
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
+pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
     |source| DataError::Io {
         path: path.to_owned(),
         source,
@@ -75,6 +80,7 @@ pub struct DataFolder {
     path: PathBuf,
     _lock: File,
     stops: Stops,
+    own: Own,
 }
 
 impl DataFolder {
@@ -92,7 +98,7 @@ impl DataFolder {
         let is_new = !format.exists();
         if is_new {
             let mut others = std::fs::read_dir(path).map_err(io(path))?;
-            let known = ["lock", "stops", "format.new"];
+            let known = ["lock", "stops", "own", "format.new"];
             let foreign = others
                 .any(|entry| !entry.is_ok_and(|e| known.iter().any(|name| e.file_name() == *name)));
             if foreign {
@@ -124,6 +130,7 @@ impl DataFolder {
             }
         }
         let stops = Stops::open(&path.join("stops"))?;
+        let own = Own::open(&path.join("own"))?;
         if is_new {
             // Last, so that a folder with a format has all that the format promises.
             replace(&format, FORMAT.as_bytes())?;
@@ -132,6 +139,7 @@ impl DataFolder {
             path: path.to_owned(),
             _lock: lock,
             stops,
+            own,
         })
     }
 
@@ -157,6 +165,75 @@ impl DataFolder {
     /// The stops that wait for the log.
     pub fn stops(&self) -> &Stops {
         &self.stops
+    }
+
+    /// What this host itself decided.
+    pub fn own(&self) -> &Own {
+        &self.own
+    }
+
+    /// The newest entry that a host of this folder judged.
+    ///
+    /// # Errors
+    /// It can't be read, or is damaged.
+    pub fn tip(&self) -> Result<Option<Tip>, DataError> {
+        let path = self.join("tip");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(&path)(error)),
+        };
+        let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
+            let leaf: agora_realm::EntryId = leaf.parse().ok()?;
+            Some(Tip {
+                seq: seq.parse().ok()?,
+                leaf: leaf.0,
+            })
+        });
+        match tip {
+            Some(tip) => Ok(Some(tip)),
+            None => Err(DataError::Format {
+                path,
+                found: text.trim().chars().take(64).collect(),
+            }),
+        }
+    }
+
+    /// Keeps the tip.
+    ///
+    /// # Errors
+    /// It can't be written; the old one is still there.
+    pub fn keep_tip(&self, tip: &Tip) -> Result<(), DataError> {
+        let text = format!("{} {}\n", tip.seq, crate::hex(&tip.leaf));
+        replace(&self.join("tip"), text.as_bytes())
+    }
+
+    /// Why the operator accepts that the log lost something, when that is so.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn accepted_loss(&self) -> Result<Option<String>, DataError> {
+        let path = self.join("accepted");
+        match std::fs::read_to_string(&path) {
+            Ok(reason) => Ok(Some(reason)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io(&path)(error)),
+        }
+    }
+
+    /// Keeps the operator's decision for the next start, or takes it away.
+    ///
+    /// # Errors
+    /// The operating system says no.
+    pub fn accept_loss(&self, reason: Option<&str>) -> Result<(), DataError> {
+        let path = self.join("accepted");
+        match reason {
+            Some(reason) => replace(&path, reason.as_bytes()),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(error)),
+                _ => Ok(()),
+            },
+        }
     }
 
     /// The realm this folder belongs to, when it has been pinned.

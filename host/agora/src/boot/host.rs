@@ -1,9 +1,10 @@
 //! The outermost wiring: opens everything in order, and closes it in order.
 //!
 //! In: an image and a data folder. Out: a running [`Host`].
-//! Promise: an image with a component that can't run leaves everything as it was; stops kept from an earlier run enter the log before
-//! anything else; overdue lapses come before any agent; what the log has decided stands, and the manifest proposes only the rest.
-//! Closing drains, flushes and loses nothing.
+//! Promise: an image with a component that can't run leaves everything as it was; a log that is not what this host has seen is refused,
+//! unless the operator accepted that; stops kept from an earlier run enter the log before anything else; overdue lapses come before any
+//! agent; what the log has decided stands, and the manifest proposes only the rest. Closing
+//! drains, flushes and loses nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
 use crate::delivery::cursors::SilentCursors;
-use crate::delivery::record::{Derived, Record};
+use crate::delivery::record::{Derived, Record, Seen};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
@@ -55,6 +56,9 @@ pub enum LogChoice {
     /// One that is open already.
     #[cfg(feature = "testbed")]
     Open(Arc<dyn Log>),
+    /// One that is open already, which hosts share under a lease as they do one on servers.
+    #[cfg(feature = "testbed")]
+    Shared(Arc<dyn Log>),
 }
 
 /// How the log is shown to people.
@@ -63,6 +67,9 @@ pub enum LogPlace {
     Own,
     /// Elsewhere: where, and how it is reached now.
     JetStream(String, watch::Receiver<ConnectionState>),
+    /// In the hands of a test.
+    #[cfg(feature = "testbed")]
+    Shared,
 }
 
 impl LogPlace {
@@ -79,7 +86,14 @@ impl LogPlace {
                 ConnectionState::Diverged { why } => format!("{place}, DIVERGED: {why}"),
                 ConnectionState::Closed => format!("{place}, closed"),
             },
+            #[cfg(feature = "testbed")]
+            Self::Shared => "shared".to_owned(),
         }
+    }
+
+    /// Whether other hosts may append to it.
+    pub fn is_shared(&self) -> bool {
+        !matches!(self, Self::Own)
     }
 }
 
@@ -178,14 +192,22 @@ pub(crate) async fn open_with(
         }
         #[cfg(feature = "testbed")]
         LogChoice::Open(log) => (log, LogPlace::Own),
+        #[cfg(feature = "testbed")]
+        LogChoice::Shared(log) => (log, LogPlace::Shared),
     };
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
     };
+    let accepted = folder.accepted_loss()?;
+    let seen = Seen {
+        tip: folder.tip()?,
+        accepts_loss: accepted.is_some(),
+        host: keys.host_id(),
+    };
     let began = std::time::Instant::now();
     let mut told = began;
-    let record = Record::open(log, derived, |at, of| {
+    let record = Record::open(log, derived, seen, place.is_shared(), |at, of| {
         if told.elapsed() >= std::time::Duration::from_secs(1) {
             told = std::time::Instant::now();
             progress(&format!("judging the log: {at} of {of} entries"));
@@ -201,7 +223,7 @@ pub(crate) async fn open_with(
     let stage = Stage {
         record: record.clone(),
         keys: keys.clone(),
-        gate: Arc::new(Gate::new(epoch, held)),
+        gate: Arc::new(Gate::new(epoch, held, record.hearing().clone())),
         rates: Arc::new(Rates::default()),
         silent: Arc::new(SilentCursors::new(folder.cursors()?)),
         runtime: tokio::runtime::Handle::current(),
@@ -209,6 +231,14 @@ pub(crate) async fn open_with(
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
     let control = Control::new(stage, folder.clone(), services, place);
+    if record.hearing().is_needed() {
+        // Until the first of its own entries has come back to it.
+        control.gate().lapse();
+    }
+    // Before the stops that wait: what they stop may have to be said again first.
+    if let Some(reason) = accepted {
+        notices.extend(settle_loss(&control, &reason).await?);
+    }
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -222,6 +252,9 @@ pub(crate) async fn open_with(
         tokio::spawn(control.clone().watch_deadlines()),
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.clone().heed_others()),
+        tokio::spawn(control.clone().keep_lease()),
+        tokio::spawn(control.clone().heed_divergence()),
+        tokio::spawn(control.clone().keep_tip_regularly()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
     ];
     Ok(Opened {
@@ -351,6 +384,25 @@ async fn begin_realm(
         .into()),
         Some(_) => Ok(()),
         None => Ok(folder.pin_realm(realm)?),
+    }
+}
+
+/// Does what the operator decided about what the log lost. Answers what the operator should know.
+async fn settle_loss(control: &Arc<Control>, reason: &str) -> Result<Vec<String>, Failure> {
+    match control.record().take_loss() {
+        Some(loss) => control
+            .accept_loss(loss, reason)
+            .await
+            .map_err(|error| Failure::msg(format!("the accepted loss: {error}")))
+            // A fence may have been said again.
+            .inspect(|_| control.open_gate()),
+        None => {
+            control.folder().accept_loss(None)?;
+            Ok(vec![
+                "the log holds all that this host has seen, so the decision to accept a loss is dropped"
+                    .to_owned(),
+            ])
+        }
     }
 }
 
@@ -630,10 +682,13 @@ impl Host {
             task.abort();
         }
         let folder = control.folder().clone();
-        let (silent, record) = (control.silent().clone(), control.record().clone());
+        let (silent, keeper) = (control.silent().clone(), control.clone());
         let kept = tokio::task::spawn_blocking(move || {
             silent.keep(&folder);
-            record.keep_snapshot();
+            if keeper.record().divergence().borrow().is_none() {
+                keeper.record().keep_snapshot();
+                keeper.keep_tip();
+            }
         });
         let _ = kept.await;
         if let Err(error) = control.record().log().close().await {

@@ -377,7 +377,11 @@ impl Speaker {
             graft,
         } = speech;
         if !self.stage.gate.is_open(standing.epoch) {
-            let _ = answer.send(Err(SpeakError::Stale("the epoch has ended".into())));
+            let error = match self.stage.gate.unheard() {
+                Some(why) => SpeakError::LogUnavailable(why),
+                None => SpeakError::Stale("the epoch has ended".into()),
+            };
+            let _ = answer.send(Err(error));
             return (None, None);
         }
         let turn = (through.0 > 0).then_some((graft, through));
@@ -481,7 +485,7 @@ impl Speaker {
                     .silent
                     .advance(&self.persona, &self.channel, through);
             }
-            answer_all(batch, &[], Durability::Fsync);
+            answer_all(batch, &[], self.durability());
             return (None, next);
         }
         let turn = TurnBody {
@@ -506,7 +510,7 @@ impl Speaker {
             Ok(()) => {}
             Err(Refusal::Repeated) => {
                 let first = state.turn_repeat(&self.persona, &standing.channel, None, through);
-                return Ok(first.map(|verdicts| verdicts.iter().map(repeated).collect()));
+                return Ok(first.map(|verdicts| self.all_repeated(&verdicts)));
             }
             Err(refusal) => return Err(refusal),
         }
@@ -514,6 +518,18 @@ impl Speaker {
             return Err(Refusal::BehindCursor);
         }
         Ok(None)
+    }
+
+    fn durability(&self) -> Durability {
+        self.stage.record.log().durability()
+    }
+
+    fn all_repeated(&self, verdicts: &[MessageVerdict]) -> Vec<Outcome> {
+        let durability = self.durability();
+        verdicts
+            .iter()
+            .map(|verdict| repeated(verdict, durability))
+            .collect()
     }
 
     fn repeated_elsewhere(
@@ -525,7 +541,7 @@ impl Speaker {
         let outcomes = |(standing, drafts): &(Standing, Vec<Draft>)| {
             let origin = Some(&self.channel);
             match state.turn_repeat(&self.persona, &standing.channel, origin, through) {
-                Some(verdicts) => verdicts.iter().map(repeated).collect(),
+                Some(verdicts) => self.all_repeated(&verdicts),
                 None => vec![Outcome::refused(Refusal::BehindCursor); drafts.len()],
             }
         };
@@ -548,7 +564,7 @@ impl Speaker {
                 Ok(()) => {}
                 Err(Refusal::Repeated) => {
                     let first = state.turn_repeat(&self.persona, channel, Some(&origin), through);
-                    return Ok(first.unwrap_or_default().iter().map(repeated).collect());
+                    return Ok(self.all_repeated(&first.unwrap_or_default()));
                 }
                 Err(Refusal::StaleEpoch | Refusal::Revoked) => {
                     return Err(SpeakError::Stale("the grant is of another time".into()));
@@ -693,7 +709,9 @@ impl Speaker {
                 Err(Refusal::Repeated) => {
                     let first = state.key_repeat(&self.persona, channel, key);
                     fates.push(Fate::Settled(match first {
-                        Some(placed) => repeated(&MessageVerdict::Repeat(placed)),
+                        Some(placed) => {
+                            repeated(&MessageVerdict::Repeat(placed), self.durability())
+                        }
                         None => Outcome::refused(Refusal::KeyExpired),
                     }));
                 }
@@ -755,19 +773,19 @@ impl Fate {
                     durability,
                     repeated: false,
                 },
-                Some(verdict) => repeated(verdict),
+                Some(verdict) => repeated(verdict, durability),
                 None => Outcome::refused(Refusal::Malformed),
             },
         }
     }
 }
 
-fn repeated(verdict: &MessageVerdict) -> Outcome {
+/// What was published before is as durable as the log makes anything: it came through the tail, which only tells what is.
+fn repeated(verdict: &MessageVerdict, durability: Durability) -> Outcome {
     match verdict {
         MessageVerdict::Counts(placed) | MessageVerdict::Repeat(placed) => Outcome::Receipt {
             placed: placed.clone(),
-            // What is in the state came through the tail, which only tells what is durable.
-            durability: Durability::Fsync,
+            durability,
             repeated: true,
         },
         MessageVerdict::Void(refusal) => Outcome::refused(*refusal),

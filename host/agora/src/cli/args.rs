@@ -37,7 +37,7 @@ pub(super) enum Command {
     /// Scaffold an agent: a crate of its own and an image that runs it.
     New(NewArgs),
     /// Look for what keeps a host from running well.
-    Doctor(DataArgs),
+    Doctor(DoctorArgs),
     /// Show who this host is: the public side of its keys.
     Id(DataArgs),
     /// Show the running host's agents, what they were granted and how far they are.
@@ -82,6 +82,16 @@ impl DataArgs {
             None => here,
         }
     }
+}
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
+    /// again what the host itself had decided.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_loss: Option<String>,
 }
 
 #[derive(Args)]
@@ -444,5 +454,8 @@ pub(super) enum EpochCommand {
         /// Why, for the record and for the agents.
         #[arg(long)]
         reason: String,
+        /// Wait until every other host of the realm has confirmed it, or can't be acting on what ended any more.
+        #[arg(long)]
+        wait: bool,
     },
 }

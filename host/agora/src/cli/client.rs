@@ -203,11 +203,17 @@ pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
-pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn epoch_bump(
+    data: &Path,
+    hold: bool,
+    reason: &str,
+    wait: bool,
+) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let mut request = host.bump_request();
         request.get().set_hold(hold);
         request.get().set_reason(reason);
+        request.get().set_wait(wait);
         let response = request.send().promise.await.map_err(said)?;
         let results = response.get()?;
         let decided = results.get_outcome()?;
@@ -215,8 +221,38 @@ pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Resul
             true => format!("epoch {}", results.get_epoch()),
             false => "revoked here, fence pending".to_owned(),
         };
-        report(decided, &done)
+        let code = report(decided, &done)?;
+        show::print(&confirmations(decided)?);
+        Ok(code)
     })
+}
+
+/// Which other hosts have said that the epoch has begun for them, too; nothing where there are none.
+fn confirmations(decided: decided::Reader<'_>) -> anyhow::Result<String> {
+    let named = |list: capnp::data_list::Reader<'_>| -> capnp::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for id in list.iter() {
+            names.push(HostId::try_from(id?).map_or_else(|_| "?".into(), |id| id.short()));
+        }
+        Ok(names)
+    };
+    let confirmed = named(decided.get_confirmed()?)?;
+    let missing = named(decided.get_unconfirmed()?)?;
+    let mut text = String::new();
+    if !confirmed.is_empty() {
+        text.push_str(&format!("confirmed by host {}\n", confirmed.join(", ")));
+    }
+    if !missing.is_empty() {
+        let then = match decided.get_outlasted() {
+            true => "its lease has run out since: it admits nothing, or has heard of it by now",
+            false => "it is cut within its lease (--wait waits for that)",
+        };
+        text.push_str(&format!(
+            "not confirmed by host {}: {then}\n",
+            missing.join(", ")
+        ));
+    }
+    Ok(text)
 }
 
 pub(super) fn realm_show(data: &Path) -> anyhow::Result<ExitCode> {
@@ -279,7 +315,7 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),
             if status.get_held() { " (held)" } else { "" },
-            status.get_log()?.to_str()?,
+            show::escape(status.get_log()?.to_str()?),
             status.get_log_end(),
             match status.get_pending_stops() {
                 0 => String::new(),

@@ -159,6 +159,26 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Keeps the operator's decision to accept what the log lost, for the next start.
+pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    if reason.trim().is_empty() {
+        anyhow::bail!("--accept-loss takes the reason, which is signed and stays on the record");
+    }
+    let folder = DataFolder::open(data)?;
+    let Some(tip) = folder.tip()? else {
+        anyhow::bail!(
+            "{}: no host has seen anything here yet, so nothing can be lost",
+            data.display()
+        );
+    };
+    folder.accept_loss(Some(reason))?;
+    show::print(&format!(
+        "the next start accepts that the log does not hold {tip}, or what was before it, and signs that\n"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Looks for what keeps a host from running well.
 pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
     let mut ill = false;

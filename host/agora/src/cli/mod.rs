@@ -47,7 +47,10 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
+        Command::Doctor(args) => match &args.accept_loss {
+            None => local::doctor(&args.data.data()),
+            Some(reason) => local::accept_loss(&args.data.data(), reason),
+        },
         Command::Id(args) => local::id(&args.data()),
         Command::Log(args) => local::log(&args),
         Command::Ps(args) => client::ps(&args),
@@ -59,8 +62,8 @@ pub fn main() -> ExitCode {
         Command::Start(args) => client::start(&args),
         Command::Epoch(args) => match args.command {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
-            Some(EpochCommand::Bump { hold, reason }) => {
-                client::epoch_bump(&args.data.data(), hold, &reason)
+            Some(EpochCommand::Bump { hold, reason, wait }) => {
+                client::epoch_bump(&args.data.data(), hold, &reason, wait)
             }
         },
         Command::Realm(args) => match args.command {

@@ -77,6 +77,10 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
         body,
         message: None,
     };
+    // They come twice a second from every host, and tell people nothing.
+    if matches!(entry.body, Body::Note(NoteBody::Marker { .. })) {
+        return Vec::new();
+    }
     if let Body::Turn(turn) = &entry.body {
         let counting = settled.judged.messages.iter().filter_map(|v| match v {
             MessageVerdict::Counts(placed) => Some(placed),
@@ -117,7 +121,7 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
             _ => None,
         });
     let one = match &entry.body {
-        Body::Turn(_) => return Vec::new(),
+        Body::Turn(_) | Body::Note(NoteBody::Marker { .. }) => return Vec::new(),
         Body::Key(key) => {
             let what = match (&key.subject, &key.genesis) {
                 (_, Some(_)) => "the realm begins".to_owned(),

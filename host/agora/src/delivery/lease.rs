@@ -149,10 +149,9 @@ mod tests {
                 log.push((stood, seen, own.then_some(now)));
             }
             let mut lease = Lease::new(LEASE);
-            let moments: Vec<u64> = log.iter().flat_map(|(stood, seen, _)| {
+            let mut moments: Vec<u64> = log.iter().flat_map(|(stood, seen, _)| {
                 [*stood, stood + 2000, stood + 2001, *seen, seen.saturating_add(1999)]
             }).filter(|moment| *moment < u64::MAX / 2).collect();
-            let mut moments = moments;
             moments.sort_unstable();
             for now in moments {
                 for (_, _, sent) in log.iter().filter(|(_, seen, _)| *seen <= now) {

@@ -2,8 +2,10 @@
 
 pub mod cursors;
 pub mod feed;
+pub mod hearing;
 pub mod index;
 pub mod lease;
 pub mod message;
 pub mod record;
 pub mod subscription;
+pub mod tip;

@@ -3,22 +3,27 @@
 //! In: sealed entries to append; the log's own ordered tail. Out: what counts, by channel and ordinal; receipts; news.
 //! Promise: everything a host says of the realm comes from [`judge`] over the tail; a commit is answered only when the log has
 //! made the entry durable *and* it has come back through the tail and been judged.
-//! Failure: a log that can't take an entry now says so, and nothing of the entry counts.
+//! Failure: a log that can't take an entry now says so, and nothing of the entry counts. A log that is not what it was has diverged:
+//! from then on nothing of it is judged, and nothing is committed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
-    ChannelName, EntryId, Judged, Junk, MessageVerdict, Ordinal, Refusal, Sealed, State, judge,
+    Body, Change, ChannelName, EntryId, Epoch, HostId, Judged, Junk, MessageVerdict, NoteBody,
+    Ordinal, Refusal, Sealed, State, judge,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, oneshot, watch};
 
+use super::hearing::Hearing;
 use super::index::{Index, Place};
+use super::tip::{Tip, leaf};
 use crate::limits;
 
 /// One place of the log, judged.
@@ -86,15 +91,16 @@ pub enum RecordError {
         /// What the folder says.
         pinned: String,
     },
-    /// The log ends before what this host has seen.
+    /// The log does not hold what this host has seen.
     #[error(
-        "the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them; or, if it is on a server, say --log)"
+        "the log has diverged: this host has seen {seen}, but {found} (restore the log from a copy that has it; if it is on a server, say \
+         --log; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
-    WentBack {
-        /// Where it ends.
-        end: u64,
+    Diverged {
         /// What was seen.
-        seen: u64,
+        seen: Tip,
+        /// What is there instead.
+        found: String,
     },
 }
 
@@ -104,7 +110,24 @@ struct Recent {
     bytes: usize,
 }
 
-type Waiting = HashMap<EntryId, (Sealed, oneshot::Sender<Arc<Settled>>)>;
+type Waiter = oneshot::Sender<Result<Arc<Settled>, LogError>>;
+
+/// An entry on its way through the log.
+struct Commit {
+    sealed: Sealed,
+    settled: Waiter,
+    /// When it was handed to the log; none: it may have been before, and so proves nothing of when it came to stand there.
+    handed: Option<Duration>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    commits: HashMap<EntryId, Commit>,
+    /// Places that the log has acknowledged, and that have not come by on the tail yet.
+    acknowledged: BTreeMap<u64, EntryId>,
+    /// Why nothing comes by any more.
+    ended: Option<LogError>,
+}
 
 /// The log, judged. Shared by all of a host.
 pub struct Record {
@@ -120,11 +143,42 @@ pub struct Record {
     /// Held while a snapshot is written, and by nothing else.
     snapshotting: Mutex<()>,
     failed: watch::Sender<Option<String>>,
+    diverged: watch::Sender<Option<String>>,
+    hearing: Arc<Hearing>,
+    /// Other hosts may append to the log.
+    is_shared: bool,
+    /// The latest epoch that each host is known to have come to.
+    confirmed: watch::Sender<BTreeMap<HostId, Epoch>>,
+    /// The place of the latest entry that is no marker.
+    last_said: AtomicU64,
+    /// The newest entry that was judged, and its bytes.
+    latest: Mutex<(u64, bytes::Bytes)>,
+    loss: Mutex<Option<Loss>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under one of these would be a defect of this file; what it left is still the best there is.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a host has seen of its log in earlier runs.
+pub struct Seen {
+    /// The newest entry.
+    pub tip: Option<Tip>,
+    /// The operator accepts that the log does not hold it.
+    pub accepts_loss: bool,
+    /// The host itself.
+    pub host: HostId,
+}
+
+/// What a log lost, that its host had seen.
+pub struct Loss {
+    /// The first place that is known to be lost.
+    pub first_seq: u64,
+    /// What had been seen last.
+    pub tip: Tip,
+    /// The host's own decisions, and the stops of all hosts, that do stand in the log.
+    pub stood: HashSet<EntryId>,
 }
 
 /// Where a record keeps what it derives.
@@ -135,49 +189,83 @@ pub struct Derived {
     pub snapshot: PathBuf,
 }
 
+/// What judge would say of a copy of what stands there.
+fn repeated(seq: u64, sealed: Sealed) -> Settled {
+    let messages = match &sealed.entry().body {
+        Body::Turn(turn) => turn.messages.len(),
+        _ => 0,
+    };
+    let judged = Judged {
+        seq,
+        id: Some(sealed.id()),
+        verdict: Err(Refusal::Repeated),
+        messages: vec![MessageVerdict::Void(Refusal::Repeated); messages],
+        changes: Vec::new(),
+    };
+    Settled {
+        seq,
+        sealed: Ok(sealed),
+        judged,
+    }
+}
+
 impl Record {
-    /// Judges the log up to its end: from the snapshot where there is a good one, else from its beginning.
-    /// `progress` is told how far it is, of how much, now and then.
+    /// Judges the log up to its end: from the snapshot where there is a good one, else from its beginning. `is_shared`: other hosts may
+    /// append to the log, too. `progress` is told how far it is, of how much, now and then.
     ///
     /// # Errors
     /// See [`RecordError`].
     pub async fn open(
         log: Arc<dyn Log>,
         derived: Derived,
+        seen: Seen,
+        is_shared: bool,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Arc<Self>, RecordError> {
         let io = |path: PathBuf| move |source| RecordError::Io { path, source };
         let mut state = State::new();
         let mut start = None;
-        if let Some(snapshot) = read_snapshot(&derived.snapshot) {
-            let seen = snapshot.seq;
-            if log.end().0 < seen {
-                return Err(RecordError::WentBack {
-                    end: log.end().0,
-                    seen,
-                });
+        let snapshot = read_snapshot(&derived.snapshot);
+        let vouched = snapshot.as_ref().map(|snapshot| Tip {
+            seq: snapshot.seq,
+            leaf: snapshot.leaf,
+        });
+        let mut loss = None;
+        // The later one first: it is the one to be told.
+        let mut tips: Vec<_> = seen.tip.into_iter().chain(vouched).collect();
+        tips.sort_by_key(|tip| std::cmp::Reverse(tip.seq));
+        for tip in tips {
+            let Some(found) = tip.missing_in(&*log).await? else {
+                continue;
+            };
+            if !seen.accepts_loss {
+                return Err(RecordError::Diverged { seen: tip, found });
             }
-            let stored = log.read(Seq(seen), 1, usize::MAX).await?;
-            let same = stored
-                .first()
-                .is_some_and(|(seq, bytes)| seq.0 == seen && leaf(bytes) == snapshot.leaf);
-            if same {
-                let latest = snapshot
-                    .state
-                    .channels()
-                    .map(|(n, c)| (n.clone(), c.latest));
-                match Index::open(derived.index.clone(), latest.collect::<Vec<_>>()) {
-                    Ok(index) => {
-                        state = snapshot.state;
-                        start = Some((index, seen));
-                    }
-                    Err(error) => tracing::warn!("judging the log from its beginning: {error}"),
+            let first_seq = tip.seq.min(log.end().0 + 1);
+            loss.get_or_insert(Loss {
+                first_seq,
+                tip,
+                stood: HashSet::new(),
+            });
+        }
+        let mut latest = (0, bytes::Bytes::new());
+        // What a log lost is found by looking at all that it has.
+        if let (Some(snapshot), None) = (snapshot, &loss) {
+            let ordinals = snapshot
+                .state
+                .channels()
+                .map(|(n, c)| (n.clone(), c.latest));
+            let stored = log.read(Seq(snapshot.seq), 1, usize::MAX).await?;
+            match Index::open(derived.index.clone(), ordinals.collect::<Vec<_>>()) {
+                Ok(index) => {
+                    state = snapshot.state;
+                    start = Some((index, snapshot.seq));
+                    latest = stored.into_iter().next().map_or(latest, |(s, b)| (s.0, b));
                 }
-            } else {
-                tracing::warn!("the snapshot is not of this log; judging it from its beginning");
+                Err(error) => tracing::warn!("judging the log from its beginning: {error}"),
             }
         }
-        let (index, seen) = match start {
+        let (index, judged) = match start {
             Some(start) => start,
             None => {
                 let index = Index::open(derived.index.clone(), []);
@@ -193,23 +281,40 @@ impl Record {
             channels: Mutex::default(),
             feed: broadcast::channel(limits::FEED_WAITING_MAX).0,
             snapshot: derived.snapshot,
-            snapshot_seq: AtomicU64::new(seen),
+            snapshot_seq: AtomicU64::new(judged),
             snapshotting: Mutex::default(),
             failed: watch::channel(None).0,
+            diverged: watch::channel(None).0,
+            hearing: Arc::new(Hearing::new(limits::LEASE)),
+            is_shared,
+            confirmed: watch::channel(BTreeMap::new()).0,
+            last_said: AtomicU64::new(0),
+            latest: Mutex::new(latest),
+            loss: Mutex::default(),
         });
+        record.count_hosts();
         let end = record.log.end().0;
-        let mut next = seen + 1;
+        let mut next = judged + 1;
         while next <= end {
             let batch = record.log.read(Seq(next), 4096, 16 << 20).await?;
-            let Some((last, _)) = batch.last() else {
+            let Some((last, bytes)) = batch.last().cloned() else {
                 break;
             };
             next = last.0 + 1;
             for (seq, sealed) in open_all(batch).await {
+                if let (Some(loss), Ok(sealed)) = (&mut loss, &sealed)
+                    && sealed.entry().author.is_none()
+                    && (sealed.entry().host == seen.host
+                        || matches!(sealed.entry().body, Body::Revoke(_)))
+                {
+                    loss.stood.insert(sealed.id());
+                }
                 record.settle(seq, sealed);
             }
+            *lock(&record.latest) = (last.0, bytes);
             progress(next - 1, end);
         }
+        *lock(&record.loss) = loss;
         Ok(record)
     }
 
@@ -221,31 +326,52 @@ impl Record {
             let (seq, bytes) = match next {
                 Ok(next) => next,
                 Err(LogError::Closed) => break,
+                Err(LogError::Diverged { why, .. }) => {
+                    self.diverge(why);
+                    break;
+                }
                 Err(error) => {
                     tracing::error!("the log's tail ended: {error}");
                     self.failed.send_replace(Some(error.to_string()));
                     break;
                 }
             };
-            let id = Sealed::reread(bytes.clone()).map(|parsed| parsed.id()).ok();
-            let own = id.and_then(|id| lock(&self.waiting).remove(&id));
-            let (sealed, waiter) = match own {
+            if self.diverged.borrow().is_some() {
+                break;
+            }
+            let stored = bytes.clone();
+            let id = Sealed::reread(bytes.clone()).ok().map(|s| s.id());
+            let (own, acknowledged) = {
+                let mut waiting = lock(&self.waiting);
+                let acknowledged = waiting.acknowledged.remove(&seq.0);
+                (id.and_then(|id| waiting.commits.remove(&id)), acknowledged)
+            };
+            if acknowledged.is_some_and(|acknowledged| id != Some(acknowledged)) {
+                self.diverge(format!(
+                    "entry {seq} is not the one that was acknowledged to stand there"
+                ));
+                break;
+            }
+            let (sealed, waiter, handed) = match own {
                 // Signed by this very process, and the same to the byte.
-                Some((sealed, waiter)) if sealed.stored() == &bytes => (Ok(sealed), Some(waiter)),
+                Some(own) if own.sealed.stored() == &bytes => {
+                    (Ok(own.sealed), Some(own.settled), own.handed)
+                }
                 other => {
-                    let waiter = other.map(|(_, waiter)| waiter);
+                    let waiter = other.map(|own| own.settled);
                     let opened = open_all(vec![(seq, bytes)]).await;
-                    (
-                        opened.into_iter().next().expect("one in, one out").1,
-                        waiter,
-                    )
+                    let opened = opened.into_iter().next().expect("one in, one out");
+                    (opened.1, waiter, None)
                 }
             };
             let settled = self.settle(seq.0, sealed);
+            *lock(&self.latest) = (seq.0, stored);
+            if let Some(handed) = handed {
+                self.hearing.seen(handed);
+            }
             // Somebody may have come to wait for it while it was verified: for an entry of an earlier attempt.
-            let late = || Some(lock(&self.waiting).remove(&id?)?.1);
-            if let Some(waiter) = waiter.or_else(late) {
-                let _ = waiter.send(settled);
+            if let Some(waiter) = waiter.or_else(|| self.late(seq.0, id)) {
+                let _ = waiter.send(Ok(settled));
             }
             let since = seq.0 - self.snapshot_seq.load(Ordering::Relaxed);
             if since >= limits::SNAPSHOT_EVERY {
@@ -254,7 +380,74 @@ impl Record {
                 tokio::task::spawn_blocking(move || record.keep_snapshot());
             }
         }
-        lock(&self.waiting).clear();
+        self.end_waiting(LogError::Closed);
+    }
+
+    /// Nothing comes by any more.
+    fn end_waiting(&self, why: LogError) {
+        let commits = {
+            let mut waiting = lock(&self.waiting);
+            waiting.acknowledged.clear();
+            waiting.ended.get_or_insert_with(|| why.clone());
+            std::mem::take(&mut waiting.commits)
+        };
+        for commit in commits.into_values() {
+            let _ = commit.settled.send(Err(why.clone()));
+        }
+    }
+
+    /// The log is not what it was: nothing of it is judged any more, and nothing committed. This is for good.
+    pub fn diverge(&self, why: String) -> LogError {
+        let mut first = why;
+        self.diverged.send_if_modified(|diverged| match diverged {
+            Some(known) => {
+                first.clone_from(known);
+                false
+            }
+            None => {
+                *diverged = Some(first.clone());
+                true
+            }
+        });
+        let error = LogError::Diverged {
+            place: "of this host".to_owned(),
+            why: first,
+            mend: "stop the host, and restore the log from a copy that has what it had; or accept the loss with `agora doctor \
+                   --accept-loss REASON`"
+                .to_owned(),
+        };
+        self.end_waiting(error.clone());
+        error
+    }
+
+    /// Told why when the log turns out not to be what it was.
+    pub fn divergence(&self) -> watch::Receiver<Option<String>> {
+        self.diverged.subscribe()
+    }
+
+    /// The newest entry that was judged.
+    pub fn tip(&self) -> Option<Tip> {
+        let (seq, stored) = lock(&self.latest).clone();
+        (seq > 0).then(|| Tip::of(seq, &stored))
+    }
+
+    /// What the log lost before this start, where the operator accepts it. Answers once.
+    pub fn take_loss(&self) -> Option<Loss> {
+        lock(&self.loss).take()
+    }
+
+    /// Whether other hosts may append to the log.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Counts who shares the log.
+    fn count_hosts(&self) {
+        let hosts = {
+            let state = self.state();
+            state.hosts().filter(|(_, host)| !host.revoked).count()
+        };
+        self.hearing.need(self.is_shared && hosts > 1);
     }
 
     fn settle(&self, seq: u64, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
@@ -308,8 +501,54 @@ impl Record {
                 latest.send_replace(last.ordinal.0);
             }
         }
+        self.take_note(&settled);
         let _ = self.feed.send(settled.clone());
         settled
+    }
+
+    /// Of who shares the log, and of what a standing entry says of its host.
+    fn take_note(&self, settled: &Settled) {
+        let hosts = |change: &Change| {
+            matches!(
+                change,
+                Change::HostKeyed { .. } | Change::HostRevoked { .. }
+            )
+        };
+        if settled.judged.changes.iter().any(hosts) {
+            self.count_hosts();
+        }
+        let entry = settled.sealed.as_ref().map(Sealed::entry);
+        let is_marker = entry.is_ok_and(|entry| is_marker(&entry.body));
+        if !is_marker {
+            self.last_said.store(settled.seq, Ordering::Relaxed);
+        }
+        // Other entries say nothing of where the walls of their host are: decisions are stamped with the log's epoch.
+        if let Ok(entry) = entry
+            && (is_marker || matches!(entry.body, Body::Turn(_)))
+            && settled.judged.verdict.is_ok()
+        {
+            self.confirmed.send_if_modified(|confirmed| {
+                let known = confirmed.entry(entry.host).or_default();
+                let is_news = *known < entry.epoch;
+                *known = entry.epoch.max(*known);
+                is_news
+            });
+        }
+    }
+
+    /// Tells the latest epoch that each host is known to have come to, with its walls of all earlier ones felled.
+    pub fn confirmed(&self) -> watch::Receiver<BTreeMap<HostId, Epoch>> {
+        self.confirmed.subscribe()
+    }
+
+    /// The place of the latest entry that is no marker, of those judged since this host started.
+    pub fn last_said(&self) -> u64 {
+        self.last_said.load(Ordering::Relaxed)
+    }
+
+    /// Whether this host hears the log.
+    pub fn hearing(&self) -> &Arc<Hearing> {
+        &self.hearing
     }
 
     /// The realm as judged so far. Hold it briefly, and never across an await.
@@ -330,21 +569,40 @@ impl Record {
         let (sender, receiver) = oneshot::channel();
         let id = sealed.id();
         let stored = sealed.stored().clone();
-        lock(&self.waiting).insert(id, (sealed, sender));
-        let appending = self.log.append(id.0, stored, class);
+        // A stop may have been handed over before, by this process or an earlier one.
+        let handed = (class == Class::Ordinary).then(|| self.hearing.sent());
+        let begun = {
+            let mut waiting = lock(&self.waiting);
+            match &waiting.ended {
+                Some(ended) => Err(ended.clone()),
+                None => {
+                    let commit = Commit {
+                        sealed,
+                        settled: sender,
+                        handed,
+                    };
+                    waiting.commits.insert(id, commit);
+                    Ok(())
+                }
+            }
+        };
+        let begun = begun.map(|()| self.log.append(id.0, stored, class));
         let record = self.clone();
         async move {
-            let appended = match appending.await {
+            let appended = match begun?.await {
                 Ok(appended) => appended,
                 Err(error) => {
                     // Should it turn up after all, it is judged like any other; nobody here waits for that.
-                    lock(&record.waiting).remove(&id);
+                    lock(&record.waiting).commits.remove(&id);
+                    if let LogError::Diverged { why, .. } = &error {
+                        record.diverge(why.clone());
+                    }
                     return Err(error);
                 }
             };
-            let settled = match record.settled_before(id, appended.seq.0) {
+            let settled = match record.acknowledge(id, appended.seq.0)? {
                 Some(settled) => settled,
-                None => receiver.await.map_err(|_| LogError::Closed)?,
+                None => receiver.await.unwrap_or(Err(LogError::Closed))?,
             };
             Ok(Committed {
                 settled,
@@ -353,41 +611,48 @@ impl Record {
         }
     }
 
-    /// What stands at a place that the log named for a commit, if the tail had passed it before anybody waited there: a log that keeps
-    /// an entry once does not bring it again.
-    fn settled_before(&self, id: EntryId, seq: u64) -> Option<Arc<Settled>> {
-        if self.state().last_seq() < Some(seq) {
-            return None;
-        }
-        // The tail takes who waits along, so nobody is left waiting for what it still brings.
-        let (sealed, _) = lock(&self.waiting).remove(&id)?;
+    /// The log says that an entry stands there. Answers it when it came by before anybody waited for it: the log keeps what is sent again
+    /// once, and its tail doesn't tell it again.
+    fn acknowledge(&self, id: EntryId, seq: u64) -> Result<Option<Arc<Settled>>, LogError> {
+        let commit = {
+            let mut waiting = lock(&self.waiting);
+            if !waiting.commits.contains_key(&id) {
+                return Ok(None);
+            }
+            // Whoever judges takes the commit out first, so if the place is judged now, that was before.
+            if self.state().last_seq().is_none_or(|last| last < seq) {
+                waiting.acknowledged.insert(seq, id);
+                return Ok(None);
+            }
+            waiting.commits.remove(&id)
+        };
         let found = self
             .recent(seq, 1)
             .and_then(|found| found.into_iter().next());
-        let is_it = |settled: &Settled| settled.judged.id == Some(id);
-        Some(found.filter(|settled| is_it(settled)).unwrap_or_else(|| {
-            // What was judged of it is not in memory any more; of a copy in another place the log would say this.
-            let messages = match &sealed.entry().body {
-                agora_realm::Body::Turn(turn) => turn.messages.len(),
-                _ => 0,
-            };
-            Arc::new(Settled {
-                seq,
-                judged: Judged {
-                    seq,
-                    id: Some(id),
-                    verdict: Err(Refusal::Repeated),
-                    messages: vec![MessageVerdict::Void(Refusal::Repeated); messages],
-                    changes: Vec::new(),
-                },
-                sealed: Ok(sealed),
-            })
-        }))
+        match found {
+            Some(settled) if settled.judged.id == Some(id) => Ok(Some(settled)),
+            Some(_) => Err(self.diverge(format!(
+                "entry {seq} is acknowledged to stand where another one was seen"
+            ))),
+            // Judged before this host began: a copy of it would be told the same.
+            None => Ok(commit.map(|commit| Arc::new(repeated(seq, commit.sealed)))),
+        }
     }
 
-    /// How many commits are on their way.
+    /// Who came to wait for an entry while it was judged.
+    fn late(&self, seq: u64, id: Option<EntryId>) -> Option<Waiter> {
+        let mut waiting = lock(&self.waiting);
+        waiting.acknowledged.remove(&seq);
+        Some(waiting.commits.remove(&id?)?.settled)
+    }
+
+    /// How many commits are on their way, markers aside.
     pub fn commits_waiting(&self) -> usize {
-        lock(&self.waiting).len()
+        let waiting = lock(&self.waiting);
+        let commits = waiting.commits.values();
+        commits
+            .filter(|commit| !is_marker(&commit.sealed.entry().body))
+            .count()
     }
 
     /// Tells the channel's latest ordinal whenever it changes.
@@ -538,6 +803,10 @@ impl Record {
     }
 }
 
+fn is_marker(body: &Body) -> bool {
+    matches!(body, Body::Note(NoteBody::Marker { .. }))
+}
+
 const SNAPSHOT: &[u8] = b"agora state 1\n";
 
 struct Snapshot {
@@ -562,15 +831,6 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
         leaf: *leaf,
         state: postcard::from_bytes(body).ok()?,
     })
-}
-
-/// The hash of what is stored at a seq (RFC 6962 leaf).
-fn leaf(stored: &[u8]) -> [u8; 32] {
-    Sha256::new()
-        .chain_update([0])
-        .chain_update(stored)
-        .finalize()
-        .into()
 }
 
 /// Parses and verifies entries on all cores, keeping their order.

@@ -71,6 +71,12 @@ pub struct Decided {
     pub void: Option<Refusal>,
     /// For people.
     pub note: String,
+    /// Of a bump: the other hosts that have said that the epoch has begun for them, too.
+    pub confirmed: Vec<HostId>,
+    /// Those that have not.
+    pub unconfirmed: Vec<HostId>,
+    /// The leases of those must have run out since.
+    pub outlasted: bool,
 }
 
 /// Where an operator's message goes, and what it is.
@@ -113,6 +119,8 @@ pub struct Control {
     services: Services,
     log_place: LogPlace,
     busy: Arc<AtomicUsize>,
+    /// Held by each marker that is on its way.
+    markers: Arc<()>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
     stamped: AtomicI64,
@@ -163,6 +171,7 @@ impl Control {
             services,
             log_place,
             busy: Arc::default(),
+            markers: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
@@ -233,6 +242,11 @@ impl Control {
     /// Something is being done, until the answer is dropped.
     pub fn busy(&self) -> Counted {
         Counted::new(&self.busy)
+    }
+
+    /// What each marker on its way holds.
+    pub(super) fn markers(&self) -> &Arc<()> {
+        &self.markers
     }
 
     /// How many things are being done.
@@ -393,9 +407,10 @@ impl Control {
         reason: String,
     ) -> Result<(), String> {
         write(&self.cut).insert(grant);
-        if self.record.state().grant(&grant).is_none() {
+        let known = self.record.state().grant(&grant).map(|known| known.lasting);
+        let Some(is_lasting) = known else {
             return Ok(());
-        }
+        };
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(grant),
             reason,
@@ -403,7 +418,10 @@ impl Control {
         });
         let sealed = self.seal(body, epoch).await?;
         // An agent's own cuts don't draw on the room that is kept for stops.
-        self.commit(sealed).await?;
+        let committed = self.commit(sealed).await?;
+        if let (true, Ok(sealed)) = (is_lasting, &committed.settled.sealed) {
+            self.keep_for_again(sealed).await;
+        }
         // The state knows now, and needs no reminder.
         write(&self.cut).remove(&grant);
         Ok(())
@@ -423,7 +441,7 @@ impl Control {
         last.map_or(now, next)
     }
 
-    async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
+    pub(super) async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
         let time_ms = self.stamp();
         let control = self.clone();
         let sealing = self.runtime.spawn_blocking(move || {
@@ -452,7 +470,12 @@ impl Control {
             .await
             .map_err(|error| format!("logUnavailable: {error}"))?;
         match committed.settled.judged.verdict {
-            Ok(()) => Ok(committed),
+            Ok(()) => {
+                if let Ok(sealed) = &committed.settled.sealed {
+                    self.keep_own(sealed).await;
+                }
+                Ok(committed)
+            }
             Err(refusal) => Err(refusal.to_string()),
         }
     }
@@ -562,6 +585,10 @@ impl Control {
                     Ok(committed) => break committed.settled.judged.verdict,
                     // The slot keeps it for the next start.
                     Err(LogError::Closed) => return None,
+                    Err(error @ LogError::Diverged { .. }) => {
+                        tell.send_replace(error.to_string());
+                        return None;
+                    }
                     Err(error) => {
                         tell.send_replace(error.to_string());
                         tracing::warn!("a stop waits for the log: {error}");
@@ -570,6 +597,9 @@ impl Control {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(limits::STOP_AGAIN_MAX);
             };
+            if verdict.is_ok() {
+                control.keep_own(&sealed).await;
+            }
             if let Some(slot) = slot {
                 let cleared =
                     tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
@@ -751,6 +781,10 @@ impl Control {
         decided.note.push_str(felled);
         if self.record.state().epoch() != ends {
             self.open_gate();
+            if self.record.hearing().is_needed() {
+                // Another host's bump may wait for this one to confirm.
+                self.send_marker();
+            }
         } else {
             let control = self.clone();
             self.runtime.spawn(async move {
@@ -767,6 +801,7 @@ impl Control {
                     control.make_durable(fence(now), None).await;
                 }
                 control.open_gate();
+                control.send_marker();
             });
         }
         let now = self.record.state().epoch();
@@ -775,11 +810,20 @@ impl Control {
 
     /// Shows on the gate what the log says, now that a fence is in.
     pub fn open_gate(&self) {
+        self.show_on_gate(false);
+    }
+
+    /// Shows on the gate what the log says, now that a fence is in, or that the log is heard again.
+    pub(super) fn show_on_gate(&self, is_heard: bool) {
         write(&self.cut).retain(|id| self.record.state().grant(id).is_some());
-        self.gate.open(|| {
+        let now = || {
             let state = self.record.state();
             (state.epoch(), state.held())
-        });
+        };
+        match is_heard {
+            true => self.gate.hear(now),
+            false => self.gate.open(now),
+        }
     }
 
     /// Fells every wall.
@@ -1118,6 +1162,9 @@ impl Control {
                 unknown("persona", text, names.iter().map(PersonaName::as_str))
             })?),
         };
+        if let Some(unheard) = self.gate.unheard() {
+            return Err(SpeakError::LogUnavailable(unheard).to_string());
+        }
         if self.keys.persona(&name).is_none() {
             self.key_persona(&name, None, false).await?;
         }

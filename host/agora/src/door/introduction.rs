@@ -288,6 +288,12 @@ impl Introduction {
 
     /// What the caller is told when the server was cut.
     fn explain(&self, error: Error, meeting: &Rc<Meeting>) -> Error {
+        if let Party::Here(caller) = &self.caller
+            && !self.control.gate().is_open(caller.epoch)
+        {
+            // The caller's own wall is about to fall; the server's may have been first.
+            return error::stale("the epoch has ended; graft again");
+        }
         if !error.extra.contains(CUT) || self.over.get() {
             return error;
         }

@@ -1,11 +1,14 @@
 //! Doors: where calls come in, and what they may reach.
 
 pub mod bridge;
+pub mod condition;
 pub mod control;
+mod fresh;
 pub mod gate;
 pub mod graft;
 mod heed;
 pub mod introduction;
+mod loss;
 pub mod operator;
 pub mod service;
 pub mod wall;

@@ -220,6 +220,17 @@ fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided
     if let Some(void) = &decided.void {
         to.set_void(void.to_string().as_str());
     }
+    let mut confirmed = to.reborrow().init_confirmed(decided.confirmed.len() as u32);
+    for (i, host) in decided.confirmed.iter().enumerate() {
+        confirmed.set(i as u32, &host.0);
+    }
+    let mut unconfirmed = to
+        .reborrow()
+        .init_unconfirmed(decided.unconfirmed.len() as u32);
+    for (i, host) in decided.unconfirmed.iter().enumerate() {
+        unconfirmed.set(i as u32, &host.0);
+    }
+    to.set_outlasted(decided.outlasted);
 }
 
 impl operator::Server for Desk {
@@ -231,6 +242,7 @@ impl operator::Server for Desk {
         let control = &self.control;
         let agents = control.agents();
         let shown = control.gate().shown();
+        let condition = control.condition();
         let state = control.record().state();
         let mut status = results.get().init_status();
         if let Some(realm) = state.realm() {
@@ -239,12 +251,11 @@ impl operator::Server for Desk {
         status.set_host(&control.host_id().0);
         status.set_epoch(state.epoch().0);
         status.set_held(shown.held);
-        let failure = control.record().failure().borrow().clone();
-        let log = match failure {
-            None => control.log_place().show(),
-            Some(failure) => format!("{}, failed: {failure}", control.log_place().show()),
-        };
-        status.set_log(log.as_str());
+        status.set_log(condition.text.as_str());
+        status.set_log_state(condition.state);
+        status.set_behind(condition.behind);
+        status.set_lapsed_ms(condition.lapsed_ms);
+        status.set_diverged(condition.diverged.as_deref().unwrap_or_default());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
         let hosts: Vec<_> = state.hosts().collect();
@@ -505,9 +516,13 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let (reason, hold) = (params.get_reason()?.to_string()?, params.get_hold());
-        let (control, by) = (self.control.clone(), self.by());
+        let (control, by, all) = (self.control.clone(), self.by(), params.get_wait());
         let (decided, epoch) = self
-            .run(async move { control.bump(&reason, hold, &by).await })
+            .run(async move {
+                let (mut decided, epoch) = control.bump(&reason, hold, &by).await;
+                control.confirm(&mut decided, epoch, all).await;
+                (decided, epoch)
+            })
             .await?;
         write_decided(&decided, results.get().init_outcome());
         results.get().set_epoch(epoch.0);

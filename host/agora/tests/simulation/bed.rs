@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agora::delivery::record::{Derived, Record};
+use agora::delivery::record::{Derived, Record, Seen};
 use agora::persona::keys::Keys;
 use agora::persona::secret::Secret;
 use agora_realm::{
@@ -184,7 +184,14 @@ impl Bed {
         let network = Network::new(stands.clone(), 1);
         let derived = self.derived(0);
         let snapshot = derived.snapshot.clone();
-        let record = Record::open(network.connect(0), derived, |_, _| ());
+        // That of a smaller realm is another's.
+        let _ = std::fs::remove_file(&snapshot);
+        let seen = Seen {
+            tip: None,
+            accepts_loss: false,
+            host: self.id(0),
+        };
+        let record = Record::open(network.connect(0), derived, seen, false, |_, _| ());
         let record = self.runtime.block_on(record).unwrap();
         record.keep_snapshot();
         Beginning {

@@ -76,7 +76,7 @@ struct Link {
     knows: BTreeMap<u64, Id>,
     diverged: bool,
     /// What this life handed over, in order, and was not asked for yet.
-    handed: Vec<Id>,
+    handed: Vec<(Id, Class)>,
 }
 
 /// A suffix that the broker lost.
@@ -214,7 +214,7 @@ impl Network {
     }
 
     /// What the host handed over since this was asked last.
-    pub(crate) fn handed(&self, host: usize) -> Vec<Id> {
+    pub(crate) fn handed(&self, host: usize) -> Vec<(Id, Class)> {
         std::mem::take(&mut self.inner().links[host].handed)
     }
 
@@ -557,7 +557,7 @@ impl Log for Handle {
         };
         let at = usize::from(class == Class::Ordinary);
         link.queues[at].push_back(packet.clone());
-        link.handed.push(id);
+        link.handed.push((id, class));
         let (answer, answered) = oneshot::channel();
         let awaited = Awaited {
             packet,
@@ -628,6 +628,10 @@ impl Log for Handle {
 
     fn end(&self) -> Seq {
         Seq(self.network.end())
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Acknowledged
     }
 
     fn close(&self) -> BoxFuture<'static, Result<(), LogError>> {

@@ -2,7 +2,8 @@
 //!
 //! Real: the record over the simulated log, judging, signatures, the speakers, the gate, the lease, the snapshot. Modelled after
 //! `door::control`, which needs threads and the wall clock: the order of a stop (close the gate, keep the entry, put it in the log
-//! until it is in, open the gate), heeding other hosts' stops, and sending markers.
+//! until it is in, open the gate), heeding other hosts' stops, and when the lease is told what. The lease itself is the real one, by the
+//! simulation's clock; the record's own, which goes by the machine's, is left unneeded.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use agora::channel::speak::{Outcome, SpeakError, Speakers, Speech, Spoken, Stage, Standing};
 use agora::delivery::cursors::SilentCursors;
+use agora::delivery::hearing::Hearing;
 use agora::delivery::lease::{Freshness, Lease};
 use agora::delivery::record::{Committed, Record, Settled};
 use agora::door::gate::Gate;
@@ -63,8 +65,8 @@ pub(crate) struct Life {
     speakers: Arc<Speakers>,
     news: broadcast::Receiver<Arc<Settled>>,
     pub(crate) lease: Lease,
-    /// When entries of this life were handed to the log; none: not for the first time.
-    sent: HashMap<Id, Option<Duration>>,
+    /// When entries of this life were handed to the log, stops aside.
+    sent: HashMap<Id, Duration>,
     oracle: Oracle,
     /// The epoch of what its agent holds.
     pub(crate) grafted: Epoch,
@@ -100,7 +102,7 @@ impl Life {
         let news = record.news();
         let following = runtime.spawn(record.clone().follow());
         let (epoch, held) = (record.state().epoch(), record.state().held());
-        let gate = Arc::new(Gate::new(epoch, held));
+        let gate = Arc::new(Gate::new(epoch, held, Arc::new(Hearing::new(LEASE))));
         let id = keys.host_id();
         let revoked = record.state().host(&id).is_none_or(|host| host.revoked);
         if revoked {
@@ -211,7 +213,6 @@ impl Life {
         if let What::Fence(_) = what {
             self.gate.close();
         }
-        self.sent.insert(sealed.id().0, None);
         self.commit(runtime, what, sealed);
     }
 
@@ -231,9 +232,10 @@ impl Life {
         now: Duration,
         runtime: &tokio::runtime::Runtime,
     ) -> Came {
-        for id in self.network.handed(self.host) {
-            if let std::collections::hash_map::Entry::Vacant(first) = self.sent.entry(id) {
-                first.insert(Some(now));
+        for (id, class) in self.network.handed(self.host) {
+            // As the record has it: a stop may have been handed over before.
+            if class == Class::Ordinary {
+                self.sent.insert(id, now);
                 self.lease.sent(now);
             }
         }
@@ -284,7 +286,7 @@ impl Life {
             return;
         };
         let own = sealed.entry().host == self.id;
-        if own && let Some(Some(sent)) = self.sent.get(&sealed.id().0) {
+        if own && let Some(sent) = self.sent.get(&sealed.id().0) {
             self.lease.seen(*sent);
         }
         for change in &settled.judged.changes {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agora::channel::speak::Draft;
-use agora::delivery::record::{Record, RecordError};
+use agora::delivery::record::{Record, RecordError, Seen};
+use agora::delivery::tip::Tip;
 use agora_realm::{
     Act, Body, GrantId, KeyBody, KeySubject, MessageVerdict, NoteBody, Ordinal, PersonaId, Placed,
     RevokeBody, Revoked, Sealed,
@@ -91,8 +92,8 @@ struct Site {
     stops: Vec<(What, Sealed)>,
     /// The host says that the log lost what it had seen, and does not begin.
     refuses: bool,
-    /// A snapshot of an earlier life is there.
-    snapshot: bool,
+    /// What it kept of how far it had seen the log.
+    tip: Option<Tip>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +187,7 @@ pub(crate) fn run(bed: &Bed, seed: u64, verbose: bool) -> Report {
             starts: 1,
             stops: Vec::new(),
             refuses: false,
-            snapshot: true,
+            tip: None,
         }
     });
     let sites = sites.collect();
@@ -216,19 +217,18 @@ impl World<'_> {
         // Some kinds of events are rare in this run, or left out, and others frequent.
         let mut weights = OFTEN;
         let losing = self.chance.one_in(8);
-        let keeping = self.chance.one_in(if losing { 2 } else { 40 });
         for (step, weight) in &mut weights {
             *weight *= self.chance.of(&[0, 1, 1, 2, 4]);
             match step {
                 Step::Carry | Step::Acknowledge | Step::Tell => *weight += 8,
                 Step::RevokeHost if self.chance.one_in(10) => *weight = 1,
-                Step::Keep if keeping => *weight = 4,
+                Step::Keep => *weight += if losing { 4 } else { 1 },
                 Step::Lose if losing => *weight = 2,
                 _ => {}
             }
         }
         let sum: usize = weights.iter().map(|(_, weight)| weight).sum();
-        let steps = 40 + self.chance.below(60);
+        let steps = 30 + self.chance.below(50);
         for _ in 0..steps {
             let mut at = self.chance.below(sum);
             let step = weights.iter().find(|(_, weight)| {
@@ -285,7 +285,6 @@ impl World<'_> {
 
     /// Sends a marker, if one is due.
     fn mark(&mut self, host: usize, now: Duration) {
-        let persona = agent(host);
         let Some(life) = &self.sites[host].life else {
             return;
         };
@@ -296,11 +295,8 @@ impl World<'_> {
         {
             return;
         }
-        let marker = Body::Note(NoteBody::Incident {
-            persona,
-            reason: "a marker".into(),
-            count: 1,
-        });
+        let judged = life.record.state().last_seq().unwrap_or(0);
+        let marker = Body::Note(NoteBody::Marker { judged });
         self.commit(host, What::Other, marker);
         self.rest();
     }
@@ -419,9 +415,12 @@ impl World<'_> {
             Step::Crash => self.crash(host),
             Step::Restart => self.restart(host),
             Step::Keep => {
-                if let Some(life) = &self.sites[host].life {
-                    life.record.keep_snapshot();
-                    self.sites[host].snapshot = true;
+                let site = &mut self.sites[host];
+                if let Some(life) = &site.life {
+                    site.tip = life.record.tip();
+                    if self.chance.one_in(4) {
+                        life.record.keep_snapshot();
+                    }
                 }
             }
             Step::TryAgain => {
@@ -622,10 +621,15 @@ impl World<'_> {
         self.truth.catch_up(&self.network);
         self.sites[host].lives += 1;
         let log = self.network.connect(host);
-        let opening = Record::open(log, self.bed.derived(host), |_, _| ());
+        let seen = Seen {
+            tip: self.sites[host].tip,
+            accepts_loss: false,
+            host: self.bed.id(host),
+        };
+        let opening = Record::open(log, self.bed.derived(host), seen, false, |_, _| ());
         let record = match self.bed.runtime.block_on(opening) {
             Ok(record) => record,
-            Err(RecordError::WentBack { .. }) => {
+            Err(RecordError::Diverged { .. }) => {
                 assert!(self.network.lost().is_some(), "nothing went back");
                 self.report.went_back += 1;
                 self.sites[host].refuses = true;
@@ -634,6 +638,12 @@ impl World<'_> {
             }
             Err(error) => panic!("host {host} does not begin again: {error}"),
         };
+        if let Some(tip) = self.sites[host].tip {
+            let there = self.network.standing_from(tip.seq);
+            let there = there.first().map(|standing| &standing.bytes);
+            let same = there.is_some_and(|bytes| Tip::of(tip.seq, bytes) == tip);
+            assert!(same, "host {host} begins on a log that lost its tip");
+        }
         let seq = record.state().last_seq().unwrap_or(0);
         self.network.has_read(host, seq);
         assert_eq!(
@@ -731,13 +741,14 @@ impl World<'_> {
             let Some(life) = &mut site.life else {
                 continue;
             };
-            let failed = life.record.failure().borrow().is_some();
+            let says = life.record.divergence().borrow().is_some();
             if self.network.is_diverged(host) {
-                assert!(failed, "host {host} lost entries and does not say so");
+                assert!(says, "host {host} lost entries and does not say so");
                 self.report.diverged += 1;
                 continue;
             }
-            assert!(!failed, "host {host} says that the log failed");
+            assert!(!says, "host {host} says that the log has diverged");
+            assert!(life.record.failure().borrow().is_none(), "host {host}");
             assert_eq!(life.record.state().digest(), digest, "host {host}");
             assert!(site.stops.is_empty(), "a stop of host {host} never got in");
             if life.revoked {
@@ -766,6 +777,7 @@ impl World<'_> {
                 continue;
             }
             for host in 0..self.sites.len() {
+                // One that runs; of those that began again, its tip tells.
                 assert!(
                     self.network.knows(host, seq) != Some(entry.id)
                         || self.network.is_diverged(host)

@@ -469,6 +469,10 @@ impl Log for Embedded {
         .boxed()
     }
 
+    fn durability(&self) -> Durability {
+        Durability::Fsync
+    }
+
     fn end(&self) -> Seq {
         *self.shared.end.borrow()
     }

@@ -151,6 +151,7 @@ fn body() -> impl Strategy<Value = Body> {
                 count,
             }
         }),
+        any::<u64>().prop_map(|judged| NoteBody::Marker { judged }),
     ]
     .prop_map(Body::Note);
     prop_oneof![key, channel, grant, revoke, turn, lapse, note]

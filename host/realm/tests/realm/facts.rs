@@ -1505,3 +1505,22 @@ fn personas_write_turns_and_hosts_the_rest() {
     kill.signer = World::persona_key(&a).public();
     assert_eq!(w.put(kill).verdict, Err(Refusal::NotAuthorised));
 }
+
+#[test]
+fn a_marker_stands_in_its_epoch_and_changes_nothing() {
+    let (mut w, ..) = two();
+    let marker = |w: &World| w.entry(Body::Note(NoteBody::Marker { judged: 1 }));
+    let (told, before) = (marker(&w), w.state.clone());
+    let judged = w.put(told.clone());
+    assert_eq!((judged.verdict, judged.changes), (Ok(()), vec![]));
+    let other = |state: &agora_realm::State| (state.epoch(), state.grants().count(), state.tally());
+    assert_eq!(other(&before).0, other(&w.state).0);
+    assert_eq!(other(&before).1, other(&w.state).1);
+    assert_eq!(other(&before).2.void, other(&w.state).2.void);
+    let ends = w.state.epoch();
+    let fence = w.revoke_entry(Revoked::Fence { ends, hold: false });
+    assert_eq!(w.put(fence).verdict, Ok(()));
+    assert_eq!(w.put(told).verdict, Err(Refusal::StaleEpoch));
+    let now = marker(&w);
+    assert_eq!(w.put(now).verdict, Ok(()));
+}
