@@ -15,12 +15,12 @@ use agora::boot::host::Host;
 use agora::persona::agent::Phase;
 use agora::testbed::{Gone, Plan, Puppet, all_of};
 use agora_guest::{Draft, Kind};
-use agora_log::{Embedded, Log, Options};
+use agora_log::{Embedded, JetStreamOptions, Log, Options};
 
 struct Realm {
     log: Arc<dyn Log>,
-    /// What the second host has of it, where that is another connection.
-    seconds: Option<Arc<dyn Log>>,
+    /// How the second host connects to it, where it has a connection of its own.
+    seconds: Option<JetStreamOptions>,
     folder: tempfile::TempDir,
 }
 
@@ -40,7 +40,7 @@ impl Realm {
         let options = nats::options(server.url(), 0);
         Self {
             log: Arc::new(nats::open(&options).await),
-            seconds: Some(Arc::new(nats::open(&options).await)),
+            seconds: Some(options),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -50,8 +50,14 @@ impl Realm {
     }
 
     async fn open(&self, host: &str, plan: &Plan) -> anyhow::Result<Host> {
-        let seconds = self.seconds.as_ref().filter(|_| host == "second");
-        let log = seconds.unwrap_or(&self.log);
+        let own: Arc<dyn Log>;
+        let log = match &self.seconds {
+            Some(options) if host == "second" => {
+                own = Arc::new(nats::open(options).await);
+                &own
+            }
+            _ => &self.log,
+        };
         plan.open_shared(&self.data(host), log).await
     }
 }
@@ -73,9 +79,9 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
 
 fn key_in(refused: &anyhow::Error) -> String {
     let text = refused.to_string();
-    let (_, rest) = text
-        .split_once("agora realm invite ")
-        .expect("it says what to do");
+    let Some((_, rest)) = text.split_once("agora realm invite ") else {
+        panic!("it does not say what to do: {text}");
+    };
     rest.trim_end_matches(')').to_owned()
 }
 

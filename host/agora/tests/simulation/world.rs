@@ -223,6 +223,7 @@ impl World<'_> {
                 Step::Carry | Step::Acknowledge | Step::Tell => *weight += 8,
                 Step::RevokeHost if self.chance.one_in(10) => *weight = 1,
                 Step::Keep => *weight += if losing { 4 } else { 1 },
+                Step::Crash if losing => *weight += 3,
                 Step::Lose if losing => *weight = 2,
                 _ => {}
             }
