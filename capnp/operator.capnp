@@ -18,9 +18,9 @@ interface Operator {
   say @2 (channel :Text, act :Act, text :Text, parent :Data, owner :Text, deadlineMs :Int64) -> (outcome :Channel.Outcome);
   # Speaks as operator:<uid of the caller>. Answers when durable and judged.
 
-  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool) -> (outcome :Decided);
-  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer. The agent has it from
-  # its next graft; its wall falls so that it grafts now.
+  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool, signer :Text) -> (outcome :Decided);
+  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer, or of a signer for a domain. The
+  # agent has it from its next graft; its wall falls so that it grafts now.
 
   revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
   # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
@@ -45,6 +45,14 @@ interface Operator {
   revokeHost @10 (host :Text, reason :Text) -> (outcome :Decided);
   # Takes another host's place in the realm back, for good: nothing that it or its personas say counts from there on, and what
   # they were granted is cut. By its id, or the first 8 digits of it.
+
+  reserved @11 () -> ();
+  # Not in use.
+
+  rotate @12 (agent :Text, host :Bool) -> (outcome :Decided);
+  # Gives a persona of this host its next key, or, with `host`, the host itself. It is on the record, what was signed before stays
+  # verifiable, and nothing that is said meanwhile is lost. Fails when the agent is killed: `start` gives it a new key. An operator's
+  # persona goes by its name, as operator:1000.
 }
 
 struct Decided {
@@ -125,7 +133,7 @@ struct Agent {
 struct GrantStatus {
   number @0 :UInt64;
   id @1 :Data;
-  object @2 :Text;     # A channel's name, "timer", or a service's name.
+  object @2 :Text;     # A channel's name, "timer", a service's name, or "signer:" and the domain.
   terms @3 :Terms;     # Effective.
   used @4 :UInt64;     # Messages that counted under it.
   cursor @5 :UInt64;

@@ -5,6 +5,7 @@ mod codegen;
 mod nats;
 mod python;
 mod soak;
+mod suites;
 mod test;
 
 use std::path::PathBuf;

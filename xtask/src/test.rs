@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{build_agents, cargo, codegen, ensure_wasm_target, nats, python, step};
+use crate::{build_agents, cargo, codegen, ensure_wasm_target, nats, python, step, suites};
 
 /// Runs it all; stops at the first step that fails.
 pub(crate) fn run() -> Result<()> {
@@ -22,16 +22,20 @@ pub(crate) fn run() -> Result<()> {
             "warnings",
         ]),
     )?;
-    let mut suites = cargo();
-    suites.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
-    if let Some(python) = python::with_pycapnp()? {
-        suites.env("AGORA_PYTHON", python);
-    }
-    if let Some(server) = nats::server()? {
-        suites.env(nats::VARIABLE, server);
-    }
-    if let Some(server) = nats::oldest()? {
-        suites.env(nats::OLDEST_VARIABLE, server);
-    }
-    step("suites", &mut suites)
+    let python = python::with_pycapnp()?;
+    let server = nats::server()?;
+    let oldest = nats::oldest()?;
+    suites::run(|| {
+        let mut suites = cargo();
+        if let Some(python) = &python {
+            suites.env("AGORA_PYTHON", python);
+        }
+        if let Some(server) = &server {
+            suites.env(nats::VARIABLE, server);
+        }
+        if let Some(server) = &oldest {
+            suites.env(nats::OLDEST_VARIABLE, server);
+        }
+        suites
+    })
 }

@@ -212,6 +212,15 @@ pub const SLEEPS_MAX: usize = 64;
 /// The longest sleep.
 pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
+// -- Signers
+
+/// Bytes of one message that an agent may have signed.
+pub const SIGN_BYTES_MAX: usize = 64 << 10;
+/// Signatures of one agent that may be under way at once.
+pub const SIGNS_IN_FLIGHT_MAX: usize = 16;
+/// Signatures that one agent may ask for in a second.
+pub const SIGNS_PER_SECOND_MAX: u32 = 256;
+
 // -- The host
 
 /// How long this host may act without hearing from a log that it shares with other hosts.
@@ -225,6 +234,22 @@ pub const LEASE_MARGIN: Duration = Duration::from_millis(500);
 pub const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 /// Entries between two snapshots of the realm's state.
 pub const SNAPSHOT_EVERY: u64 = 16_384;
+/// Blocks of 256 leaves of the tree over the log that may wait to be written, 8 KiB each; the oldest are then read from the log again.
+pub const TREE_BLOCKS_UNWRITTEN_MAX: usize = 1024;
+/// How often a checkpoint is made while entries arrive.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Checkpoints in a data folder; past it every second one of the older half goes.
+pub const CHECKPOINTS_KEPT_MAX: usize = 4096;
+/// Checkpoints in a data folder with what witnesses signed; past it the oldest go.
+pub const CHECKPOINTS_COSIGNED_MAX: usize = 1024;
+/// How often this host compares what others told of the log with what it has.
+pub const TREES_COMPARED_EVERY: Duration = Duration::from_secs(1);
+/// How often a host tells the others what the log was, while entries arrive.
+pub const TREE_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// After how many entries it tells them at once.
+pub const TREE_TOLD_EVERY_ENTRIES: u64 = 4096;
+/// Forks that are remembered: one for each other host of a realm.
+pub const FORKS_KEPT_MAX: usize = agora_realm::limits::HOSTS_MAX;
 /// Stops that may wait for the log; one slot each in the data folder, reserved on creation.
 pub const STOPS_PENDING_MAX: usize = 64;
 /// How long a stop's answer waits for the log, and for the vat threads, before it says that it is pending.
@@ -242,6 +267,8 @@ pub const OWN_ENTRIES_MAX: usize = 4096;
 /// Revocations of this host's among them; of older ones a log that went back so far is not told again.
 pub const OWN_STOPS_MAX: usize = 2048;
 const _: () = assert!(OWN_STOPS_MAX < OWN_ENTRIES_MAX);
+/// How long a change of an agent's key waits for what the agent said to be in the log, before it is not made.
+pub const ROTATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long another holder of a data folder's lock is waited for before it is refused.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.

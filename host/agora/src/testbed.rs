@@ -32,6 +32,7 @@ use crate::boot::host::{Host, LogChoice, Programs, open_with};
 use crate::boot::manifest::{AgentSpec, ChannelSpec, GrantSpec, Manifest, Restart};
 use crate::limits;
 use crate::persona::agent::Program;
+use crate::persona::identity::Identity;
 use crate::persona::instance::{End, Parking};
 
 type Live = dyn Fn(wire::End) -> LocalBoxFuture<'static, End> + Send + Sync;
@@ -160,7 +161,17 @@ impl Plan {
 
     async fn open_on(&self, data: &Path, log: LogChoice) -> anyhow::Result<Host> {
         let (manifest, programs) = (self.manifest.clone(), self.programs.clone());
-        let opened = open_with(manifest, programs, data, self.workers, log, &mut |_| {}).await?;
+        let (identity, workers) = (Identity::in_folder(), self.workers);
+        let opened = open_with(
+            manifest,
+            programs,
+            data,
+            &identity,
+            workers,
+            log,
+            &mut |_| {},
+        )
+        .await?;
         opened.start_with(false).await
     }
 }

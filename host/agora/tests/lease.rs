@@ -534,11 +534,12 @@ async fn a_log_that_went_back_while_the_host_was_down_is_refused_until_the_loss_
     assert_eq!(*leaf, tip.leaf);
     assert_eq!(reason, "the disk was restored");
     // What it had decided stands again, and nothing that it had taken back.
-    let state = control.record().state();
-    assert_eq!(state.persona(&worker).unwrap().key, key);
-    assert!(!state.persona(&worker).unwrap().killed);
-    assert_eq!(state.epoch(), Epoch(2));
-    drop(state);
+    {
+        let state = control.record().state();
+        assert_eq!(state.persona(&worker).unwrap().key, key);
+        assert!(!state.persona(&worker).unwrap().killed);
+        assert_eq!(state.epoch(), Epoch(2));
+    }
     let granted = grants(&again.host);
     assert_eq!(granted.len(), 1, "{granted:?}");
     assert_eq!(granted[0].terms.count, 7);

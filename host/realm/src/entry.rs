@@ -9,8 +9,8 @@ use bytes::Bytes;
 use crate::act::{Act, Refusal};
 use crate::codec;
 use crate::ids::{
-    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
-    PersonaName, PublicKey, RealmId, ServiceName,
+    ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal,
+    PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
 };
 use crate::key::{SigningKey, tagged_hash};
 use crate::limits::{
@@ -138,6 +138,8 @@ pub enum Object {
     Timer,
     /// What another agent, or a process beside the host, serves.
     Service(ServiceName),
+    /// Signatures in a domain, under the persona's key.
+    Signer(DomainName),
 }
 
 impl Object {
@@ -147,6 +149,7 @@ impl Object {
             Self::Channel(name) => name.as_str(),
             Self::Timer => "timer",
             Self::Service(name) => name.as_str(),
+            Self::Signer(domain) => domain.as_str(),
         }
     }
 }
@@ -228,6 +231,13 @@ pub struct LapseBody {
 /// What belongs on the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoteBody {
+    /// What the log was to the host that says so.
+    Tree {
+        /// How many places it covers.
+        size: u64,
+        /// The root over them.
+        root: [u8; 32],
+    },
     /// Messages of a channel up to an ordinal may be purged.
     Prune {
         /// Which channel.
@@ -375,7 +385,8 @@ impl Entry {
             Body::Note(NoteBody::Gap { reason, .. } | NoteBody::Incident { reason, .. }) => {
                 text("reason", reason, REASON_BYTES_MAX)
             }
-            Body::Key(_)
+            Body::Note(NoteBody::Tree { .. })
+            | Body::Key(_)
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)

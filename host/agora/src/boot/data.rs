@@ -7,7 +7,8 @@
 //! ```text
 //! format       what this folder is, and the version of its layout
 //! lock         held while a host runs
-//! secret       the root secret, 0600
+//! secret       the root secret, 0600; unless it is elsewhere (--identity)
+//! host         the host that this folder belongs to
 //! realm        the realm's id, once it has one
 //! log/         the embedded log
 //! index/       by channel: where each counting message stands (derived)
@@ -17,6 +18,11 @@
 //! own          what this host itself decided, for a log that loses it
 //! accepted     the operator's reason for accepting that the log lost something, until the next start has signed it
 //! stops        stops that wait for the log
+//! tree         the tree over the log (derived)
+//! checkpoint   this host's newest signed word of what the log was
+//! checkpoints  those before it
+//! cosigned     those that witnesses signed, too
+//! forked       other hosts that have another log
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```

@@ -23,6 +23,7 @@ use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
+use crate::delivery::checkpoints::{self, Checkpoints};
 use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Derived, Record, Seen};
 use crate::door::control::Control;
@@ -32,8 +33,9 @@ use crate::door::service::Services;
 use crate::door::worker::Worker;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
+use crate::persona::identity::{Identity, claim};
 use crate::persona::keys::Keys;
-use crate::persona::secret::{Secret, random_bytes};
+use crate::persona::secret::random_bytes;
 
 /// How a host is set up.
 pub struct Setup {
@@ -41,6 +43,8 @@ pub struct Setup {
     pub image: Image,
     /// Where it keeps what it keeps.
     pub data: PathBuf,
+    /// Where its secret is.
+    pub identity: Identity,
     /// How many vat threads.
     pub workers: usize,
     /// What it runs on.
@@ -104,6 +108,7 @@ pub struct Host {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<Socket>,
     following: tokio::task::JoinHandle<()>,
+    checkpoints: Arc<Checkpoints>,
     /// What the operator should know: what the manifest proposed and the log had decided otherwise.
     pub notices: Vec<String>,
 }
@@ -153,8 +158,11 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map(|(name, prepared)| (name, Program::Component(prepared, workshop.clone())))
         .collect();
     let manifest = setup.image.manifest;
-    let (data, workers) = (&setup.data, setup.workers);
-    let opened = open_with(manifest, programs, data, workers, setup.log, progress).await?;
+    let (data, identity, workers) = (&setup.data, &setup.identity, setup.workers);
+    let opened = open_with(
+        manifest, programs, data, identity, workers, setup.log, progress,
+    )
+    .await?;
     workshop.keep(&opened.control().folder().folder("cache")?);
     Ok(opened)
 }
@@ -164,18 +172,14 @@ pub(crate) async fn open_with(
     manifest: Manifest,
     programs: Programs,
     data: &Path,
+    identity: &Identity,
     workers: usize,
     log: LogChoice,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Opened, Failure> {
     let folder = Arc::new(DataFolder::open(data)?);
-    let secret = folder.join("secret");
     // A realm's host without its secret would be another host, whom the log refuses.
-    let secret = match folder.realm()? {
-        Some(_) => Secret::open(&secret)?,
-        None => Secret::open_or_make(&secret)?,
-    };
-    let keys = Arc::new(Keys::new(secret));
+    let keys = Arc::new(identity.open_or_make(data)?);
     let mut notices = Vec::new();
     let mut genesis = None;
     let (log, place): (Arc<dyn Log>, _) = match log {
@@ -198,6 +202,7 @@ pub(crate) async fn open_with(
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
+        tree: folder.join("tree"),
     };
     let accepted = folder.accepted_loss()?;
     let seen = Seen {
@@ -214,8 +219,11 @@ pub(crate) async fn open_with(
         }
     })
     .await?;
+    let vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
     let following = tokio::spawn(record.clone().follow());
-    begin_realm(&record, &keys, &folder, genesis).await?;
+    let realm = begin_realm(&record, &keys, &folder, genesis).await?;
+    claim(data, keys.host_id())?;
+    let checkpoints = Checkpoints::open(vouched, record.clone(), keys.clone(), realm)?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -239,6 +247,13 @@ pub(crate) async fn open_with(
     if let Some(reason) = accepted {
         notices.extend(settle_loss(&control, &reason).await?);
     }
+    let forks = control.forks().clone();
+    notices.extend(
+        forks
+            .standing()
+            .iter()
+            .map(|f| format!("FORKED: {}", f.show())),
+    );
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -256,6 +271,8 @@ pub(crate) async fn open_with(
         tokio::spawn(control.clone().heed_divergence()),
         tokio::spawn(control.clone().keep_tip_regularly()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
+        tokio::spawn(checkpoints.clone().make_regularly()),
+        tokio::spawn(control.clone().compare_trees(forks)),
     ];
     Ok(Opened {
         host: Host {
@@ -263,6 +280,7 @@ pub(crate) async fn open_with(
             tasks,
             socket: None,
             following,
+            checkpoints,
             notices,
         },
         manifest,
@@ -340,7 +358,7 @@ fn genesis(keys: &Keys) -> Result<Sealed, Failure> {
             }),
         }),
     };
-    keys.seal(entry, keys.host()).map_err(Failure::msg)
+    keys.seal(entry, &keys.host()).map_err(Failure::msg)
 }
 
 /// Writes the genesis of a new realm, or finds this host in the realm there is, and pins the realm in the folder.
@@ -349,7 +367,7 @@ async fn begin_realm(
     keys: &Arc<Keys>,
     folder: &DataFolder,
     drafted: Option<Sealed>,
-) -> Result<(), Failure> {
+) -> Result<RealmId, Failure> {
     let pinned = folder.realm()?;
     let found = record.state().realm();
     let realm = match found {
@@ -382,8 +400,11 @@ async fn begin_realm(
             pinned: pinned.short(),
         }
         .into()),
-        Some(_) => Ok(()),
-        None => Ok(folder.pin_realm(realm)?),
+        Some(_) => Ok(realm),
+        None => {
+            folder.pin_realm(realm)?;
+            Ok(realm)
+        }
     }
 }
 
@@ -412,12 +433,12 @@ fn membership(record: &Record, keys: &Keys) -> Option<String> {
     match state.host(&keys.host_id()) {
         None => Some(format!(
             "this host is not one of its hosts; one of them must let it in (agora realm invite {})",
-            crate::hex(&keys.host().public().0)
+            keys.host_id()
         )),
         Some(host) if host.revoked => {
             Some("this host was revoked from it, and nothing it says counts".to_owned())
         }
-        Some(host) if host.key != keys.host().public() => Some(
+        Some(_) if keys.host_by(&state).is_none() => Some(
             "it knows another key of this host than this data folder's secret gives (restore the secret)"
                 .to_owned(),
         ),
@@ -484,11 +505,13 @@ async fn propose_agent(
             GrantSpec::Service(service) => {
                 (Object::Service(service.clone()), agora_realm::Terms::ALL)
             }
+            GrantSpec::Signer(domain) => (Object::Signer(domain.clone()), agora_realm::Terms::ALL),
         };
         let what = match &object {
             Object::Channel(channel) => format!("channel '{channel}'"),
             Object::Service(service) => format!("service '{service}'"),
             Object::Timer => "the timer".to_owned(),
+            Object::Signer(domain) => format!("the signer for '{domain}'"),
         };
         let decided = known
             .as_ref()
@@ -695,6 +718,9 @@ impl Host {
             tracing::error!("the log did not close: {error}");
         }
         let _ = self.following.await;
+        // All that will be judged is.
+        let checkpoints = self.checkpoints;
+        let _ = tokio::task::spawn_blocking(move || checkpoints.make_last()).await;
     }
 }
 

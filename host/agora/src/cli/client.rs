@@ -9,7 +9,9 @@ use agora_realm::{Act, HostId, MessageId, Terms};
 use anyhow::Context;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use super::args::{GrantArgs, KillArgs, PsArgs, RevokeArgs, SayArgs, StartArgs, WatchArgs};
+use super::args::{
+    GrantArgs, KillArgs, PsArgs, RevokeArgs, RotateArgs, SayArgs, StartArgs, WatchArgs,
+};
 use super::show;
 use crate::boot::manifest::display_bytes;
 use crate::delivery::feed::{Told, ToldMessage};
@@ -140,6 +142,10 @@ pub(super) fn grant(args: &GrantArgs) -> anyhow::Result<ExitCode> {
             request.get().set_service(service.as_str());
             what = format!("the service of '{service}'");
         }
+        if let Some(domain) = &args.signer {
+            request.get().set_signer(domain.as_str());
+            what = format!("a signer for '{domain}'");
+        }
         request.get().set_timer(args.timer);
         let response = request.send().promise.await.map_err(said)?;
         let decided = response.get()?.get_outcome()?;
@@ -200,6 +206,18 @@ pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
             }
         ));
         Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.rotate_request();
+        request
+            .get()
+            .set_agent(args.agent.as_deref().unwrap_or_default());
+        request.get().set_host(args.host);
+        let response = request.send().promise.await.map_err(said)?;
+        report(response.get()?.get_outcome()?, "the key is changed")
     })
 }
 

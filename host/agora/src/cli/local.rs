@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use agora_log::{Embedded, LogError, Seq};
-use agora_realm::RealmId;
 
-use super::args::{BuildArgs, ImageArgs, LogArgs};
-use super::show;
+use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
+use super::{checkpoint, facts, show};
 use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
@@ -15,8 +14,6 @@ use crate::boot::image::Image;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
-use crate::persona::keys::Keys;
-use crate::persona::secret::Secret;
 
 /// Says what is wrong with an image, without starting anything.
 pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
@@ -66,54 +63,12 @@ pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the public side of a host's keys.
-pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
-    check_format(data)?;
-    let keys = Keys::new(Secret::open(&data.join("secret"))?);
-    let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
-    show::print(&format!("host   {}\n", keys.host_id()));
-    show::print(&format!("key    {}\n", crate::hex(&keys.host().public().0)));
-    show::print(&format!(
-        "realm  {}\n",
-        match realm.trim() {
-            "" => "none yet",
-            realm => realm,
-        }
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Makes a data folder for a host that is to join a realm, and says what its key is.
-pub(super) fn realm_join(data: &Path, realm: &str) -> anyhow::Result<ExitCode> {
-    let realm: RealmId = realm.parse().map_err(|_| {
-        anyhow::anyhow!(
-            "'{realm}' is no realm: it takes the 64 hexadecimal digits of `agora realm show`"
-        )
-    })?;
-    let folder = DataFolder::open(data)?;
-    match folder.realm()? {
-        Some(pinned) if pinned != realm => anyhow::bail!(
-            "{}: this data folder belongs to realm {} (name another with --data DIR)",
-            data.display(),
-            pinned.short()
-        ),
-        _ => {}
-    }
-    let keys = Keys::new(Secret::open_or_make(&folder.join("secret"))?);
-    folder.pin_realm(realm)?;
-    let key = crate::hex(&keys.host().public().0);
-    show::print(&format!(
-        "key {key}\nAt a host of the realm: agora realm invite {key}\nThen run this one on the realm's log.\n"
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Shows the record of a data folder, whether or not its host runs.
 pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     let data = args.data.data();
     check_format(&data)?;
     let (log, _) = Embedded::open_read_only(&data.join("log"))?;
-    let colour = show::is_terminal(&std::io::stdout());
+    let mut facts = facts::Writer::new(args.format());
     let mut state = agora_realm::State::new();
     let mut next = 1;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -124,7 +79,9 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
         };
         next = last.0 + 1;
         for (seq, stored) in batch {
+            let signature = facts::signature_of(&stored);
             for told in replay_one(&mut state, seq.0, stored) {
+                facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,
                     (Some(wanted), Some(channel)) => wanted == channel.as_str(),
@@ -133,17 +90,15 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
                 if told.seq < args.from || !on_channel {
                     continue;
                 }
-                use std::io::Write;
-                let written = match args.json {
-                    true => writeln!(out, "{}", told.json()),
-                    false => writeln!(out, "{}", show::record(&told, colour)),
-                };
-                if written.is_err() {
+                if facts.write(&mut out, &told, &signature).is_err() {
                     // Whoever reads us has seen enough.
                     return Ok(ExitCode::SUCCESS);
                 }
             }
         }
+    }
+    if facts.end(&mut out).is_err() {
+        return Ok(ExitCode::SUCCESS);
     }
     if let Some(wanted) = &args.channel {
         let known = state.channels().any(|(name, _)| name.as_str() == wanted);
@@ -180,7 +135,12 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
 }
 
 /// Looks for what keeps a host from running well.
-pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let data = &args.data.data();
+    let identity = &args.identity.identity();
+    if let Some(reason) = &args.accept_fork {
+        return checkpoint::accept_fork(data, reason);
+    }
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;
@@ -244,7 +204,7 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
             Err(error) => say(false, error.to_string()),
         }
     }
-    match Secret::open(&data.join("secret")) {
+    match identity.open(data) {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }
@@ -258,6 +218,7 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
         ),
         Err(error) => say(false, error.to_string()),
     }
+    checkpoint::examine(data, &mut say);
     match rustix::fs::statvfs(data) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;

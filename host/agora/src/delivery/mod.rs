@@ -1,7 +1,9 @@
 //! How what counts gets out.
 
+pub mod checkpoints;
 pub mod cursors;
 pub mod feed;
+pub mod forks;
 pub mod hearing;
 pub mod index;
 pub mod lease;
@@ -9,3 +11,4 @@ pub mod message;
 pub mod record;
 pub mod subscription;
 pub mod tip;
+pub mod tree;

@@ -15,15 +15,17 @@ use std::time::Duration;
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
     Body, Change, ChannelName, EntryId, Epoch, HostId, Judged, Junk, MessageVerdict, NoteBody,
-    Ordinal, Refusal, Sealed, State, judge,
+    Ordinal, Refusal, Sealed, State, judge, merkle,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 
+use super::forks::Told;
 use super::hearing::Hearing;
 use super::index::{Index, Place};
-use super::tip::{Tip, leaf};
+use super::tip::Tip;
+use super::tree::{LogTree, TreeError};
 use crate::limits;
 
 /// One place of the log, judged.
@@ -73,6 +75,9 @@ pub enum RecordError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The tree over the log failed.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The derived files failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -154,6 +159,12 @@ pub struct Record {
     /// The newest entry that was judged, and its bytes.
     latest: Mutex<(u64, bytes::Bytes)>,
     loss: Mutex<Option<Loss>>,
+    tree: LogTree,
+    fenced: Notify,
+    /// What each host said last of the log, and nobody has compared yet.
+    trees_told: Mutex<HashMap<HostId, Told>>,
+    /// Entries that say something, since this host started.
+    arrived: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -187,6 +198,8 @@ pub struct Derived {
     pub index: PathBuf,
     /// The file of the snapshot.
     pub snapshot: PathBuf,
+    /// The file of the tree over the log.
+    pub tree: PathBuf,
 }
 
 /// What judge would say of a copy of what stands there.
@@ -272,6 +285,7 @@ impl Record {
                 (index.map_err(io(derived.index.clone()))?, 0)
             }
         };
+        let tree = LogTree::open(derived.tree, log.clone(), judged, &mut progress).await?;
         let record = Arc::new(Self {
             log,
             state: RwLock::new(state),
@@ -291,6 +305,10 @@ impl Record {
             last_said: AtomicU64::new(0),
             latest: Mutex::new(latest),
             loss: Mutex::default(),
+            tree,
+            fenced: Notify::new(),
+            trees_told: Mutex::default(),
+            arrived: AtomicU64::new(0),
         });
         record.count_hosts();
         let end = record.log.end().0;
@@ -301,7 +319,7 @@ impl Record {
                 break;
             };
             next = last.0 + 1;
-            for (seq, sealed) in open_all(batch).await {
+            for (seq, leaf, sealed) in open_all(batch).await {
                 if let (Some(loss), Ok(sealed)) = (&mut loss, &sealed)
                     && sealed.entry().author.is_none()
                     && (sealed.entry().host == seen.host
@@ -309,7 +327,10 @@ impl Record {
                 {
                     loss.stood.insert(sealed.id());
                 }
-                record.settle(seq, sealed);
+                record.settle(seq, leaf, sealed);
+            }
+            if let Err(error) = record.tree.keep() {
+                tracing::warn!("the tree over the log can't be written: {error}");
             }
             *lock(&record.latest) = (last.0, bytes);
             progress(next - 1, end);
@@ -352,19 +373,20 @@ impl Record {
                 ));
                 break;
             }
-            let (sealed, waiter, handed) = match own {
+            let (leaf, sealed, waiter, handed) = match own {
                 // Signed by this very process, and the same to the byte.
                 Some(own) if own.sealed.stored() == &bytes => {
-                    (Ok(own.sealed), Some(own.settled), own.handed)
+                    let leaf = merkle::leaf(&bytes);
+                    (leaf, Ok(own.sealed), Some(own.settled), own.handed)
                 }
                 other => {
                     let waiter = other.map(|own| own.settled);
                     let opened = open_all(vec![(seq, bytes)]).await;
-                    let opened = opened.into_iter().next().expect("one in, one out");
-                    (opened.1, waiter, None)
+                    let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
+                    (leaf, sealed, waiter, None)
                 }
             };
-            let settled = self.settle(seq.0, sealed);
+            let settled = self.settle(seq.0, leaf, sealed);
             *lock(&self.latest) = (seq.0, stored);
             if let Some(handed) = handed {
                 self.hearing.seen(handed);
@@ -450,7 +472,8 @@ impl Record {
         self.hearing.need(self.is_shared && hosts > 1);
     }
 
-    fn settle(&self, seq: u64, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
+    /// `leaf`: the hash of what is stored there.
+    fn settle(&self, seq: u64, leaf: merkle::Hash, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
         let settled = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let judged = judge(&mut state, seq, sealed.as_ref());
@@ -472,6 +495,7 @@ impl Record {
                 judged,
             })
         };
+        self.tree.push(seq, leaf);
         let bytes = settled
             .sealed
             .as_ref()
@@ -502,8 +526,50 @@ impl Record {
             }
         }
         self.take_note(&settled);
+        self.take_tree_told(&settled);
+        let is_fence = |change: &Change| matches!(change, Change::Fenced { .. });
+        if settled.judged.changes.iter().any(is_fence) {
+            self.fenced.notify_one();
+        }
         let _ = self.feed.send(settled.clone());
         settled
+    }
+
+    fn take_tree_told(&self, settled: &Settled) {
+        let entry = settled.sealed.as_ref().map(Sealed::entry);
+        match entry.map(|entry| (entry.host, &entry.body)) {
+            Ok((host, Body::Note(NoteBody::Tree { size, root }))) => {
+                if settled.judged.verdict.is_ok() {
+                    let (seq, size, root) = (settled.seq, *size, *root);
+                    lock(&self.trees_told).insert(host, Told { seq, size, root });
+                }
+            }
+            // It says nothing that would have to be compared.
+            Ok((_, body)) if is_upkeep(body) => {}
+            _ => {
+                self.arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What hosts said of the log since this was asked before, the latest of each.
+    pub fn trees_told(&self) -> HashMap<HostId, Told> {
+        std::mem::take(&mut lock(&self.trees_told))
+    }
+
+    /// How many entries came that say something, since this host started: not counting what hosts tell each other to keep going.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    /// The tree over the log, as far as that is judged.
+    pub fn tree(&self) -> &LogTree {
+        &self.tree
+    }
+
+    /// Waits for a fence; one that came since the last waiting is not missed. For one who waits at a time.
+    pub async fn fenced(&self) {
+        self.fenced.notified().await;
     }
 
     /// Of who shares the log, and of what a standing entry says of its host.
@@ -519,7 +585,7 @@ impl Record {
         }
         let entry = settled.sealed.as_ref().map(Sealed::entry);
         let is_marker = entry.is_ok_and(|entry| is_marker(&entry.body));
-        if !is_marker {
+        if !entry.is_ok_and(|entry| is_upkeep(&entry.body)) {
             self.last_said.store(settled.seq, Ordering::Relaxed);
         }
         // Other entries say nothing of where the walls of their host are: decisions are stamped with the log's epoch.
@@ -651,7 +717,7 @@ impl Record {
         let waiting = lock(&self.waiting);
         let commits = waiting.commits.values();
         commits
-            .filter(|commit| !is_marker(&commit.sealed.entry().body))
+            .filter(|commit| !is_upkeep(&commit.sealed.entry().body))
             .count()
     }
 
@@ -792,7 +858,7 @@ impl Record {
         let mut file = Vec::with_capacity(bytes.len() + 128);
         file.extend_from_slice(SNAPSHOT);
         file.extend_from_slice(&seq.to_le_bytes());
-        file.extend_from_slice(&leaf(&stored));
+        file.extend_from_slice(&merkle::leaf(&stored));
         file.extend_from_slice(&bytes);
         let sum: [u8; 32] = Sha256::digest(&file).into();
         file.extend_from_slice(&sum);
@@ -803,16 +869,35 @@ impl Record {
     }
 }
 
+fn is_upkeep(body: &Body) -> bool {
+    is_marker(body) || matches!(body, Body::Note(NoteBody::Tree { .. }))
+}
+
 fn is_marker(body: &Body) -> bool {
     matches!(body, Body::Note(NoteBody::Marker { .. }))
 }
 
-const SNAPSHOT: &[u8] = b"agora state 1\n";
+const SNAPSHOT: &[u8] = b"agora state 2\n";
 
-struct Snapshot {
-    seq: u64,
+/// A judged state, and where it stops.
+pub struct Snapshot {
+    /// The last seq that is in it.
+    pub seq: u64,
     leaf: [u8; 32],
-    state: State,
+    /// The realm up to there.
+    pub state: State,
+}
+
+impl Snapshot {
+    /// Whether this is what stands where it stops.
+    pub fn stops_at(&self, stored: &[u8]) -> bool {
+        merkle::leaf(stored) == self.leaf
+    }
+}
+
+/// The snapshot in this file, for whoever only looks: none that is not whole.
+pub fn last_snapshot(path: &std::path::Path) -> Option<Snapshot> {
+    read_snapshot(path)
 }
 
 /// A snapshot that is whole, or none.
@@ -833,8 +918,11 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     })
 }
 
-/// Parses and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, Junk>)> {
+/// What stands at a place: its seq, its hash in the tree, and the entry.
+type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
+
+/// Parses, hashes and verifies entries on all cores, keeping their order.
+async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();
@@ -843,7 +931,7 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, J
         let part: Vec<_> = batch.by_ref().take(chunk).collect();
         tasks.push(tokio::task::spawn_blocking(move || {
             part.into_iter()
-                .map(|(seq, bytes)| (seq.0, Sealed::open(bytes)))
+                .map(|(seq, bytes)| (seq.0, merkle::leaf(&bytes), Sealed::open(bytes)))
                 .collect::<Vec<_>>()
         }));
     }

@@ -30,6 +30,7 @@ use super::bridge::Bridge;
 use super::control::Control;
 use crate::channel::facet::{Facet, Facets, Holder};
 use crate::channel::leash::Leash;
+use crate::channel::signer::not_passed_on;
 use crate::limits;
 use crate::persona::agent::{Agent, Phase};
 
@@ -291,7 +292,7 @@ impl Introduction {
         if let Party::Here(caller) = &self.caller
             && !self.control.gate().is_open(caller.epoch)
         {
-            // The caller's own wall is about to fall; the server's may have been first.
+            // A bump fells the server's wall, too, and on another thread that may come first.
             return error::stale("the epoch has ended; graft again");
         }
         if !error.extra.contains(CUT) || self.over.get() {
@@ -382,7 +383,7 @@ impl End {
     }
 }
 
-/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent.
+/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent; and signers: those stay.
 struct Lending {
     facets: Rc<Facets>,
     caller: End,
@@ -464,6 +465,9 @@ impl Policy for Lending {
         };
         if let (End::Beyond(_), End::Here(to, _)) = (from, to) {
             return self.claim(capability, to);
+        }
+        if self.facets.is_signer(capability) {
+            return Exchange::Give(capnp_rpc::new_broken_cap(not_passed_on()).hook);
         }
         let Some(facet) = self.facets.find(capability) else {
             return Exchange::Wrap;

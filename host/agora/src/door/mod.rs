@@ -11,5 +11,6 @@ pub mod introduction;
 mod loss;
 pub mod operator;
 pub mod service;
+pub mod trees;
 pub mod wall;
 pub mod worker;

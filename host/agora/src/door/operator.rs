@@ -251,7 +251,11 @@ impl operator::Server for Desk {
         status.set_host(&control.host_id().0);
         status.set_epoch(state.epoch().0);
         status.set_held(shown.held);
-        status.set_log(condition.text.as_str());
+        let log = match control.forks().standing().first() {
+            None => condition.text,
+            Some(fork) => format!("{}, FORKED: {}", condition.text, fork.show()),
+        };
+        status.set_log(log.as_str());
         status.set_log_state(condition.state);
         status.set_behind(condition.behind);
         status.set_lapsed_ms(condition.lapsed_ms);
@@ -306,6 +310,7 @@ impl operator::Server for Desk {
                     }
                     Object::Timer => to.set_object("timer"),
                     Object::Service(name) => to.set_object(name.as_str()),
+                    Object::Signer(domain) => to.set_object(format!("signer:{domain}").as_str()),
                 }
             }
         }
@@ -399,17 +404,22 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let agent = params.get_agent()?.to_string()?;
-        let (channel, service) = (
+        let (channel, service, signer) = (
             params.get_channel()?.to_string()?,
             params.get_service()?.to_string()?,
+            params.get_signer()?.to_string()?,
         );
-        let what = match (channel.as_str(), service.as_str(), params.get_timer()) {
-            ("", "", true) => Grantable::Timer,
-            ("", _, false) if !service.is_empty() => Grantable::Service(service),
-            (_, "", false) => Grantable::Channel(channel, Terms::read(params.get_terms()?)?),
+        let named = [&channel, &service, &signer].map(|name| !name.is_empty());
+        let what = match (named, params.get_timer()) {
+            ([false, false, false], true) => Grantable::Timer,
+            ([false, true, false], false) => Grantable::Service(service),
+            ([false, false, true], false) => Grantable::Signer(signer),
+            ([_, false, false], false) => {
+                Grantable::Channel(channel, Terms::read(params.get_terms()?)?)
+            }
             _ => {
                 return Err(refuse(
-                    "a grant is of one thing: a channel, a service or the timer".into(),
+                    "a grant is of one thing: a channel, a service, a signer or the timer".into(),
                 ));
             }
         };
@@ -488,6 +498,28 @@ impl operator::Server for Desk {
         let (control, by) = (self.control.clone(), self.by());
         let decided = self
             .run(async move { control.revoke_host(&host, &reason, &by).await })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn rotate(
+        self: Rc<Self>,
+        params: operator::RotateParams,
+        mut results: operator::RotateResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (agent, host) = (params.get_agent()?.to_string()?, params.get_host());
+        let control = self.control.clone();
+        let decided = self
+            .run(async move {
+                match (host, agent.as_str()) {
+                    (true, "") => control.rotate_host().await,
+                    (true, _) => Err("one key at a time: an agent's, or the host's".into()),
+                    (false, agent) => control.rotate(agent).await,
+                }
+            })
             .await?
             .map_err(refuse)?;
         write_decided(&decided, results.get().init_outcome());

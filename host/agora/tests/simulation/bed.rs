@@ -67,7 +67,6 @@ impl Bed {
             beginnings: Vec::new(),
         };
         for host in 0..HOSTS_MAX {
-            bed.rekey(host, 1);
             std::fs::create_dir_all(bed.index(host)).unwrap();
         }
         for hosts in 2..=HOSTS_MAX {
@@ -95,11 +94,6 @@ impl Bed {
         secret.persona_key(&agent(host), None, start)
     }
 
-    /// Uses it from here on.
-    pub(crate) fn rekey(&self, host: usize, start: u64) {
-        self.keys[host].use_for(agent(host), self.agent_key(host, start));
-    }
-
     fn index(&self, host: usize) -> PathBuf {
         self.folder.path().join(format!("index-{host}"))
     }
@@ -109,6 +103,7 @@ impl Bed {
         Derived {
             index: self.index(host),
             snapshot: self.folder.path().join(format!("snapshot-{host}")),
+            tree: self.folder.path().join(format!("tree-{host}")),
         }
     }
 
@@ -121,7 +116,7 @@ impl Bed {
         time_ms: i64,
         body: Body,
     ) -> Sealed {
-        let key = self.keys[host].host().clone();
+        let key = self.keys[host].host();
         let entry = Entry {
             realm,
             host: self.id(host),
@@ -186,6 +181,7 @@ impl Bed {
         let snapshot = derived.snapshot.clone();
         // That of a smaller realm is another's.
         let _ = std::fs::remove_file(&snapshot);
+        let _ = std::fs::remove_file(&derived.tree);
         let seen = Seen {
             tip: None,
             accepts_loss: false,

@@ -35,8 +35,6 @@ pub(crate) enum What {
     Fence(Epoch),
     /// Another stop.
     Stop,
-    /// Starts the agent, under the key of this start.
-    Start(u64),
     /// Anything else.
     Other,
 }
@@ -86,8 +84,6 @@ pub(crate) struct Came {
     pub(crate) unknown: usize,
     /// Stops that are in the log.
     pub(crate) stopped: Vec<Sealed>,
-    /// The agent was started so many times.
-    pub(crate) started: Option<u64>,
 }
 
 impl Life {
@@ -350,7 +346,6 @@ impl Life {
                     self.open_gate();
                 }
             }
-            What::Start(start) if settled.judged.verdict.is_ok() => came.started = Some(start),
             _ => {}
         }
         if stop {

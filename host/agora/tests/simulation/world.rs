@@ -86,8 +86,6 @@ struct Claim {
 struct Site {
     life: Option<Life>,
     lives: u64,
-    /// How often the agent was started.
-    starts: u64,
     /// Stops that are not known to be in the log; kept over crashes.
     stops: Vec<(What, Sealed)>,
     /// The host says that the log lost what it had seen, and does not begin.
@@ -179,12 +177,12 @@ pub(crate) fn run(bed: &Bed, seed: u64, verbose: bool) -> Report {
     let beginning = bed.beginning(hosts);
     let network = Network::new(beginning.stands.clone(), hosts);
     let sites = (0..hosts).map(|host| {
-        bed.rekey(host, 1);
         std::fs::write(bed.derived(host).snapshot, &beginning.snapshot).unwrap();
+        // It is made again from the log.
+        let _ = std::fs::remove_file(bed.derived(host).tree);
         Site {
             life: None,
             lives: 0,
-            starts: 1,
             stops: Vec::new(),
             refuses: false,
             tip: None,
@@ -321,10 +319,6 @@ impl World<'_> {
             self.report.unknown += came.unknown;
             site.stops
                 .retain(|(_, kept)| came.stopped.iter().all(|stop| stop.id() != kept.id()));
-            if let Some(start) = came.started {
-                site.starts = start;
-                self.bed.rekey(host, start);
-            }
             for (placed, repeated) in came.receipts {
                 self.claim(host, placed, repeated);
             }
@@ -560,23 +554,19 @@ impl World<'_> {
     }
 
     fn start(&mut self, host: usize) {
-        let start = self.sites[host].starts + 1;
         let persona = self.bed.persona(host);
         let Some(life) = &self.sites[host].life else {
             return;
         };
-        let killed = life
-            .record
-            .state()
-            .persona(&persona)
-            .is_some_and(|p| p.killed);
-        if killed {
+        let known = life.record.state().persona(&persona).cloned();
+        if let Some(known) = known.filter(|known| known.killed) {
+            let start = known.keys + 1;
             let key = self.bed.agent_key(host, start).public();
             let body = Body::Key(KeyBody {
                 started: true,
                 ..key_body(KeySubject::Persona(agent(host)), key)
             });
-            self.commit(host, What::Start(start), body);
+            self.commit(host, What::Other, body);
         }
     }
 

@@ -92,6 +92,10 @@ fn body() -> impl Strategy<Value = Body> {
         name().prop_map(Object::Channel),
         Just(Object::Timer),
         name().prop_map(|name| Object::Service(ServiceName::new(name.as_str()).unwrap())),
+        name().prop_map(|name| {
+            let domain = DomainName::new(name.as_str());
+            Object::Signer(domain.unwrap_or_else(|_| DomainName::new("release").unwrap()))
+        }),
     ];
     let grant = (persona(), object, terms(), option::of(id()), any::<bool>()).prop_map(
         |(persona, object, terms, parent, lasting)| {
@@ -132,6 +136,7 @@ fn body() -> impl Strategy<Value = Body> {
         })
     });
     let note = prop_oneof![
+        (any::<u64>(), id()).prop_map(|(size, root)| NoteBody::Tree { size, root }),
         (name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
             channel,
             through: Ordinal(through)

@@ -1488,6 +1488,29 @@ fn pruning_only_goes_forward() {
 }
 
 #[test]
+fn a_note_of_the_tree_speaks_of_what_stands_before_it() {
+    let (mut w, ..) = two();
+    let note = |w: &World, size| {
+        let root = [7; 32];
+        w.entry(Body::Note(NoteBody::Tree { size, root }))
+    };
+    let last = w.state.last_seq().unwrap();
+    for (size, verdict) in [
+        (0, Err(Refusal::Malformed)),
+        (last + 2, Err(Refusal::Malformed)),
+        (last + 2, Ok(())),
+        (1, Ok(())),
+    ] {
+        let judged = w.put(note(&w, size));
+        assert_eq!(
+            (judged.verdict, judged.changes),
+            (verdict, vec![]),
+            "{size}"
+        );
+    }
+}
+
+#[test]
 fn personas_write_turns_and_hosts_the_rest() {
     let (mut w, a, ga, ..) = two();
     let by_host = TurnBody {

@@ -7,6 +7,7 @@
 
 mod bytes;
 mod facts;
+mod keys;
 mod model;
 mod support;
 mod terms;

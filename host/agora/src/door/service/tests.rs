@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use agora_capnp::signer_capnp::signer;
 use agora_membrane::error::{Kind, classify, reason};
 use capnp::Error;
 use capnp::capability::FromClientHook;
@@ -62,8 +63,13 @@ impl Place {
     }
 
     fn lease(&self) -> (folder::Client, Lease) {
+        self.lease_to(None)
+    }
+
+    /// To an agent whose signers are known there.
+    fn lease_to(&self, signers: Option<Rc<Facets>>) -> (folder::Client, Lease) {
         let name = ServiceName::new("folder").expect("it is a name");
-        let leased = self.services.lease(&name, self.agent.0.clone());
+        let leased = self.services.lease(&name, self.agent.0.clone(), signers);
         let (client, lease) = leased.expect("it is declared");
         (folder::Client::new(client.hook), lease)
     }
@@ -346,6 +352,46 @@ fn a_fallen_lease_hangs_up_at_once_and_takes_everything_with_it() {
         assert_eq!(heard.lines.get(), 1);
         until("nothing is left", || place.connections() == 0).await;
         assert_eq!(Rc::strong_count(&heard), 1, "the callback is let go of");
+    });
+}
+
+/// A signer, as far as anyone here can tell.
+struct Seal;
+
+impl signer::Server for Seal {}
+
+#[test]
+fn a_signer_does_not_reach_a_service_at_once_or_as_a_promise_and_all_else_does() {
+    play(async {
+        let place = place(PATIENCE, 8);
+        let tale = serve_all(place.listen());
+        let facets = Rc::new(Facets::default());
+        let (folder, _lease) = place.lease_to(Some(facets.clone()));
+        let signer = facets.know_signer(&Rc::new(Seal)).client.hook;
+        let promised = {
+            let signer = signer.add_ref();
+            let later = async { Ok(found::Client::new(signer)) };
+            capnp_rpc::new_future_client(later)
+        };
+        let heard = Rc::new(Hits::default());
+        let other: found::Client = capnp_rpc::new_client_from_rc(heard.clone());
+        for found in [found::Client::new(signer), promised, other] {
+            let mut search = folder.search_request();
+            search.get().set_found(found);
+            search.send().promise.await.expect("it answers");
+        }
+        let found = tale.found.borrow().clone();
+        for (at, found) in found.iter().enumerate() {
+            let called = found.line_request().send().promise.await.map(drop);
+            match at {
+                2 => called.expect("it is called"),
+                _ => {
+                    let error = called.expect_err("nothing is there");
+                    assert_eq!(classify(&error), Kind::Denied, "{at}: {error}");
+                }
+            }
+        }
+        assert_eq!(heard.lines.get(), 1);
     });
 }
 
