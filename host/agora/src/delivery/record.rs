@@ -15,7 +15,7 @@ use std::time::Duration;
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
     Body, Change, ChannelName, EntryId, Epoch, HostId, Judged, Junk, MessageVerdict, NoteBody,
-    Ordinal, Sealed, State, judge, merkle,
+    Ordinal, Refusal, Sealed, State, judge, merkle,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
@@ -116,10 +116,12 @@ struct Recent {
     bytes: usize,
 }
 
+type Waiter = oneshot::Sender<Result<Arc<Settled>, LogError>>;
+
 /// An entry on its way through the log.
 struct Commit {
     sealed: Sealed,
-    settled: oneshot::Sender<Result<Arc<Settled>, LogError>>,
+    settled: Waiter,
     /// When it was handed to the log; none: it may have been before, and so proves nothing of when it came to stand there.
     handed: Option<Duration>,
 }
@@ -202,6 +204,26 @@ pub struct Derived {
     pub tree: PathBuf,
     /// The file of what is kept of pruned turns; not derived from anything.
     pub pruned: PathBuf,
+}
+
+/// What judge would say of a copy of what stands there.
+fn repeated(seq: u64, sealed: Sealed) -> Settled {
+    let messages = match &sealed.entry().body {
+        Body::Turn(turn) => turn.messages.len(),
+        _ => 0,
+    };
+    let judged = Judged {
+        seq,
+        id: Some(sealed.id()),
+        verdict: Err(Refusal::Repeated),
+        messages: vec![MessageVerdict::Void(Refusal::Repeated); messages],
+        changes: Vec::new(),
+    };
+    Settled {
+        seq,
+        sealed: Ok(sealed),
+        judged,
+    }
 }
 
 impl Record {
@@ -383,7 +405,8 @@ impl Record {
             if let Some(handed) = handed {
                 self.hearing.seen(handed);
             }
-            if let Some(waiter) = waiter {
+            // Somebody may have come to wait for it while it was verified: for an entry of an earlier attempt.
+            if let Some(waiter) = waiter.or_else(|| self.late(seq.0, id)) {
                 let _ = waiter.send(Ok(settled));
             }
             let since = seq.0 - self.snapshot_seq.load(Ordering::Relaxed);
@@ -613,7 +636,8 @@ impl Record {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped.
+    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped. An entry that stood
+    /// before, from an attempt whose outcome was unknown, is answered with its place.
     ///
     /// # Errors
     /// The log's; [`LogError::is_outcome_known`] says whether the entry may still turn up.
@@ -670,7 +694,7 @@ impl Record {
     /// The log says that an entry stands there. Answers it when it came by before anybody waited for it: the log keeps what is sent again
     /// once, and its tail doesn't tell it again.
     fn acknowledge(&self, id: EntryId, seq: u64) -> Result<Option<Arc<Settled>>, LogError> {
-        {
+        let commit = {
             let mut waiting = lock(&self.waiting);
             if !waiting.commits.contains_key(&id) {
                 return Ok(None);
@@ -680,8 +704,8 @@ impl Record {
                 waiting.acknowledged.insert(seq, id);
                 return Ok(None);
             }
-            waiting.commits.remove(&id);
-        }
+            waiting.commits.remove(&id)
+        };
         let found = self
             .recent(seq, 1)
             .and_then(|found| found.into_iter().next());
@@ -690,12 +714,16 @@ impl Record {
             Some(_) => Err(self.diverge(format!(
                 "entry {seq} is acknowledged to stand where another one was seen"
             ))),
-            None => Err(LogError::Unknown {
-                place: "of this host".to_owned(),
-                why: format!("it stands at {seq}, judged too long ago to be remembered"),
-                mend: "`agora log` shows what became of it".to_owned(),
-            }),
+            // Judged before this host began: a copy of it would be told the same.
+            None => Ok(commit.map(|commit| Arc::new(repeated(seq, commit.sealed)))),
         }
+    }
+
+    /// Who came to wait for an entry while it was judged.
+    fn late(&self, seq: u64, id: Option<EntryId>) -> Option<Waiter> {
+        let mut waiting = lock(&self.waiting);
+        waiting.acknowledged.remove(&seq);
+        Some(waiting.commits.remove(&id?)?.settled)
     }
 
     /// How many commits are on their way, markers aside.

@@ -17,7 +17,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use super::*;
 
 /// Far above what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn play(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -258,7 +258,7 @@ fn a_connection_that_is_lost_fails_what_was_in_flight_and_what_it_gave_and_the_n
 #[test]
 fn a_deadline_holds_for_the_service_and_for_what_it_gave() {
     play(async {
-        let place = place(Duration::from_millis(50), 8);
+        let place = place(Duration::from_secs(2), 8);
         let tale = serve_all(place.listen());
         let (folder, _lease) = place.lease();
         let sub = folder
@@ -273,7 +273,7 @@ fn a_deadline_holds_for_the_service_and_for_what_it_gave() {
             .get_folder()
             .expect("a folder");
         for stalled in [&folder, &sub] {
-            assert_told(read(stalled).await, Kind::Failed, "no answer within 50ms");
+            assert_told(read(stalled).await, Kind::Failed, "no answer within 2s");
             until("the service is told to give up", || tale.reads.get() == 0).await;
         }
         assert!(list(&folder).await.expect("the connection stands"));
@@ -588,7 +588,7 @@ fn random_bytes_harm_nobody() {
 #[test]
 fn a_service_that_takes_nothing_is_given_no_more_and_then_hung_up_on() {
     play(async {
-        let place = place(Duration::from_millis(300), 64);
+        let place = place(Duration::from_secs(3), 64);
         let listener = place.listen();
         let (folder, _lease) = place.lease();
         let big = "x".repeat(900 << 10);
@@ -618,7 +618,7 @@ fn a_service_that_takes_nothing_is_given_no_more_and_then_hung_up_on() {
         );
         assert!(calls.len() < 12, "{}", calls.len());
         for call in calls {
-            assert_told(call.await, Kind::Failed, "300ms");
+            assert_told(call.await, Kind::Failed, "3s");
         }
         until("it is hung up on", || place.connections() == 0).await;
     });
