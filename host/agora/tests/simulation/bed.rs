@@ -104,6 +104,7 @@ impl Bed {
             index: self.index(host),
             snapshot: self.folder.path().join(format!("snapshot-{host}")),
             tree: self.folder.path().join(format!("tree-{host}")),
+            pruned: self.folder.path().join(format!("pruned-{host}")),
         }
     }
 

@@ -338,15 +338,12 @@ impl Life {
             "host {} is told of {settled:?}, which does not stand there",
             self.host
         );
-        match commit.what {
-            What::Fence(ends) => {
-                let over = self.record.state().epoch() != ends;
-                assert!(over || self.revoked, "a fence of {ends} ended nothing");
-                if over {
-                    self.open_gate();
-                }
+        if let What::Fence(ends) = commit.what {
+            let over = self.record.state().epoch() != ends;
+            assert!(over || self.revoked, "a fence of {ends} ended nothing");
+            if over {
+                self.open_gate();
             }
-            _ => {}
         }
         if stop {
             came.stopped.push(commit.sealed);
