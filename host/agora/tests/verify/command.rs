@@ -34,7 +34,7 @@ fn verdict(written: &Written, args: &[&str]) -> (i32, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sound_folder_is_verified_and_a_flipped_bit_is_named() {
     let written = written(5, 30).await;
-    let held = checkpoint(&written.entries, &written.host_key(1));
+    let held = checkpoint(&written.entries, &written.host_key());
     std::fs::write(written.folder.path().join("held"), held.signed.to_string()).unwrap();
     // The log's folder by itself, then in the data folder.
     let (code, text) = agora(
@@ -81,7 +81,7 @@ async fn a_sound_folder_is_verified_and_a_flipped_bit_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_holds_where_nothing_else_is() {
     let written = written(6, 30).await;
-    let held = checkpoint(&written.entries, &written.host_key(1));
+    let held = checkpoint(&written.entries, &written.host_key());
     as_a_folder(&written);
     let folder = written.folder.path();
     std::fs::write(folder.join("held"), held.signed.to_string()).unwrap();
@@ -149,7 +149,7 @@ async fn a_proof_holds_where_nothing_else_is() {
         // Which of its messages is meant is no secret, and may be any.
         assert!(code == 1 || !text.contains(&id), "byte {at}: {text}");
     }
-    let short = checkpoint(&written.entries[..3], &written.host_key(1));
+    let short = checkpoint(&written.entries[..3], &written.host_key());
     std::fs::write(alone.path().join("held"), short.signed.to_string()).unwrap();
     let (code, text) = agora(
         alone.path(),

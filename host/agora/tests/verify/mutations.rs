@@ -32,7 +32,7 @@ async fn what_hosts_wrote_is_accepted_whatever_they_did() {
     for seed in 0..5 {
         let written = written(seed, 40).await;
         let mut audit = Audit::new();
-        audit.hold(checkpoint(&written.entries, &written.host_key(1)));
+        audit.hold(checkpoint(&written.entries, &written.host_key()));
         let report = report(audit, &opened(&written.entries));
         assert!(report.is_well(), "seed {seed}: {:?}", report.findings);
         assert_eq!(report.totals.entries, written.entries.len() as u64);
@@ -157,7 +157,7 @@ async fn material() -> Material {
     for stored in &opened {
         let sealed = stored.entry.as_ref().unwrap();
         let entry = sealed.entry();
-        let host = match entry.host.to_string() == format!("{}", written.host_key(1).public()) {
+        let host = match entry.host.to_string() == format!("{}", written.host_key().public()) {
             true => "first",
             false => "second",
         };
@@ -176,7 +176,7 @@ async fn material() -> Material {
         }
     }
     assert!(keys.len() >= 4, "hosts and personas sign: {}", keys.len());
-    let held = checkpoint(&written.entries, &written.host_key(1));
+    let held = checkpoint(&written.entries, &written.host_key());
     let leaves: Vec<_> = written.entries.iter().map(|e| merkle::leaf(e)).collect();
     let begun = [true, false].map(|with_leaves| {
         let mut audit = Audit::new();

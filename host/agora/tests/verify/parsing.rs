@@ -34,7 +34,7 @@ fn spoilt(bytes: &[u8], draw: &mut Draw) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_read_does_no_harm_and_is_written_again_as_it_was() {
     let written = written(9, 20).await;
-    let held = checkpoint(&written.entries, &written.host_key(1));
+    let held = checkpoint(&written.entries, &written.host_key());
     let mut draw = Draw(42);
     for _ in 0..3000 {
         let entry = &written.entries[draw.below(written.entries.len())];
