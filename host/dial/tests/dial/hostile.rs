@@ -1,0 +1,302 @@
+use std::time::Duration;
+
+use agora_dial::{Dialer, Lane, Multiaddr, PeerId, PeerState, Standing, Why, limits};
+use futures::StreamExt;
+use libp2p::{
+    Swarm, Transport, identify,
+    identity::Keypair,
+    noise, ping,
+    swarm::{NetworkBehaviour, SwarmEvent},
+    tcp, yamux,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    hosts::{Host, TCP, echoes, host, id, within},
+    raw::{Frames, choose, connect},
+};
+
+const ELSEWHERE: &str = "127.0.0.2";
+
+/// A host that listens, and one that is honest and connected to it.
+async fn honest() -> (Host, Host) {
+    let b = host(2).listening(TCP).start().await;
+    let a = host(1).dialing(2, &[b.address()]).start().await;
+    a.settled(2).await;
+    b.settled(1).await;
+    (a, b)
+}
+
+async fn gone(dialer: &Dialer, peer: u8) {
+    let mut watch = dialer.watch();
+    within(watch.wait_for(|now| !now.peers.contains_key(&id(peer)) && now.connections == 2))
+        .await
+        .expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_streams_that_never_negotiate_disturb_nobody() {
+    let (a, b) = honest().await;
+    let (address, b) = (b.address(), b.echoing());
+    let mut frames = Frames::connect(9, ELSEWHERE, &address).await;
+    let mut control = a.open(2, Lane::Control).await;
+    for _ in 0..100 {
+        for _ in 0..100 {
+            if !frames.open(&[]).await {
+                break;
+            }
+        }
+        echoes(&mut control, b"still here").await;
+    }
+    // It never greets, and is let go for that.
+    gone(&b, 9).await;
+    echoes(&mut control, b"still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_streams_of_a_known_peer_end_its_connection() {
+    let (a, mut b) = honest().await;
+    let address = b.address();
+    let mut frames = Frames::connect(9, ELSEWHERE, &address).await;
+    frames.greet(2).await;
+    b.until(9, |status| status.lane(Lane::Vat).connected).await;
+    let mut control = a.open(2, Lane::Control).await;
+    futures::AsyncWriteExt::write_all(&mut control, b"x")
+        .await
+        .expect("written");
+    futures::AsyncWriteExt::flush(&mut control)
+        .await
+        .expect("sent");
+
+    let opener = tokio::spawn(async move {
+        let mut opened = 0;
+        while opened < 10_000 && frames.open(&choose("/agora/vat/1")).await {
+            opened += 1;
+        }
+        // Kept open, so that nothing ends because this side went.
+        std::future::pending::<()>().await;
+    });
+    // Whoever takes streams holds what was handed out, and it is never more than the bound.
+    let (mut held, mut honest) = (Vec::new(), None);
+    let mut watch = b.dialer.watch();
+    let flooded = |(peer, why): &(PeerId, Why)| *peer == id(9) && *why == Why::Flooded;
+    within(async {
+        loop {
+            tokio::select! {
+                incoming = b.inbound.next() => match incoming {
+                    Some(incoming) if incoming.peer == id(9) => held.push(incoming),
+                    Some(incoming) => honest = Some(incoming),
+                    None => panic!("b runs"),
+                },
+                done = watch.wait_for(|now| now.turned_away.iter().any(flooded)) => {
+                    done.expect("b runs");
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+    assert!(
+        held.len() <= limits::LANE_STREAMS_IN_MAX,
+        "{} streams were handed out",
+        held.len()
+    );
+    gone(&b.dialer, 9).await;
+    // The honest one got through, and goes on.
+    let mut there = match honest {
+        Some(incoming) => incoming.stream,
+        None => {
+            within(async {
+                loop {
+                    let incoming = b.next().await;
+                    if incoming.peer == id(1) {
+                        return incoming.stream;
+                    }
+                }
+            })
+            .await
+        }
+    };
+    let mut byte = [0];
+    within(futures::AsyncReadExt::read_exact(&mut there, &mut byte))
+        .await
+        .expect("it came");
+    opener.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_the_other_lane_is_refused() {
+    let mut b = host(2).listening(TCP).start().await;
+    let mut frames = Frames::connect(9, ELSEWHERE, &b.address()).await;
+    frames.greet(1).await;
+    b.until(9, |status| status.lane(Lane::Control).connected)
+        .await;
+    assert!(frames.open(&choose("/agora/vat/1")).await);
+    assert!(frames.open(&choose("/agora/control/1")).await);
+    // Streams of one connection may negotiate in any order; what is handed out is of the lane.
+    assert_eq!(b.next().await.lane, Lane::Control);
+    let refused = within(async {
+        loop {
+            let refused = b.dialer.peers().peers[&id(9)]
+                .lane(Lane::Control)
+                .traffic()
+                .streams_refused;
+            if refused > 0 {
+                return refused;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(refused.await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_say_nothing_leave_room_for_peers() {
+    let b = host(2).listening(TCP).start().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(connect(ELSEWHERE, &b.address()).await);
+    }
+    let mut watch = b.dialer.watch();
+    let pending = within(watch.wait_for(|now| now.pending_in > 0))
+        .await
+        .expect("b runs")
+        .pending_in;
+    assert!(pending <= limits::PENDING_IN_ADDRESS_MAX);
+    let a = host(1).dialing(2, &[b.address()]).start().await;
+    a.settled(2).await;
+    assert!(b.dialer.peers().pending_in <= limits::PENDING_IN_STRANGERS_MAX);
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_are_few_and_known_peers_come_in_beside_them() {
+    let policy = |peer: &PeerId| {
+        if *peer == id(1) {
+            Standing::Known
+        } else {
+            Standing::Guest
+        }
+    };
+    let b = host(2).listening(TCP).policy(policy).start().await;
+    let mut guests = Vec::new();
+    for seed in 100..140 {
+        guests.push(Frames::connect(seed, ELSEWHERE, &b.address()).await);
+    }
+    let mut watch = b.dialer.watch();
+    within(watch.wait_for(|now| !now.turned_away.is_empty()))
+        .await
+        .expect("b runs");
+    assert!(b.dialer.peers().connections <= limits::GUEST_ADDRESS_CONNECTIONS_MAX);
+    let a = host(1).dialing(2, &[b.address()]).start().await;
+    a.settled(2).await;
+}
+
+#[derive(NetworkBehaviour)]
+struct Other {
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+/// A libp2p peer that isn't a host, and speaks none of our protocols.
+async fn other(seed: u8) -> (Swarm<Other>, Multiaddr) {
+    let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("a seed");
+    let transport = tcp::tokio::Transport::new(tcp::Config::default())
+        .upgrade(libp2p::core::upgrade::Version::V1)
+        .authenticate(noise::Config::new(&keypair).expect("noise"))
+        .multiplex(yamux::Config::default())
+        .boxed();
+    let behaviour = Other {
+        identify: identify::Behaviour::new(identify::Config::new(
+            "/other/1".into(),
+            keypair.public(),
+        )),
+        ping: ping::Behaviour::default(),
+    };
+    let config = libp2p::swarm::Config::with_tokio_executor();
+    let mut swarm = Swarm::new(transport, behaviour, keypair.public().to_peer_id(), config);
+    swarm
+        .listen_on(TCP.parse().expect("an address"))
+        .expect("it listens");
+    let address = within(async {
+        loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+                return address;
+            }
+        }
+    })
+    .await;
+    (swarm, address)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_of_another_version_is_refused_naming_what_it_speaks() {
+    let (mut swarm, address) = other(9).await;
+    tokio::spawn(async move { while swarm.next().await.is_some() {} });
+    let a = host(1).dialing(9, &[address]).start().await;
+    let status = a
+        .until(9, |status| {
+            matches!(status.state, PeerState::Refused { .. })
+        })
+        .await;
+    let PeerState::Refused {
+        why: Why::NoCommonProtocol { theirs },
+        ..
+    } = status.state
+    else {
+        panic!("{:?}", status.state)
+    };
+    assert!(
+        theirs.iter().any(|name| name == "/ipfs/ping/1.0.0"),
+        "{theirs:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_of_another_version_that_dials_us_is_refused_naming_what_it_speaks() {
+    let a = host(1).listening(TCP).start().await;
+    let (mut swarm, _) = other(9).await;
+    swarm.dial(a.address()).expect("it dials");
+    tokio::spawn(async move { while swarm.next().await.is_some() {} });
+    let named = |(peer, why): &(PeerId, Why)| {
+        *peer == id(9)
+            && matches!(why, Why::NoCommonProtocol { theirs } if theirs.iter().any(|name| name == "/ipfs/ping/1.0.0"))
+    };
+    let mut watch = a.dialer.watch();
+    within(watch.wait_for(|now| now.turned_away.iter().any(named)))
+        .await
+        .expect("a runs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_lies_about_addresses_has_us_dial_nobody_else() {
+    let victim = TcpListener::bind((ELSEWHERE, 0)).await.expect("a port");
+    let beside = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (mut swarm, address) = other(9).await;
+    // As many lies as identify has room for, and one address where it may well be.
+    let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
+    swarm.add_external_address(
+        format!("/ip4/127.0.0.1/tcp/{}", port(&beside))
+            .parse()
+            .expect("an address"),
+    );
+    swarm.add_external_address(
+        format!("/ip4/{ELSEWHERE}/tcp/{}", port(&victim))
+            .parse()
+            .expect("an address"),
+    );
+    for last in 1..100 {
+        swarm.add_external_address(
+            format!("/ip4/10.0.0.{last}/tcp/{}", port(&victim))
+                .parse()
+                .expect("an address"),
+        );
+    }
+    tokio::spawn(async move { while swarm.next().await.is_some() {} });
+    let a = host(1).dialing(9, &[address]).start().await;
+    // What lies where it is connected from is dialed too, so what it said was heard.
+    within(beside.accept()).await.expect("it is dialed");
+    a.until(9, |status| status.lanes[0].failures >= 4).await;
+    let dialed = tokio::time::timeout(Duration::ZERO, victim.accept()).await;
+    assert!(dialed.is_err(), "someone else was dialed");
+}
