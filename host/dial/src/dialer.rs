@@ -21,7 +21,7 @@ use crate::{
     greeting::Incarnation,
     handler::OpenReply,
     limits,
-    links::{Links, Setup},
+    links::{Links, Setup, root},
     transport,
 };
 
@@ -240,7 +240,8 @@ impl Dialer {
         let _ = self.commands.send(Command::Reconsider { peer }).await;
     }
 
-    /// Ends every stream and connection and stops listening; returns when that is done.
+    /// Ends every stream and connection and stops listening; returns when that is done. A UDP port is free a moment later,
+    /// once QUIC has seen its connections off.
     pub async fn shutdown(&self) {
         let (done, ended) = oneshot::channel();
         if self.commands.send(Command::ShutDown { done }).await.is_ok() {
@@ -261,7 +262,7 @@ async fn listen(
     for address in addresses {
         let id = swarm
             .listen_on(address.clone())
-            .map_err(|error| refused(address, error.to_string()))?;
+            .map_err(|error| refused(address, root(&error)))?;
         asked.push((id, address));
     }
     let deadline = Instant::now() + Duration::from_millis(limits::LISTEN_PATIENCE_MS);

@@ -7,7 +7,7 @@ use std::{io, time::Duration};
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{Lane, limits};
+use crate::Lane;
 
 /// Which start of a dialer this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +41,8 @@ fn unknown(what: &str) -> io::Error {
     )
 }
 
-async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match tokio::time::timeout(Duration::from_millis(limits::GREETING_PATIENCE_MS), work).await {
+async fn timed<T>(patience: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(patience, work).await {
         Ok(done) => done,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
@@ -65,8 +65,9 @@ pub(crate) async fn greet(
     mut stream: libp2p::Stream,
     lane: Lane,
     own: Incarnation,
+    patience: Duration,
 ) -> io::Result<(Verdict, Incarnation)> {
-    timed(async move {
+    timed(patience, async move {
         let code = LANES
             .iter()
             .find(|(_, of)| *of == lane.carrier())
@@ -89,8 +90,9 @@ pub(crate) async fn greet(
 /// The other side: hears the greeting.
 pub(crate) async fn hear(
     mut stream: libp2p::Stream,
+    patience: Duration,
 ) -> io::Result<(libp2p::Stream, Lane, Incarnation)> {
-    timed(async move {
+    timed(patience, async move {
         let mut frame = [0; 9];
         stream.read_exact(&mut frame).await?;
         let (code, theirs) = unpack(frame);
@@ -109,8 +111,9 @@ pub(crate) async fn answer(
     mut stream: libp2p::Stream,
     verdict: Verdict,
     own: Incarnation,
+    patience: Duration,
 ) -> io::Result<()> {
-    timed(async move {
+    timed(patience, async move {
         let code = VERDICTS
             .iter()
             .find(|(_, of)| *of == verdict)

@@ -70,6 +70,8 @@ pub(crate) struct Begin {
     /// The lane we dialed it for; nothing if the peer dialed.
     pub(crate) dialed_for: Option<Lane>,
     pub(crate) own: Incarnation,
+    /// How long the greeting may take.
+    pub(crate) patience: Duration,
     pub(crate) inbound: mpsc::Sender<Incoming>,
     /// Of the control lane and of bulk.
     pub(crate) meters: [Arc<Meter>; 2],
@@ -181,7 +183,7 @@ impl Handler {
                 events.push_back(request(
                     lane::GREETING,
                     Purpose::Greet(lane),
-                    limits::GREETING_PATIENCE_MS,
+                    begin.patience,
                 ));
                 Phase::Greeting
             }
@@ -253,7 +255,7 @@ impl Handler {
                 self.events.push_back(request(
                     lane.name(),
                     purpose,
-                    limits::NEGOTIATION_PATIENCE_MS,
+                    Duration::from_millis(limits::NEGOTIATION_PATIENCE_MS),
                 ));
                 self.wake();
             }
@@ -286,7 +288,11 @@ impl Handler {
         let Some(lane) = Lane::of(name) else {
             // One greeting, from the side that dialed.
             if matches!(self.phase, Phase::Awaiting) && self.talk.is_none() {
-                self.talk = Some(greeting::hear(bytes).map(Talk::Heard).boxed());
+                self.talk = Some(
+                    greeting::hear(bytes, self.begin.patience)
+                        .map(Talk::Heard)
+                        .boxed(),
+                );
                 self.wake();
             } else {
                 self.refuse();
@@ -327,9 +333,9 @@ impl Handler {
     fn opened(&mut self, bytes: libp2p::Stream, purpose: Purpose) {
         match purpose {
             Purpose::Greet(lane) => {
-                let own = self.begin.own;
-                let greeted =
-                    greeting::greet(bytes, lane, own).map(move |done| Talk::Verdict(lane, done));
+                let Begin { own, patience, .. } = self.begin;
+                let greeted = greeting::greet(bytes, lane, own, patience)
+                    .map(move |done| Talk::Verdict(lane, done));
                 self.talk = Some(greeted.boxed());
                 self.wake();
             }
@@ -453,10 +459,10 @@ impl Drop for Handler {
     }
 }
 
-fn request(name: StreamProtocol, purpose: Purpose, patience_ms: u64) -> Event {
+fn request(name: StreamProtocol, purpose: Purpose, patience: Duration) -> Event {
     let protocol = SubstreamProtocol::new(ReadyUpgrade::new(name), purpose);
     ConnectionHandlerEvent::OutboundSubstreamRequest {
-        protocol: protocol.with_timeout(Duration::from_millis(patience_ms)),
+        protocol: protocol.with_timeout(patience),
     }
 }
 
@@ -493,7 +499,8 @@ impl ConnectionHandler for Handler {
                         guest_there: false,
                     };
                 }
-                let answered = greeting::answer(stream, verdict, self.begin.own);
+                let answered =
+                    greeting::answer(stream, verdict, self.begin.own, self.begin.patience);
                 self.talk = Some(answered.map(|_| Talk::Answered).boxed());
                 self.wake();
             }

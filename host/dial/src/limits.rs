@@ -73,7 +73,7 @@ pub const ROUND_TRIPS_KEPT: usize = 32;
 
 /// How long a connection may take to be made and secured, in milliseconds.
 pub const HANDSHAKE_PATIENCE_MS: u64 = 10_000;
-/// How long the greeting may take, either side, in milliseconds.
+/// How long the greeting may take by default, either side, in milliseconds.
 pub const GREETING_PATIENCE_MS: u64 = 10_000;
 /// How long a stream's negotiation may take, in milliseconds.
 pub const NEGOTIATION_PATIENCE_MS: u64 = 10_000;

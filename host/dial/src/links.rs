@@ -821,6 +821,7 @@ impl Links {
             standing: conn.standing,
             dialed_for: conn.lane.filter(|_| conn.dialed),
             own: self.setup.incarnation,
+            patience: ms(self.setup.timing.greeting_patience_ms),
             inbound: self.setup.inbound.clone(),
             meters: conn.meters.clone(),
         }
@@ -850,7 +851,7 @@ impl Links {
 }
 
 /// The innermost of an error's causes: what the system said.
-fn root(error: &dyn std::error::Error) -> String {
+pub(crate) fn root(error: &dyn std::error::Error) -> String {
     let mut inner = error;
     while let Some(source) = inner.source() {
         inner = source;
@@ -888,6 +889,7 @@ impl NetworkBehaviour for Links {
             return full("too many connections are being made from there");
         }
         self.pending_in.insert(id, from);
+        self.changed = true;
         Ok(())
     }
 
@@ -1022,6 +1024,7 @@ impl NetworkBehaviour for Links {
             FromSwarm::DialFailure(failed) => self.dial_failed(failed.connection_id, failed.error),
             FromSwarm::ListenFailure(failed) => {
                 self.pending_in.remove(&failed.connection_id);
+                self.changed = true;
                 self.gone(failed.connection_id, None);
             }
             _ => {}

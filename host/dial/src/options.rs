@@ -5,6 +5,8 @@ use std::sync::Arc;
 use libp2p::{Multiaddr, PeerId};
 use zeroize::Zeroizing;
 
+use crate::limits;
+
 /// What a peer is to this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Standing {
@@ -48,6 +50,8 @@ pub struct Timing {
     pub ping_every_ms: u64,
     /// How long a ping may take, in milliseconds. Two in a row that fail end a connection.
     pub ping_patience_ms: u64,
+    /// How long the greeting may take, either side, in milliseconds.
+    pub greeting_patience_ms: u64,
     /// How long a guest may stay, in milliseconds.
     pub guest_time_ms: u64,
 }
@@ -59,6 +63,7 @@ impl Default for Timing {
             backoff_max_ms: 60_000,
             ping_every_ms: 5_000,
             ping_patience_ms: 5_000,
+            greeting_patience_ms: limits::GREETING_PATIENCE_MS,
             guest_time_ms: 30_000,
         }
     }

@@ -120,7 +120,8 @@ fn cut() -> io::Error {
     )
 }
 
-/// Bytes both ways with a peer. Dropping it resets it; reading on after the connection ended fails, and is no clean end.
+/// Bytes both ways with a peer. Dropping it resets it. An end of what can be read says only that nothing more comes: over
+/// TCP, a peer's reset and a lost connection may look like that. So what is carried must say by itself when it is complete.
 #[derive(Debug)]
 pub struct Stream {
     line: Arc<Line>,

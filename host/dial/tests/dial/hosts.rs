@@ -69,6 +69,23 @@ impl Making {
         self
     }
 
+    /// Starts where another was a moment ago: a UDP port is free once QUIC has seen its connections off.
+    pub(crate) async fn start_again(self) -> Host {
+        within(async {
+            loop {
+                let Options { timing, policy, .. } = &self.options;
+                let mut options = Options::new(*self.options.seed, |_: &PeerId| Standing::Known);
+                (options.timing, options.policy) = (*timing, policy.clone());
+                options.listen = self.options.listen.clone();
+                if let Ok((dialer, inbound)) = Dialer::start(options).await {
+                    return Host { dialer, inbound };
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+    }
+
     pub(crate) async fn start(self) -> Host {
         let (dialer, inbound) = within(Dialer::start(self.options))
             .await
@@ -90,11 +107,6 @@ impl Host {
         within(self.dialer.until(id(peer), wanted))
             .await
             .expect("the dialer runs")
-    }
-
-    pub(crate) async fn connected(&self, peer: u8) -> PeerStatus {
-        self.until(peer, |status| status.state == PeerState::Connected)
-            .await
     }
 
     /// Both lanes up, and no connection that is to go.
