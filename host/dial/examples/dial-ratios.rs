@@ -205,9 +205,10 @@ async fn main() -> Result<()> {
             far.shutdown().await;
         }
         let (ours, floor) = (median(ours), median(floors));
+        let (mine, bare) = (ours / 1e6, floor / 1e6);
         println!(
-            "{name}: 64 KiB writes, bytes per second: {ours:.0} / bare libp2p {floor:.0} = {:.2}",
-            ours / floor
+            "{name} 64 KiB writes, MB/s\t{mine:.0}\t{bare:.0}\t{:.2}",
+            mine / bare
         );
 
         let (near, far, mut inbound) = hosts(address).await?;
@@ -227,8 +228,11 @@ async fn main() -> Result<()> {
         bulk.abort();
         drain.abort();
         for (what, at) in [("p50", PINGS / 2), ("p99", PINGS * 99 / 100)] {
-            let ratio = busy[at].as_secs_f64() / idle[at].as_secs_f64();
-            println!("{name}: control round trip {what}, bulk saturated / idle = {ratio:.1}");
+            let (busy, idle) = (busy[at].as_secs_f64() * 1e6, idle[at].as_secs_f64() * 1e6);
+            println!(
+                "{name} control round trip {what}, us: bulk saturated / idle\t{busy:.0}\t{idle:.0}\t{:.2}",
+                busy / idle
+            );
         }
         near.shutdown().await;
         far.shutdown().await;

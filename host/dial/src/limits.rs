@@ -24,9 +24,10 @@ pub const PENDING_IN_ADDRESS_MAX: usize = 16;
 pub const PENDING_OUT_MAX: usize = 32;
 
 /// Streams that a known peer may have open with us on one lane.
-pub const LANE_STREAMS_IN_MAX: usize = 8;
-/// Streams that we may have open with a peer on one lane. A peer of the same build takes no more.
-pub const LANE_STREAMS_OUT_MAX: usize = LANE_STREAMS_IN_MAX;
+pub const LANE_STREAMS_IN_MAX: usize = 2 * LANE_STREAMS_OUT_MAX;
+/// Streams that we may have open with a peer on one lane. Half of what a peer of the same build takes, since a stream that ended
+/// here may still count there.
+pub const LANE_STREAMS_OUT_MAX: usize = 8;
 /// Streams that a guest may have open with us: the login.
 pub const GUEST_STREAMS_IN_MAX: usize = 1;
 /// Inbound streams of one connection that are negotiating their protocol; others wait in the muxer.

@@ -468,7 +468,7 @@ impl Links {
             return;
         }
         // Bulk follows control, and isn't for guests.
-        if lane == Lane::Vat && !link.control().is_some_and(|control| !control.guest) {
+        if lane == Lane::Vat && link.control().is_none_or(|control| control.guest) {
             return;
         }
         let targets = link.targets();
@@ -1072,3 +1072,6 @@ impl NetworkBehaviour for Links {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
