@@ -11,11 +11,12 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Links, Say, Setup, at};
+use super::{Links, Setup, link::at};
 use crate::{
     Incoming, KnownPeer, Lane, Snapshot, Standing, Timing,
     backoff::Jitter,
     greeting::{Incarnation, Verdict},
+    handler::Say,
     limits,
 };
 

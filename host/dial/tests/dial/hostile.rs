@@ -1,4 +1,8 @@
 use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,15 +28,15 @@ use libp2p::{
 use tokio::net::TcpListener;
 
 use crate::{
-    hosts::{Host, TCP, echoes, host, id, within},
-    raw::{Frames, choose, connect},
+    hosts::{Host, QUIC, TCP, echoes, host, id, within},
+    raw::{Frames, Hostile, choose, connect},
 };
 
 const ELSEWHERE: &str = "127.0.0.2";
 
 /// A host that listens, and one that is honest and connected to it.
-async fn honest() -> (Host, Host) {
-    let b = host(2).listening(TCP).start().await;
+async fn honest(transport: &str) -> (Host, Host) {
+    let b = host(2).listening(transport).start().await;
     let a = host(1).dialing(2, &[b.address()]).start().await;
     a.settled(2).await;
     b.settled(1).await;
@@ -48,7 +52,7 @@ async fn gone(dialer: &Dialer, peer: u8) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_streams_that_never_negotiate_disturb_nobody() {
-    let (a, b) = honest().await;
+    let (a, b) = honest(TCP).await;
     let (address, b) = (b.address(), b.echoing());
     let mut frames = Frames::connect(9, ELSEWHERE, &address).await;
     let mut control = a.open(2, Lane::Control).await;
@@ -66,12 +70,18 @@ async fn ten_thousand_streams_that_never_negotiate_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_streams_of_a_known_peer_end_its_connection() {
-    let (a, mut b) = honest().await;
+async fn streams_without_end_from_a_known_peer_end_its_connection_over_tcp() {
+    streams_without_end(TCP).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_without_end_from_a_known_peer_end_its_connection_over_quic() {
+    streams_without_end(QUIC).await;
+}
+
+async fn streams_without_end(transport: &str) {
+    let (a, mut b) = honest(transport).await;
     let address = b.address();
-    let mut frames = Frames::connect(9, ELSEWHERE, &address).await;
-    frames.greet(2).await;
-    b.until(9, |status| status.lane(Lane::Vat).connected).await;
     let mut control = a.open(2, Lane::Control).await;
     futures::AsyncWriteExt::write_all(&mut control, b"x")
         .await
@@ -80,13 +90,18 @@ async fn ten_thousand_streams_of_a_known_peer_end_its_connection() {
         .await
         .expect("sent");
 
+    // It answers no ping either, and connects again whenever it is let go.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
     let opener = tokio::spawn(async move {
-        let mut opened = 0;
-        while opened < 10_000 && frames.open(&choose("/agora/vat/1")).await {
-            opened += 1;
+        loop {
+            let mut hostile = Hostile::connect(9, &address).await;
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut open = hostile.greet(2).await;
+            while open {
+                open = hostile.open(&choose("/agora/vat/1")).await;
+            }
         }
-        // Kept open, so that nothing ends because this side went.
-        std::future::pending::<()>().await;
     });
     // Whoever takes streams holds what was handed out, and it is never more than the bound.
     let (mut held, mut honest) = (Vec::new(), None);
@@ -108,9 +123,11 @@ async fn ten_thousand_streams_of_a_known_peer_end_its_connection() {
         }
     })
     .await;
+    opener.abort();
+    let most = limits::LANE_STREAMS_IN_MAX * connections.load(Ordering::SeqCst);
     assert!(
-        held.len() <= limits::LANE_STREAMS_IN_MAX,
-        "{} streams were handed out",
+        held.len() <= most,
+        "{} streams were handed out, of {most}",
         held.len()
     );
     gone(&b.dialer, 9).await;
@@ -133,14 +150,13 @@ async fn ten_thousand_streams_of_a_known_peer_end_its_connection() {
     within(futures::AsyncReadExt::read_exact(&mut there, &mut byte))
         .await
         .expect("it came");
-    opener.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_the_other_lane_is_refused() {
     let mut b = host(2).listening(TCP).start().await;
-    let mut frames = Frames::connect(9, ELSEWHERE, &b.address()).await;
-    frames.greet(1).await;
+    let mut frames = Hostile::connect(9, &b.address()).await;
+    assert!(frames.greet(1).await);
     b.until(9, |status| status.lane(Lane::Control).connected)
         .await;
     assert!(frames.open(&choose("/agora/vat/1")).await);

@@ -1,11 +1,20 @@
 //! Peers that are no host: bytes by hand, below every library that would hold them back.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{net::SocketAddr, str::FromStr, task::Poll};
 
 use agora_dial::Multiaddr;
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, io::WriteHalf};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, io::WriteHalf};
 use libp2p::{
-    core::upgrade::OutboundConnectionUpgrade, identity::Keypair, multiaddr::Protocol, noise,
+    Transport,
+    core::{
+        Endpoint,
+        muxing::{StreamMuxerBox, StreamMuxerExt, SubstreamBox},
+        transport::{DialOpts, PortUse},
+        upgrade::OutboundConnectionUpgrade,
+    },
+    identity::Keypair,
+    multiaddr::Protocol,
+    noise, quic,
 };
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
@@ -83,10 +92,92 @@ impl Frames {
         self.next += 2;
         self.writer.write_all(&frame).await.is_ok() && self.writer.flush().await.is_ok()
     }
+}
 
-    /// Greets for a lane (1 is control, 2 bulk), as a start of its own.
-    pub(crate) async fn greet(&mut self, lane: u8) {
-        let greeting = [choose("/agora/greeting/1"), vec![lane; 9]].concat();
-        assert!(self.open(&greeting).await);
+/// A QUIC connection that opens streams as fast as it is let.
+pub(crate) struct Quic {
+    muxer: StreamMuxerBox,
+    open: Vec<SubstreamBox>,
+    held: Vec<SubstreamBox>,
+}
+
+impl Quic {
+    pub(crate) async fn connect(seed: u8, to: &Multiaddr) -> Quic {
+        let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("a seed");
+        let mut transport = quic::tokio::Transport::new(quic::Config::new(&keypair))
+            .map(|(_, muxer), _| StreamMuxerBox::new(muxer))
+            .boxed();
+        let opts = DialOpts {
+            role: Endpoint::Dialer,
+            port_use: PortUse::New,
+        };
+        let muxer = transport
+            .dial(to.clone(), opts)
+            .expect("an address")
+            .await
+            .expect("it connects");
+        tokio::spawn(async move { while transport.next().await.is_some() {} });
+        Quic {
+            muxer,
+            open: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    async fn open(&mut self, bytes: &[u8]) -> bool {
+        let (muxer, held) = (&mut self.muxer, &mut self.held);
+        let opened = std::future::poll_fn(|cx| {
+            loop {
+                match muxer.poll_inbound_unpin(cx) {
+                    // Held, since a ping that is reset counts as one that failed.
+                    Poll::Ready(Ok(stream)) => held.push(stream),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => break,
+                }
+            }
+            if let Poll::Ready(Err(error)) = muxer.poll_unpin(cx) {
+                return Poll::Ready(Err(error));
+            }
+            muxer.poll_outbound_unpin(cx)
+        });
+        let Ok(mut stream) = opened.await else {
+            return false;
+        };
+        let written = stream.write_all(bytes).await.is_ok() && stream.flush().await.is_ok();
+        self.open.push(stream);
+        // Those that came too many are let go again: only so many may be open at once, refused or not.
+        if self.open.len() > 17 {
+            self.open.remove(17);
+        }
+        written
+    }
+}
+
+/// Either.
+pub(crate) enum Hostile {
+    Tcp(Frames),
+    Quic(Quic),
+}
+
+impl Hostile {
+    /// Connects as the peer of a seed, by what the address is of.
+    pub(crate) async fn connect(seed: u8, to: &Multiaddr) -> Hostile {
+        match to.iter().any(|part| matches!(part, Protocol::QuicV1)) {
+            true => Hostile::Quic(Quic::connect(seed, to).await),
+            false => Hostile::Tcp(Frames::connect(seed, "127.0.0.2", to).await),
+        }
+    }
+
+    pub(crate) async fn open(&mut self, bytes: &[u8]) -> bool {
+        match self {
+            Hostile::Tcp(frames) => frames.open(bytes).await,
+            Hostile::Quic(quic) => quic.open(bytes).await,
+        }
+    }
+
+    /// Greets for a lane (1 is control, 2 bulk), as a start of its own; whether the connection still takes it.
+    pub(crate) async fn greet(&mut self, lane: u8) -> bool {
+        self.open(&[choose("/agora/greeting/1"), vec![lane; 9]].concat())
+            .await
     }
 }

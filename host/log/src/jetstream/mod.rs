@@ -13,6 +13,7 @@ mod queue;
 mod settings;
 mod shared;
 mod tail;
+mod tls;
 
 use std::{
     sync::Arc,
