@@ -70,17 +70,61 @@ async fn ten_thousand_streams_that_never_negotiate_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_without_end_from_a_known_peer_end_its_connection_over_tcp() {
-    streams_without_end(TCP).await;
+async fn streams_without_end_over_quic_are_handed_out_up_to_the_bound_and_disturb_nobody() {
+    let (a, b) = honest(QUIC).await;
+    let address = b.address();
+    let Host {
+        dialer,
+        mut inbound,
+    } = b;
+    let (connections, opened) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (connections.clone(), opened.clone());
+    let opener = tokio::spawn(async move {
+        loop {
+            let mut hostile = Hostile::connect(9, &address).await;
+            counts.0.fetch_add(1, Ordering::SeqCst);
+            let mut open = hostile.greet(2).await;
+            while open {
+                open = hostile.open(&choose("/agora/vat/1")).await;
+                counts.1.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    // What the hostile one opens is held, what the honest one opens is answered.
+    let held = Arc::new(AtomicUsize::new(0));
+    let count = held.clone();
+    let taker = tokio::spawn(async move {
+        let mut hostile = Vec::new();
+        while let Some(incoming) = inbound.next().await {
+            if incoming.peer == id(9) {
+                hostile.push(incoming);
+                count.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
+            tokio::spawn(async move {
+                let (reader, mut writer) = futures::AsyncReadExt::split(incoming.stream);
+                let _ = futures::io::copy(reader, &mut writer).await;
+            });
+        }
+    });
+    let mut control = a.open(2, Lane::Control).await;
+    within(async {
+        while opened.load(Ordering::SeqCst) < 200 {
+            echoes(&mut control, b"still here").await;
+        }
+    })
+    .await;
+    opener.abort();
+    echoes(&mut control, b"still here").await;
+    let most = limits::LANE_STREAMS_IN_MAX * connections.load(Ordering::SeqCst);
+    assert!(held.load(Ordering::SeqCst) <= most);
+    assert!(dialer.peers().connections <= 2 + limits::PEER_CONNECTIONS_MAX);
+    taker.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_without_end_from_a_known_peer_end_its_connection_over_quic() {
-    streams_without_end(QUIC).await;
-}
-
-async fn streams_without_end(transport: &str) {
-    let (a, mut b) = honest(transport).await;
+async fn streams_without_end_from_a_known_peer_end_its_connection() {
+    let (a, mut b) = honest(TCP).await;
     let address = b.address();
     let mut control = a.open(2, Lane::Control).await;
     futures::AsyncWriteExt::write_all(&mut control, b"x")
