@@ -26,9 +26,10 @@ interface Channel {
   # channel; a new subscription replaces the old one. `window` is the most messages that may be delivered and not
   # yet answered (0: the host's default). Needs the read right.
 
-  history @3 (from :UInt64, count :UInt32) -> (messages :List(Message), next :UInt64);
+  history @3 (from :UInt64, count :UInt32) -> (messages :List(Message), next :UInt64, pruned :UInt64);
   # Counting messages from ordinal `from` on, at most `count` and at most what fits one frame. `next` is where to go on; equal to
-  # `from` when there is nothing more yet. Needs the read right; reaches back as far as the terms' history.
+  # `from` when there is nothing more yet. Needs the read right; reaches back as far as the terms' history. Messages up to the ordinal
+  # `pruned` (0: none) were pruned by the operator: they are passed over, also by `next`, and nobody can read them any more.
 
   attenuate @4 (terms :Terms, lasting :Bool = false) -> (channel :Channel, revoker :Revoker);
   # A narrower facet, for passing on, with its own cut-off. What is asked for beyond these terms is not granted.
@@ -61,6 +62,10 @@ interface Sink {
 
   ended @1 (reason :Text) -> ();
   # The subscription is over (replaced, or the grant is gone) although the wall stands.
+
+  skipped @2 (from :UInt64, through :UInt64) -> ();
+  # Messages from one ordinal through another were pruned by the operator before they were delivered, and never will be. What follows is
+  # delivered. A sink that does not know this call misses them untold.
 }
 
 interface Subscription {

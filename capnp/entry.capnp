@@ -86,6 +86,7 @@ struct Grant {
     channel @1 :Text;
     timer @2 :Void;
     service @3 :Text;
+    signer @7 :Text;      # Signatures in this domain, under the persona's key. Has no parent: the host alone grants it.
   }
   terms @4 :Terms;
   parent @5 :Data;        # 32 bytes: the grant this one narrows and dies with. Empty for the host's own.
@@ -139,10 +140,18 @@ struct Lapse {
 
 struct Note {
   union {
+    tree @4 :Tree;
     prune @0 :Prune;
     gap @1 :Gap;
     incident @2 :Incident;
+    marker @3 :Marker;
   }
+}
+
+struct Tree {
+  # What the log was to the host that says so. To another host of the realm that reads it, it must have been the same.
+  size @0 :UInt64;        # How many places it covers; less than where this stands.
+  root @1 :Data;          # 32 bytes: the root over them, as in RFC 6962.
 }
 
 struct Prune {
@@ -164,4 +173,10 @@ struct Incident {
   persona @0 :Text;
   reason @1 :Text;
   count @2 :UInt32;
+}
+
+struct Marker {
+  # The host hears the log: it waits for this to come back to it. Changes nothing. In the entry's epoch its agents' walls of all earlier
+  # epochs have fallen.
+  judged @0 :UInt64;      # The place that the host had judged when it said so.
 }

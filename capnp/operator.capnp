@@ -18,9 +18,9 @@ interface Operator {
   say @2 (channel :Text, act :Act, text :Text, parent :Data, owner :Text, deadlineMs :Int64) -> (outcome :Channel.Outcome);
   # Speaks as operator:<uid of the caller>. Answers when durable and judged.
 
-  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool) -> (outcome :Decided);
-  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer. The agent has it from
-  # its next graft; its wall falls so that it grafts now.
+  grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool, signer :Text) -> (outcome :Decided);
+  # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer, or of a signer for a domain. The
+  # agent has it from its next graft; its wall falls so that it grafts now.
 
   revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
   # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
@@ -31,8 +31,10 @@ interface Operator {
   start @6 (agent :Text) -> (outcome :Decided);
   # Runs a killed or ended agent again, under a new key. Running already: says so.
 
-  bump @7 (reason :Text, hold :Bool) -> (outcome :Decided, epoch :UInt64);
-  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump.
+  bump @7 (reason :Text, hold :Bool, wait :Bool) -> (outcome :Decided, epoch :UInt64);
+  # Ends the epoch: every capability of every agent falls. With `hold`, nothing is granted until the next bump. Answers which other hosts
+  # of the realm have said that they did the same, after a second at most; with `wait`, once all have, or the lease of each that has not
+  # must have run out.
 
   stop @8 () -> ();
   # Drains, flushes and ends the host.
@@ -43,6 +45,33 @@ interface Operator {
   revokeHost @10 (host :Text, reason :Text) -> (outcome :Decided);
   # Takes another host's place in the realm back, for good: nothing that it or its personas say counts from there on, and what
   # they were granted is cut. By its id, or the first 8 digits of it.
+
+  prune @11 (channel :Text, keep :Keep, dryRun :Bool, forcePastCursors :Bool) -> (outcome :Pruned);
+  # Takes what a channel's oldest messages said out of the log; that they were said stays, and so do their hashes. A cursor that it
+  # would pass is a refusal that names it, unless that is forced. With `dryRun` it only says what it would do.
+
+  rotate @12 (agent :Text, host :Bool) -> (outcome :Decided);
+  # Gives a persona of this host its next key, or, with `host`, the host itself. It is on the record, what was signed before stays
+  # verifiable, and nothing that is said meanwhile is lost. Fails when the agent is killed: `start` gives it a new key. An operator's
+  # persona goes by its name, as operator:1000.
+}
+
+struct Keep {
+  # How much of a channel stays.
+  union {
+    count @0 :UInt64;  # The newest messages, so many.
+    ageMs @1 :UInt64;  # What was said in the last milliseconds, so many.
+    bytes @2 :UInt64;  # The newest messages, of so many bytes of payload together.
+  }
+}
+
+struct Pruned {
+  through @0 :UInt64;     # The last message that goes, by its ordinal; 0: none does.
+  messages @1 :UInt64;    # How many go.
+  bytes @2 :UInt64;       # Bytes of payload they have together.
+  freed @3 :UInt64;       # Bytes that the log let go of; 0 in a dry run.
+  passed @4 :List(Text);  # Whose cursors are passed, and where they stand.
+  pending @5 :Text;       # What is not done yet, and when it will be; empty: all is done.
 }
 
 struct Decided {
@@ -52,6 +81,11 @@ struct Decided {
   pending @3 :Text;    # When not durable: why.
   note @4 :Text;       # For people, when there is more to say.
   void @5 :Text;       # It is in the log, and does not count there: why. In effect here all the same.
+  confirmed @6 :List(Data);
+  # Of a bump: the other hosts of the realm that have said, in the new epoch, that what ended has fallen with them too.
+  unconfirmed @7 :List(Data);
+  # Those that have not yet: out of reach, not running, or slower than was waited.
+  outlasted @8 :Bool;  # Waited for longer than the lease, so those that have not confirmed admit nothing, or have heard of it by now.
 }
 
 interface Feed {
@@ -91,6 +125,17 @@ struct Status {
   image @9 :Text;
   startedMs @10 :Int64;
   hosts @11 :List(HostStatus);
+  logState @12 :Text;  # connected, unreachable, lapsed, diverged
+  behind @13 :UInt64;  # Entries that are known to stand in the log and have not been judged here.
+  lapsedMs @14 :Int64; # Since when nothing is admitted, in milliseconds since 1970-01-01 UTC. 0: the host is fresh, or needs no lease.
+  diverged @15 :Text;  # What of the log is not as it was.
+  tally @16 :Tally;
+}
+
+struct Tally {
+  # Of the entries that were judged.
+  void @0 :UInt64;     # Those that don't count, junk included.
+  junk @1 :UInt64;     # Those that are no entries at all.
 }
 
 struct HostStatus {
@@ -114,7 +159,7 @@ struct Agent {
 struct GrantStatus {
   number @0 :UInt64;
   id @1 :Data;
-  object @2 :Text;     # A channel's name, "timer", or a service's name.
+  object @2 :Text;     # A channel's name, "timer", a service's name, or "signer:" and the domain.
   terms @3 :Terms;     # Effective.
   used @4 :UInt64;     # Messages that counted under it.
   cursor @5 :UInt64;

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `membrane.capnp` | an agent, its host: arrival |
 //! | `channel.capnp` | an agent, its host: speaking and hearing |
+//! | `signer.capnp` | an agent, its host: signatures, where granted |
 //! | `timer.capnp` | an agent, its host: time, where granted |
 //! | `operator.capnp` | the operator's commands, the host |
 //! | `entry.capnp` | nobody: what stands in the log |
@@ -29,4 +30,4 @@ macro_rules! schemas {
     )*};
 }
 
-schemas! { act_capnp channel_capnp entry_capnp loan_capnp membrane_capnp operator_capnp terms_capnp timer_capnp }
+schemas! { act_capnp channel_capnp entry_capnp loan_capnp membrane_capnp operator_capnp signer_capnp terms_capnp timer_capnp }

@@ -208,7 +208,8 @@ impl Channel {
         })
     }
 
-    /// Messages from ordinal `from` on (1 is the first), at most `count`, and where to go on.
+    /// Messages from ordinal `from` on (1 is the first), at most `count`, and where to go on. What the operator pruned is passed over: the
+    /// first may have a later ordinal than `from`.
     ///
     /// # Errors
     /// Stale; denied without the read right.
@@ -299,6 +300,7 @@ impl Turn {
 struct Inbox {
     messages: VecDeque<Message>,
     ended: Option<String>,
+    skipped: Option<(u64, u64)>,
     waker: Option<Waker>,
 }
 
@@ -328,6 +330,12 @@ impl Heard {
         }
         inbox.waker = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// The ordinals, first and last, of messages that the operator pruned before they were delivered, if that happened since this was
+    /// last asked.
+    pub fn take_skipped(&mut self) -> Option<(u64, u64)> {
+        self.inbox.borrow_mut().skipped.take()
     }
 
     /// What has been delivered already, without waiting.
@@ -379,6 +387,19 @@ impl sink::Server for Ear {
         let reason = params.get()?.get_reason()?.to_string()?;
         self.0.borrow_mut().ended = Some(reason);
         self.wake();
+        Ok(())
+    }
+
+    async fn skipped(
+        self: Rc<Self>,
+        params: sink::SkippedParams,
+        _results: sink::SkippedResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let (from, through) = (params.get_from(), params.get_through());
+        let skipped = &mut self.0.borrow_mut().skipped;
+        let first = skipped.map_or(from, |(first, _)| first);
+        *skipped = Some((first, through));
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use futures::future::{Either, select};
 use crate::channel::Channel;
 use crate::error::Error;
 use crate::message::Terms;
+use crate::signer::Signer;
 use crate::timer::Timer;
 use crate::vat::ExitStatus;
 
@@ -140,6 +141,16 @@ impl Graft {
     /// Denied when it was not granted; names what was.
     pub fn channel(&self, name: &str) -> Result<Channel, Error> {
         Ok(Channel::from_client(name, self.capability(name)?))
+    }
+
+    /// The signer for a domain.
+    ///
+    /// # Errors
+    /// Denied when it was not granted; names what was.
+    pub fn signer(&self, domain: &str) -> Result<Signer, Error> {
+        Ok(Signer {
+            client: self.capability(domain)?,
+        })
     }
 
     /// The timer.

@@ -26,7 +26,7 @@
 //! step. A message that was neither answered nor passed ([`Channel::pass`]) is delivered again after a restart.
 //!
 //! The way through this crate, as an agent meets it: [`vat`] runs it on the [`wire`]; [`graft`] hands it what it was granted;
-//! [`channel`] speaks and listens, with [`message`]s; [`timer`] waits; [`reactor`] is an agent that is one pure function.
+//! [`channel`] speaks and listens, with [`message`]s; [`timer`] waits; [`signer`] signs; [`reactor`] is an agent that is one pure function.
 
 pub mod channel;
 pub mod error;
@@ -34,6 +34,7 @@ pub mod graft;
 pub mod log;
 pub mod message;
 pub mod reactor;
+pub mod signer;
 pub mod timer;
 pub mod vat;
 pub mod wire;
@@ -43,12 +44,13 @@ pub use channel::{Channel, Heard, Revoker, Turn};
 pub use error::{Error, Kind};
 pub use graft::{Graft, Lent};
 pub use message::{Act, Draft, Message, MessageId, Outcome, Receipt, Refusal, Refused, Terms};
+pub use signer::{Signature, Signer};
 pub use timer::Timer;
 
 /// What most agents need.
 pub mod prelude {
     pub use crate::{
-        Act, Channel, Draft, Error, Graft, Message, Receipt, Refusal, Refused, Terms, Timer,
+        Act, Channel, Draft, Error, Graft, Message, Receipt, Refusal, Refused, Signer, Terms, Timer,
     };
 }
 

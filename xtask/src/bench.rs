@@ -15,6 +15,7 @@ const MEASURED: [(&str, &str, &str); 6] = [
     ("agora-log", "jetstream-ratios", ""),
     ("agora-dial", "dial-ratios", ""),
     ("agora", "host-ratios", ""),
+    ("agora", "checkpoint-ratios", ""),
     ("agora", "revocation-latency", "testbed"),
 ];
 

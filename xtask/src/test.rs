@@ -24,6 +24,7 @@ pub(crate) fn run() -> Result<()> {
     )?;
     let python = python::with_pycapnp()?;
     let server = nats::server()?;
+    let oldest = nats::oldest()?;
     suites::run(|| {
         let mut suites = cargo();
         if let Some(python) = &python {
@@ -31,6 +32,9 @@ pub(crate) fn run() -> Result<()> {
         }
         if let Some(server) = &server {
             suites.env(nats::VARIABLE, server);
+        }
+        if let Some(server) = &oldest {
+            suites.env(nats::OLDEST_VARIABLE, server);
         }
         suites
     })

@@ -277,6 +277,7 @@ async fn publishing(dir: &Path) {
         log: agora::boot::host::LogChoice::Own,
         image: Image::read(&image).unwrap(),
         data: dir.join("data"),
+        identity: agora::persona::identity::Identity::in_folder(),
         workers: 1,
     };
     let host = open(setup, &mut |_| {}).await.unwrap();

@@ -32,6 +32,12 @@ pub(crate) fn now_ms() -> i64 {
         })
 }
 
+/// Time that never goes back, since some moment of this process.
+pub(crate) fn monotonic() -> std::time::Duration {
+    static BEGAN: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    BEGAN.get_or_init(std::time::Instant::now).elapsed()
+}
+
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

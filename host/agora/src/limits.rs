@@ -64,6 +64,20 @@ pub const FEED_WAITING_MAX: usize = 128;
 const _: () =
     assert!(FEED_WAITING_MAX * agora_realm::limits::ENTRY_BYTES_MAX <= 2 * RECENT_BYTES_MAX);
 
+// -- Pruning
+
+/// Stubs that are written at a time; each time, the file of all of them is written anew.
+pub const PRUNE_STUBS_MAX: usize = 65_536;
+/// Their bytes.
+pub const PRUNE_BYTES_MAX: usize = 64 << 20;
+
+// -- Moving a log
+
+/// Entries of an import that may be on their way into the log at once.
+pub const IMPORT_ENTRIES_WAITING_MAX: usize = 512;
+/// Their bytes, except for a single entry larger than that; with what each counts for besides, less than a log's queue takes.
+pub const IMPORT_BYTES_WAITING_MAX: usize = 4 << 20;
+
 // -- Agents
 
 /// Linear memory of an agent whose manifest names none, in bytes.
@@ -212,10 +226,46 @@ pub const SLEEPS_MAX: usize = 64;
 /// The longest sleep.
 pub const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
+// -- Signers
+
+/// Bytes of one message that an agent may have signed.
+pub const SIGN_BYTES_MAX: usize = 64 << 10;
+/// Signatures of one agent that may be under way at once.
+pub const SIGNS_IN_FLIGHT_MAX: usize = 16;
+/// Signatures that one agent may ask for in a second.
+pub const SIGNS_PER_SECOND_MAX: u32 = 256;
+
 // -- The host
 
+/// How long this host may act without hearing from a log that it shares with other hosts.
+pub const LEASE: Duration = Duration::from_secs(2);
+/// Markers that may be on their way through the log at once: when it is out of reach, they are not to pile up.
+pub const MARKERS_IN_FLIGHT_MAX: usize = 4;
+/// What is waited for beyond the lease before others' leases are taken to have run out: what a host takes to notice, and to cut what was
+/// in flight.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(500);
+/// How long what an operator says waits for this host to hear the log, before it is refused; as long as the log itself waits to be reached.
+pub const HEARD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a bump's answer waits for other hosts to confirm it, unless it is to wait for all.
+pub const CONFIRM_WAIT: Duration = Duration::from_secs(1);
 /// Entries between two snapshots of the realm's state.
 pub const SNAPSHOT_EVERY: u64 = 16_384;
+/// Blocks of 256 leaves of the tree over the log that may wait to be written, 8 KiB each; the oldest are then read from the log again.
+pub const TREE_BLOCKS_UNWRITTEN_MAX: usize = 1024;
+/// How often a checkpoint is made while entries arrive.
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Checkpoints in a data folder; past it every second one of the older half goes.
+pub const CHECKPOINTS_KEPT_MAX: usize = 4096;
+/// Checkpoints in a data folder with what witnesses signed; past it the oldest go.
+pub const CHECKPOINTS_COSIGNED_MAX: usize = 1024;
+/// How often this host compares what others told of the log with what it has.
+pub const TREES_COMPARED_EVERY: Duration = Duration::from_secs(1);
+/// How often a host tells the others what the log was, while entries arrive.
+pub const TREE_TOLD_EVERY: Duration = Duration::from_secs(5);
+/// After how many entries it tells them at once.
+pub const TREE_TOLD_EVERY_ENTRIES: u64 = 4096;
+/// Forks that are remembered: one for each other host of a realm.
+pub const FORKS_KEPT_MAX: usize = agora_realm::limits::HOSTS_MAX;
 /// Stops that may wait for the log; one slot each in the data folder, reserved on creation.
 pub const STOPS_PENDING_MAX: usize = 64;
 /// How long a stop's answer waits for the log, and for the vat threads, before it says that it is pending.
@@ -226,6 +276,15 @@ pub const STOP_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const STOP_AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one waiting stop.
 pub const STOP_BYTES_MAX: usize = 1000;
+/// How often the tip is written while it moves, and the log's end compared with it.
+pub const TIP_EVERY: Duration = Duration::from_secs(1);
+/// Own authority entries that are kept before those that mean nothing any more are dropped.
+pub const OWN_ENTRIES_MAX: usize = 4096;
+/// Revocations of this host's among them; of older ones a log that went back so far is not told again.
+pub const OWN_STOPS_MAX: usize = 2048;
+const _: () = assert!(OWN_STOPS_MAX < OWN_ENTRIES_MAX);
+/// How long a change of an agent's key waits for what the agent said to be in the log, before it is not made.
+pub const ROTATE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long another holder of a data folder's lock is waited for before it is refused.
 pub const LOCK_PATIENCE: Duration = Duration::from_millis(400);
 /// How often silence's cursors are written.
@@ -240,3 +299,16 @@ pub const OPERATORS_MAX: usize = 64;
 pub const COMMANDS_WAITING_MAX: usize = 256;
 /// A reason given for a stop, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 256;
+
+// -- Verifying a record
+
+/// Entries that one thread takes in hand at once: a few milliseconds of work.
+pub const AUDIT_LOT_ENTRIES: usize = 256;
+/// The same in bytes, except for a single entry larger than that.
+pub const AUDIT_LOT_BYTES: usize = 1 << 20;
+/// Lots that wait, opened, for one before them; more than there are ever cores at work on them.
+pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
+/// A checkpoint's file, in bytes.
+pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;
+/// A proof's file, in bytes.
+pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;

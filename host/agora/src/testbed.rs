@@ -32,6 +32,7 @@ use crate::boot::host::{Host, LogChoice, Programs, open_with};
 use crate::boot::manifest::{AgentSpec, ChannelSpec, GrantSpec, Manifest, Restart};
 use crate::limits;
 use crate::persona::agent::Program;
+use crate::persona::identity::Identity;
 use crate::persona::instance::{End, Parking};
 
 type Live = dyn Fn(wire::End) -> LocalBoxFuture<'static, End> + Send + Sync;
@@ -146,9 +147,31 @@ impl Plan {
         self.open_on(data, LogChoice::Open(Arc::new(kept))).await
     }
 
+    /// The same, under a lease, as on a log that servers keep.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn open_leased(&self, data: &Path, log: &Arc<dyn Log>) -> anyhow::Result<Host> {
+        let kept = Kept {
+            log: log.clone(),
+            closed: watch::channel(false).0,
+        };
+        self.open_on(data, LogChoice::Shared(Arc::new(kept))).await
+    }
+
     async fn open_on(&self, data: &Path, log: LogChoice) -> anyhow::Result<Host> {
         let (manifest, programs) = (self.manifest.clone(), self.programs.clone());
-        let opened = open_with(manifest, programs, data, self.workers, log, &mut |_| {}).await?;
+        let (identity, workers) = (Identity::in_folder(), self.workers);
+        let opened = open_with(
+            manifest,
+            programs,
+            data,
+            &identity,
+            workers,
+            log,
+            &mut |_| {},
+        )
+        .await?;
         opened.start_with(false).await
     }
 }
@@ -193,6 +216,10 @@ impl Log for Kept {
             let _ = closed.wait_for(|closed| *closed).await;
         };
         self.log.tail(from).take_until(closed.boxed()).boxed()
+    }
+
+    fn durability(&self) -> agora_log::Durability {
+        self.log.durability()
     }
 
     fn end(&self) -> agora_log::Seq {

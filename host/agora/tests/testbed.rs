@@ -56,7 +56,7 @@ async fn until_phase(host: &Host, name: &str, is: impl Fn(&Phase) -> bool) -> Ph
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(20), looking).await;
+    let waited = tokio::time::timeout(Duration::from_secs(60), looking).await;
     waited.unwrap_or_else(|_| panic!("{name} is {:?}", agent.shared.phase()))
 }
 

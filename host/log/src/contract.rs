@@ -99,8 +99,35 @@ pub trait Log: Send + Sync + 'static {
     /// all is read, or after the first error.
     fn tail(&self, from: Seq) -> BoxStream<'static, Result<(Seq, Bytes), LogError>>;
 
+    /// Takes the entries at these places out of the log: each reads as empty from then on. Answers how many bytes of them went.
+    /// After a crash midway some may have gone; purging the same again does the rest.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`]: this log can't, or not now.
+    fn purge(&self, places: Vec<Seq>) -> BoxFuture<'static, Result<u64, LogError>> {
+        let _ = places;
+        let unavailable = LogError::Unavailable {
+            place: "shared by hosts".into(),
+            why: "its entries can't be purged".into(),
+            mend: "only an embedded log's can".into(),
+        };
+        Box::pin(std::future::ready(Err(unavailable)))
+    }
+
+    /// Whether an entry that reads as empty was purged, rather than appended so.
+    ///
+    /// # Errors
+    /// It can't be told now.
+    fn is_purged(&self, seq: Seq) -> BoxFuture<'static, Result<bool, LogError>> {
+        let _ = seq;
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
     /// The last durable entry; `Seq(0)` when the log is empty.
     fn end(&self) -> Seq;
+
+    /// What this log's acknowledgement means: what a receipt may claim of an entry that is known to stand in it.
+    fn durability(&self) -> Durability;
 
     /// Takes no more entries, waits until those taken are answered, and lets go of what the log holds (the folder and
     /// its lock, the connection). Closing twice is fine; reads may fail with [`LogError::Closed`] from then on.

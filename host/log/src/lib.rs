@@ -7,7 +7,9 @@
 //! - [`LogError`]: how it fails, and what to do then.
 //! - [`limits`]: every bound, beside the relations between them.
 //! - [`Embedded`]: the log of one machine, in a folder, with no set-up.
+//! - [`Whole`]: every byte of such a folder, for who verifies it.
 //! - [`JetStream`]: the log of a team, in a stream on NATS servers.
+//! - [`export`]: a whole log in one file, to keep or to move it.
 #![cfg_attr(
     feature = "conformance",
     doc = "- [`conformance`]: what every log is held to, as one suite."
@@ -18,11 +20,12 @@ pub mod conformance;
 mod contract;
 mod embedded;
 mod error;
+pub mod export;
 mod jetstream;
 pub mod limits;
 
 pub use contract::{Appended, Class, Durability, Log, Seq};
-pub use embedded::{Embedded, Opened, ReadOnly, TornTail};
+pub use embedded::{Embedded, Opened, ReadOnly, Stood, TornTail, Whole};
 pub use error::LogError;
-pub use jetstream::{ConnectionState, JetStream, JetStreamOptions};
+pub use jetstream::{ConnectionState, JetStream, JetStreamOptions, StreamReader};
 pub use limits::Options;

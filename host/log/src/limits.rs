@@ -26,6 +26,9 @@ pub const RESERVE_RETRY_MS: u64 = 250;
 /// How long another holder of the folder's lock is waited for before it is refused, in milliseconds.
 pub const LOCK_PATIENCE_MS: u64 = 400;
 
+/// Largest place of an export, bytes: more than any entry, or what is kept in its stead.
+pub const EXPORT_FRAME_BYTES_MAX: usize = ENTRY_BYTES_LIMIT as usize + 4096;
+
 /// Size that a new stream is limited to by default, bytes; its servers set that much aside.
 pub const STREAM_BYTES_MAX: u64 = 4 << 30;
 /// Room below a stream's limit that only control entries may use by default, bytes. Covers what all hosts together send
@@ -51,6 +54,10 @@ pub const WINDOW_CONTROL_BYTES: usize = 4 << 20;
 pub const CONNECT_PATIENCE_MS: u64 = 3_000;
 /// How long the server may take for a request, in milliseconds.
 pub const REQUEST_PATIENCE_MS: u64 = 1_500;
+/// How long opening waits for a cluster that has no leader yet, in milliseconds: electing one takes seconds.
+pub const LEADER_PATIENCE_MS: u64 = 15_000;
+/// The pause before it is asked again, in milliseconds.
+pub const LEADER_AGAIN_MS: u64 = 200;
 /// How often a quiet connection is tried, in milliseconds; it is lost after a few tries without an answer.
 pub const PING_EVERY_MS: u64 = 2_000;
 /// How long an acknowledgement may be overdue, while none comes or later ones do, before the connection is thrown away;

@@ -45,6 +45,20 @@ async fn the_jetstream_log_keeps_the_contract() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_jetstream_log_keeps_the_contract_on_the_oldest_server() {
+    let Some(program) = nats::oldest() else {
+        return;
+    };
+    let server = nats::Server::start(&program);
+    let streams = AtomicU64::new(0);
+    conformance::all(|| {
+        let number = streams.fetch_add(1, Ordering::Relaxed);
+        Stream(nats::options(server.url(), number))
+    })
+    .await;
+}
+
 async fn ask(server: &nats::Server, subject: &str, payload: Value) -> Value {
     let client = async_nats::connect(server.url()).await.unwrap();
     let answer = client.request(subject.to_owned(), payload.to_string().into());

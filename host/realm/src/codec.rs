@@ -14,7 +14,7 @@ use crate::entry::{
     LapseBody, Message, NoteBody, Object, RevokeBody, Revoked, TurnBody,
 };
 use crate::ids::{
-    ChannelName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
+    ChannelName, DomainName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
 };
 use crate::limits::{HOSTS_MAX, NESTING_MAX, TURN_MESSAGES_MAX};
 use crate::terms::Terms;
@@ -99,6 +99,7 @@ fn write_grant(from: &GrantBody, mut to: grant::Builder<'_>) {
         Object::Channel(name) => object.set_channel(name.as_str()),
         Object::Timer => object.set_timer(()),
         Object::Service(name) => object.set_service(name.as_str()),
+        Object::Signer(domain) => object.set_signer(domain.as_str()),
     }
     from.terms.write(to.reborrow().init_terms());
     if let Some(parent) = &from.parent {
@@ -149,6 +150,11 @@ fn write_turn(from: &TurnBody, mut to: schema::turn::Builder<'_>) {
 
 fn write_note(from: &NoteBody, to: note::Builder<'_>) {
     match from {
+        NoteBody::Tree { size, root } => {
+            let mut to = to.init_tree();
+            to.set_size(*size);
+            to.set_root(root);
+        }
         NoteBody::Prune { channel, through } => {
             let mut to = to.init_prune();
             to.set_channel(channel.as_str());
@@ -176,6 +182,7 @@ fn write_note(from: &NoteBody, to: note::Builder<'_>) {
             to.set_reason(reason);
             to.set_count(*count);
         }
+        NoteBody::Marker { judged } => to.init_marker().set_judged(*judged),
     }
 }
 
@@ -351,6 +358,7 @@ fn read_grant(from: grant::Reader<'_>) -> Result<GrantBody, Junk> {
             grant::object::Channel(name) => Object::Channel(channel(name?)?),
             grant::object::Timer(()) => Object::Timer,
             grant::object::Service(name) => Object::Service(ServiceName::new(text(name?)?)?),
+            grant::object::Signer(domain) => Object::Signer(DomainName::new(text(domain?)?)?),
         },
         terms: Terms::read(from.get_terms()?)?,
         parent: some_id(from.get_parent()?)?,
@@ -419,6 +427,13 @@ fn read_message(from: schema::message::Reader<'_>, place: &Place<'_>) -> Result<
 
 fn read_note(from: note::Reader<'_>) -> Result<NoteBody, Junk> {
     Ok(match from.which()? {
+        note::Tree(tree) => {
+            let tree = tree?;
+            NoteBody::Tree {
+                size: tree.get_size(),
+                root: bytes32(tree.get_root()?)?,
+            }
+        }
         note::Prune(prune) => {
             let prune = prune?;
             NoteBody::Prune {
@@ -443,6 +458,9 @@ fn read_note(from: note::Reader<'_>) -> Result<NoteBody, Junk> {
                 count: incident.get_count(),
             }
         }
+        note::Marker(marker) => NoteBody::Marker {
+            judged: marker?.get_judged(),
+        },
     })
 }
 

@@ -4,15 +4,18 @@
 //! the `signer` it names, over exactly the bytes it stores; whether that signer may speak is for
 //! [`judge`](crate::judge()). Failure: [`Malformed`] for what must not be signed, [`Junk`] for bytes that are no entry.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use crate::act::{Act, Refusal};
 use crate::codec;
 use crate::ids::{
-    ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
-    PersonaName, PublicKey, RealmId, ServiceName,
+    ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal,
+    PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
 };
-use crate::key::{SigningKey, tagged_hash};
+use crate::key::{SigningKey, Verifier, tagged_hash};
 use crate::limits::{
     BY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, ENTRY_BYTES_MAX, HOSTS_MAX, REASON_BYTES_MAX,
     TURN_MESSAGES_MAX,
@@ -25,6 +28,10 @@ pub const ENTRY_FORMAT: u16 = 1;
 pub const REALM_FORMAT: u16 = 1;
 
 const SIGNATURE_BYTES: usize = 64;
+/// The format of stubs, and the only one that is read.
+const STUB_FORMAT: u32 = 1;
+/// What a stub has besides what is left of its entry: format, id, count, and a length for each message.
+const STUB_BYTES_MORE: usize = 4 + 32 + 4 + 4 * TURN_MESSAGES_MAX;
 
 /// One signed statement by a host, or by a persona through its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +145,8 @@ pub enum Object {
     Timer,
     /// What another agent, or a process beside the host, serves.
     Service(ServiceName),
+    /// Signatures in a domain, under the persona's key.
+    Signer(DomainName),
 }
 
 impl Object {
@@ -147,6 +156,7 @@ impl Object {
             Self::Channel(name) => name.as_str(),
             Self::Timer => "timer",
             Self::Service(name) => name.as_str(),
+            Self::Signer(domain) => domain.as_str(),
         }
     }
 }
@@ -228,6 +238,13 @@ pub struct LapseBody {
 /// What belongs on the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoteBody {
+    /// What the log was to the host that says so.
+    Tree {
+        /// How many places it covers.
+        size: u64,
+        /// The root over them.
+        root: [u8; 32],
+    },
     /// Messages of a channel up to an ordinal may be purged.
     Prune {
         /// Which channel.
@@ -254,6 +271,11 @@ pub enum NoteBody {
         reason: String,
         /// How many such ends since the last note.
         count: u32,
+    },
+    /// The host hears the log. Changes nothing.
+    Marker {
+        /// The place that the host had judged when it said so.
+        judged: u64,
     },
 }
 
@@ -370,11 +392,12 @@ impl Entry {
             Body::Note(NoteBody::Gap { reason, .. } | NoteBody::Incident { reason, .. }) => {
                 text("reason", reason, REASON_BYTES_MAX)
             }
-            Body::Key(_)
+            Body::Note(NoteBody::Tree { .. })
+            | Body::Key(_)
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)
-            | Body::Note(NoteBody::Prune { .. }) => Ok(()),
+            | Body::Note(NoteBody::Prune { .. } | NoteBody::Marker { .. }) => Ok(()),
         }
     }
 }
@@ -385,6 +408,15 @@ pub struct Sealed {
     id: EntryId,
     stored: Bytes,
     entry: Entry,
+    /// What is kept of a turn whose payloads were purged.
+    purged: Option<Arc<Purged>>,
+}
+
+/// What is kept of a purged turn besides its entry without payloads.
+#[derive(Debug, PartialEq, Eq)]
+struct Purged {
+    leaf: [u8; 32],
+    payload_bytes: Vec<u32>,
 }
 
 impl Sealed {
@@ -396,6 +428,19 @@ impl Sealed {
         let sealed = Sealed::reread(stored)?;
         let signature = sealed.stored.first_chunk().ok_or(Junk::BadSignature)?;
         if !sealed.entry.signer.verifies(&sealed.id.0, signature) {
+            return Err(Junk::BadSignature);
+        }
+        Ok(sealed)
+    }
+
+    /// As [`Sealed::open`], with a verifier that remembers keys: for who opens many.
+    ///
+    /// # Errors
+    /// [`Junk`], which judge takes in the entry's place.
+    pub fn open_with(stored: Bytes, verifier: &mut Verifier) -> Result<Sealed, Junk> {
+        let sealed = Sealed::reread(stored)?;
+        let signature = sealed.stored.first_chunk().ok_or(Junk::BadSignature)?;
+        if !verifier.verifies(&sealed.entry.signer, &sealed.id.0, signature) {
             return Err(Junk::BadSignature);
         }
         Ok(sealed)
@@ -418,7 +463,126 @@ impl Sealed {
         entry
             .bounded()
             .map_err(|malformed| Junk::Malformed(malformed.to_string()))?;
-        Ok(Sealed { id, stored, entry })
+        Ok(Sealed {
+            id,
+            stored,
+            entry,
+            purged: None,
+        })
+    }
+
+    /// What may be kept in a turn's stead when what was said is to go: all that judge asks for, without payloads and content types.
+    /// The signature stays, and is still one over the id; that the rest is of that id rests on the word of whoever keeps it.
+    /// None: no turn; such entries stay.
+    pub fn stub(&self) -> Option<Bytes> {
+        if self.purged.is_some() {
+            return Some(self.stored.clone());
+        }
+        let mut entry = self.entry.clone();
+        let Body::Turn(turn) = &mut entry.body else {
+            return None;
+        };
+        let mut stub = Vec::new();
+        stub.extend_from_slice(&STUB_FORMAT.to_le_bytes());
+        stub.extend_from_slice(&self.id.0);
+        stub.extend_from_slice(self.stored.get(..SIGNATURE_BYTES)?);
+        stub.extend_from_slice(&u32::try_from(turn.messages.len()).ok()?.to_le_bytes());
+        for message in &mut turn.messages {
+            stub.extend_from_slice(&u32::try_from(message.payload.len()).ok()?.to_le_bytes());
+            message.payload = Bytes::new();
+            message.content_type.clear();
+        }
+        stub.extend_from_slice(&codec::encode(&entry).ok()?);
+        Some(stub.into())
+    }
+
+    /// What a stub says of the entry whose leaf hash is `leaf`. The signature over its id is checked; see [`Sealed::stub`] for what
+    /// that is worth.
+    ///
+    /// # Errors
+    /// [`Junk`]: this is no stub.
+    pub fn from_stub(leaf: [u8; 32], stub: Bytes) -> Result<Sealed, Junk> {
+        let cut = |why: &str| Junk::Malformed(format!("a stub {why}"));
+        if stub.len() > ENTRY_BYTES_MAX + STUB_BYTES_MORE {
+            return Err(Junk::TooLarge(stub.len()));
+        }
+        let short = || cut("that is too short");
+        let mut rest = &stub[..];
+        let mut take = |bytes: usize| {
+            let (part, left) = rest.split_at_checked(bytes).ok_or_else(short)?;
+            rest = left;
+            Ok::<_, Junk>(part)
+        };
+        let word = |part: &[u8]| {
+            part.first_chunk()
+                .map_or(0, |word| u32::from_le_bytes(*word))
+        };
+        if word(take(4)?) != STUB_FORMAT {
+            return Err(cut("of a format that is not known here; upgrade"));
+        }
+        let id = EntryId(*take(32)?.first_chunk().ok_or_else(short)?);
+        let signature = *take(SIGNATURE_BYTES)?.first_chunk().ok_or_else(short)?;
+        let count = word(take(4)?) as usize;
+        if count > TURN_MESSAGES_MAX {
+            return Err(cut("of more messages than a turn has"));
+        }
+        let payload_bytes: Vec<u32> = take(4 * count)?.chunks_exact(4).map(word).collect();
+        let offset = stub.len() - rest.len();
+        let entry = codec::decode(&stub, offset)?;
+        match &entry.body {
+            Body::Turn(turn)
+                if turn.messages.len() == count
+                    && turn
+                        .messages
+                        .iter()
+                        .all(|message| message.payload.is_empty()) => {}
+            _ => return Err(cut("of something else than a turn without payloads")),
+        }
+        if !entry.signer.verifies(&id.0, &signature) {
+            return Err(Junk::BadSignature);
+        }
+        let purged = Some(Arc::new(Purged {
+            leaf,
+            payload_bytes,
+        }));
+        Ok(Sealed {
+            id,
+            stored: stub,
+            entry,
+            purged,
+        })
+    }
+
+    /// Whether what was said was purged, so that its payloads are empty here.
+    pub fn is_purged(&self) -> bool {
+        self.purged.is_some()
+    }
+
+    /// How many bytes the payload of a turn's message has, or had.
+    pub fn payload_bytes(&self, index: usize) -> usize {
+        match (&self.purged, &self.entry.body) {
+            (Some(purged), _) => purged
+                .payload_bytes
+                .get(index)
+                .map_or(0, |bytes| *bytes as usize),
+            (None, Body::Turn(turn)) => turn
+                .messages
+                .get(index)
+                .map_or(0, |message| message.payload.len()),
+            (None, _) => 0,
+        }
+    }
+
+    /// The hash of what stands, or stood, in the log, as a leaf of its tree (RFC 6962).
+    pub fn leaf(&self) -> [u8; 32] {
+        match &self.purged {
+            Some(purged) => purged.leaf,
+            None => Sha256::new()
+                .chain_update([0])
+                .chain_update(&self.stored)
+                .finalize()
+                .into(),
+        }
     }
 
     /// The entry's id: what is signed.
@@ -426,7 +590,7 @@ impl Sealed {
         self.id
     }
 
-    /// The signature and the canonical bytes, verbatim: what stands in the log.
+    /// The signature and the canonical bytes, verbatim: what stands in the log. Of a purged one, its stub.
     pub fn stored(&self) -> &Bytes {
         &self.stored
     }

@@ -133,6 +133,11 @@ fn plain(text: &str) -> bool {
 
 const OPERATOR: &str = "operator:";
 
+/// None that could be taken for a tag of the host's own.
+fn domain(text: &str) -> bool {
+    plain(text) && !text.starts_with("agora")
+}
+
 fn persona(text: &str) -> bool {
     match text.strip_prefix(OPERATOR) {
         Some(uid) => uid.parse::<u32>().is_ok_and(|n| n.to_string() == uid),
@@ -211,6 +216,8 @@ names! {
     ChannelName by plain;
     /// The name of a service that a host offers its personas. Cheap to clone.
     ServiceName by plain;
+    /// What signatures that an agent makes are for. Names that begin with `agora` are the host's own. Cheap to clone.
+    DomainName by domain;
 }
 
 impl PersonaName {
@@ -307,6 +314,25 @@ mod tests {
         assert!(ChannelName::new("operator:0").is_err());
         assert!(PersonaName::operator(7).is_operator());
         assert!(!PersonaName::new("operator").unwrap().is_operator());
+    }
+
+    #[test]
+    fn a_domain_is_none_of_the_hosts_own() {
+        for good in ["release", "example.org-builds", "0", "an-agora"] {
+            assert!(DomainName::new(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "agora",
+            "agora-entry",
+            "agora.x",
+            "Release",
+            "a/b",
+            "",
+            "-a",
+        ] {
+            assert!(DomainName::new(bad).is_err(), "{bad}");
+        }
+        assert!(DomainName::new(&"x".repeat(65)).is_err());
     }
 
     #[test]

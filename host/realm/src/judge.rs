@@ -388,6 +388,7 @@ impl Judging<'_> {
             Host {
                 key: *public_key,
                 revoked: false,
+                keys: 1,
             },
         );
         self.change(Change::Genesis { realm });
@@ -415,22 +416,24 @@ impl Judging<'_> {
     }
 
     fn host_key(&mut self, host: HostId, key: PublicKey) -> Result<(), Refusal> {
-        let joined = match self.state.hosts.get(&host) {
+        let before = match self.state.hosts.get(&host) {
             Some(known) if known.revoked => return Err(Refusal::Revoked),
             Some(_) if host != self.entry.host => return Err(Refusal::NotAuthorised),
             Some(known) if known.key == key => return Ok(()),
-            Some(_) => false,
+            Some(known) => known.keys,
             None if HostId::from(key) != host => return Err(Refusal::Malformed),
             None if self.state.hosts.len() >= HOSTS_MAX => return Err(Refusal::Overloaded),
-            None => true,
+            None => 0,
         };
         self.state.hosts.insert(
             host,
             Host {
                 key,
                 revoked: false,
+                keys: before + 1,
             },
         );
+        let joined = before == 0;
         self.change(Change::HostKeyed { host, key, joined });
         Ok(())
     }
@@ -519,7 +522,7 @@ impl Judging<'_> {
         let id = GrantId::from(self.sealed.id());
         let first = match &body.object {
             Object::Channel(name) => state.channels.get(name).map_or(0, |c| c.window.latest()),
-            Object::Timer | Object::Service(_) => 0,
+            Object::Timer | Object::Service(_) | Object::Signer(_) => 0,
         };
         state.grant_numbers += 1;
         let number = state.grant_numbers;
@@ -786,7 +789,7 @@ impl Judging<'_> {
             parent: message.parent.as_ref(),
             hops: Hops::Stamped(message.hops),
             key: message.key,
-            bytes: message.payload.len(),
+            bytes: self.sealed.payload_bytes(index),
             owner: message.owner.as_ref(),
             deadline_ms: message.deadline_ms,
             in_turn,
@@ -881,6 +884,12 @@ impl Judging<'_> {
 
     fn note(&mut self, body: &NoteBody) -> Result<(), Refusal> {
         match body {
+            // Of what stands before it, and of something. Whether that is so is for each reader to compare with what it has.
+            NoteBody::Tree { size, .. } => {
+                if *size == 0 || *size >= self.seq {
+                    return Err(Refusal::Malformed);
+                }
+            }
             NoteBody::Prune {
                 channel: name,
                 through,
@@ -929,6 +938,7 @@ impl Judging<'_> {
                     count: *count,
                 });
             }
+            NoteBody::Marker { .. } => {}
         }
         Ok(())
     }

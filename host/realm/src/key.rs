@@ -2,6 +2,7 @@
 //!
 //! Promise: the secret is wiped when its key is dropped, and is never printed. Randomness is the caller's.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use k256::schnorr;
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroize;
 
 use crate::ids::PublicKey;
+use crate::limits::VERIFIER_KEYS_MAX;
 
 /// Bytes that are no secret key: zero, or not below the order of the curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +62,32 @@ impl PublicKey {
     /// Whether the signature over these 32 bytes is this key's.
     pub fn verifies(&self, digest: &[u8; 32], signature: &[u8; 64]) -> bool {
         verifies(&self.0, digest, signature)
+    }
+}
+
+/// Verifies signatures by few keys many times: what a key takes to be read is spent once.
+#[derive(Default)]
+pub struct Verifier(HashMap<PublicKey, Option<schnorr::VerifyingKey>>);
+
+impl Verifier {
+    /// One that knows no key yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`PublicKey::verifies`].
+    pub fn verifies(&mut self, key: &PublicKey, digest: &[u8; 32], signature: &[u8; 64]) -> bool {
+        if self.0.len() >= VERIFIER_KEYS_MAX && !self.0.contains_key(key) {
+            self.0.clear();
+        }
+        let read = self
+            .0
+            .entry(*key)
+            .or_insert_with(|| schnorr::VerifyingKey::from_slice(&key.0).ok());
+        match (read, schnorr::Signature::try_from(&signature[..])) {
+            (Some(key), Ok(signature)) => key.verify_raw(digest, &signature).is_ok(),
+            _ => false,
+        }
     }
 }
 
@@ -280,6 +308,25 @@ mod tests {
                 *good,
                 "{signature}"
             );
+        }
+    }
+
+    #[test]
+    fn a_verifier_that_remembers_keys_says_the_same() {
+        let mut verifier = Verifier::new();
+        // Twice, so that the second time every key is known, bad ones too.
+        for (_, _, public, message, signature, good) in [PUBLISHED, PUBLISHED].concat() {
+            if message.len() == 64 {
+                let key = PublicKey(fixed(public));
+                let verifies = verifier.verifies(&key, &fixed(message), &fixed(signature));
+                assert_eq!(verifies, good, "{signature}");
+            }
+        }
+        for n in 0..2 * VERIFIER_KEYS_MAX as u64 {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            verifier.verifies(&PublicKey(key), &[0; 32], &[0; 64]);
+            assert!(verifier.0.len() <= VERIFIER_KEYS_MAX);
         }
     }
 

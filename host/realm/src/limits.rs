@@ -67,3 +67,10 @@ const _: () = assert!(2 * PAYLOAD_BYTES_MAX < ENTRY_BYTES_MAX);
 
 /// Reactions of a thread for which the manifest says nothing.
 pub const REACTIONS_DEFAULT: u32 = 256;
+
+/// Keys that one [`Verifier`](crate::Verifier) keeps read; not part of what `judge` means.
+pub const VERIFIER_KEYS_MAX: usize = 4096;
+/// Findings of one audit that are told; more are counted.
+pub const FINDINGS_MAX: usize = 100;
+/// Entries of one proof: what its entry rests on, and a fence for each epoch before it.
+pub const PROOF_ENTRIES_MAX: usize = 1 << 16;

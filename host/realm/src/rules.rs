@@ -148,6 +148,10 @@ impl State {
         {
             return Err(Refusal::UnknownChannel);
         }
+        if matches!(body.object, Object::Signer(_)) && body.parent.is_some() {
+            // Whoever signs in a domain was granted that by its host, and by nobody else.
+            return Err(Refusal::NoRight);
+        }
         let mut effective = body.terms;
         if let Some(parent) = &body.parent {
             if self.cut.contains(parent) {

@@ -29,6 +29,8 @@ pub struct Host {
     pub key: PublicKey,
     /// Revoked, for good: nothing it writes counts any more.
     pub revoked: bool,
+    /// How many keys it has had.
+    pub keys: u64,
 }
 
 /// A persona of the realm.

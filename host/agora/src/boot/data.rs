@@ -7,13 +7,25 @@
 //! ```text
 //! format       what this folder is, and the version of its layout
 //! lock         held while a host runs
-//! secret       the root secret, 0600
+//! secret       the root secret, 0600; unless it is elsewhere (--identity)
+//! host         the host that this folder belongs to
 //! realm        the realm's id, once it has one
 //! log/         the embedded log
 //! index/       by channel: where each counting message stands (derived)
 //! state        snapshot of the realm's state (derived)
 //! cursors      silence: cursors moved by no entry
+//! tip          the newest entry that was judged: its place, and the hash of what stands there
+//! own          what this host itself decided, for a log that loses it
+//! accepted     the operator's reason for accepting that the log lost something, until the next start has signed it
 //! stops        stops that wait for the log
+//! tree         the tree over the log (derived)
+//! checkpoint   this host's newest signed word of what the log was
+//! checkpoints  those before it
+//! cosigned     those that witnesses signed, too
+//! forked       other hosts that have another log
+//! pruned       stubs of pruned turns
+//! purged       how far each channel's pruned turns are gone from the log
+//! importing    an import that is not done
 //! cache/       compiled components (derived)
 //! operator     the operator's socket, while a host runs
 //! ```
@@ -29,6 +41,8 @@ use std::time::Instant;
 use agora_realm::{ChannelName, Ordinal, PersonaId, RealmId};
 use bytes::Bytes;
 
+use super::own::Own;
+use crate::delivery::tip::Tip;
 use crate::limits;
 
 const FORMAT: &str = "agora data 1\n";
@@ -63,7 +77,7 @@ pub enum DataError {
     },
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
+pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataError + '_ {
     |source| DataError::Io {
         path: path.to_owned(),
         source,
@@ -75,6 +89,7 @@ pub struct DataFolder {
     path: PathBuf,
     _lock: File,
     stops: Stops,
+    own: Own,
 }
 
 impl DataFolder {
@@ -92,7 +107,7 @@ impl DataFolder {
         let is_new = !format.exists();
         if is_new {
             let mut others = std::fs::read_dir(path).map_err(io(path))?;
-            let known = ["lock", "stops", "format.new"];
+            let known = ["lock", "stops", "own", "format.new"];
             let foreign = others
                 .any(|entry| !entry.is_ok_and(|e| known.iter().any(|name| e.file_name() == *name)));
             if foreign {
@@ -124,6 +139,7 @@ impl DataFolder {
             }
         }
         let stops = Stops::open(&path.join("stops"))?;
+        let own = Own::open(&path.join("own"))?;
         if is_new {
             // Last, so that a folder with a format has all that the format promises.
             replace(&format, FORMAT.as_bytes())?;
@@ -132,6 +148,7 @@ impl DataFolder {
             path: path.to_owned(),
             _lock: lock,
             stops,
+            own,
         })
     }
 
@@ -159,23 +176,81 @@ impl DataFolder {
         &self.stops
     }
 
+    /// What this host itself decided.
+    pub fn own(&self) -> &Own {
+        &self.own
+    }
+
+    /// The newest entry that a host of this folder judged.
+    ///
+    /// # Errors
+    /// It can't be read, or is damaged.
+    pub fn tip(&self) -> Result<Option<Tip>, DataError> {
+        let path = self.join("tip");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(&path)(error)),
+        };
+        let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
+            let leaf: agora_realm::EntryId = leaf.parse().ok()?;
+            Some(Tip {
+                seq: seq.parse().ok()?,
+                leaf: leaf.0,
+            })
+        });
+        match tip {
+            Some(tip) => Ok(Some(tip)),
+            None => Err(DataError::Format {
+                path,
+                found: text.trim().chars().take(64).collect(),
+            }),
+        }
+    }
+
+    /// Keeps the tip.
+    ///
+    /// # Errors
+    /// It can't be written; the old one is still there.
+    pub fn keep_tip(&self, tip: &Tip) -> Result<(), DataError> {
+        let text = format!("{} {}\n", tip.seq, crate::hex(&tip.leaf));
+        replace(&self.join("tip"), text.as_bytes())
+    }
+
+    /// Why the operator accepts that the log lost something, when that is so.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn accepted_loss(&self) -> Result<Option<String>, DataError> {
+        let path = self.join("accepted");
+        match std::fs::read_to_string(&path) {
+            Ok(reason) => Ok(Some(reason)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io(&path)(error)),
+        }
+    }
+
+    /// Keeps the operator's decision for the next start, or takes it away.
+    ///
+    /// # Errors
+    /// The operating system says no.
+    pub fn accept_loss(&self, reason: Option<&str>) -> Result<(), DataError> {
+        let path = self.join("accepted");
+        match reason {
+            Some(reason) => replace(&path, reason.as_bytes()),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// The realm this folder belongs to, when it has been pinned.
     ///
     /// # Errors
     /// It can't be read.
     pub fn realm(&self) -> Result<Option<RealmId>, DataError> {
-        let path = self.join("realm");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => match text.trim().parse() {
-                Ok(id) => Ok(Some(id)),
-                Err(_) => Err(DataError::Format {
-                    path,
-                    found: text.trim().to_owned(),
-                }),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io(&path)(error)),
-        }
+        pinned_realm(&self.path)
     }
 
     /// Pins the realm.
@@ -184,6 +259,33 @@ impl DataFolder {
     /// It can't be written.
     pub fn pin_realm(&self, realm: RealmId) -> Result<(), DataError> {
         replace(&self.join("realm"), format!("{realm}\n").as_bytes())
+    }
+
+    /// Which log is being imported into this folder, if one is: until that is done, no host may go on with what is there.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn importing(&self) -> Result<Option<String>, DataError> {
+        let path = self.join("importing");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io(&path)(error)),
+        }
+    }
+
+    /// An import begins (`Some`, telling which), or is done.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn set_importing(&self, which: Option<&str>) -> Result<(), DataError> {
+        let path = self.join("importing");
+        match which {
+            Some(which) => replace(&path, which.as_bytes()),
+            None => std::fs::remove_file(&path)
+                .and_then(|()| File::open(&self.path)?.sync_all())
+                .map_err(io(&path)),
+        }
     }
 
     /// The cursors that silence moved.
@@ -206,6 +308,25 @@ impl DataFolder {
     pub fn keep_cursors(&self, cursors: &Cursors) -> Result<(), DataError> {
         let bytes = postcard::to_stdvec(cursors).expect("cursors are plain data");
         replace(&self.join("cursors"), &bytes)
+    }
+}
+
+/// The realm that a data folder belongs to, when it has been pinned; without locking the folder.
+///
+/// # Errors
+/// It can't be read.
+pub fn pinned_realm(data: &Path) -> Result<Option<RealmId>, DataError> {
+    let path = data.join("realm");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(id) => Ok(Some(id)),
+            Err(_) => Err(DataError::Format {
+                path,
+                found: text.trim().to_owned(),
+            }),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(&path)(error)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The outermost wiring: opens everything in order, and closes it in order.
 //!
 //! In: an image and a data folder. Out: a running [`Host`].
-//! Promise: an image with a component that can't run leaves everything as it was; stops kept from an earlier run enter the log before
-//! anything else; overdue lapses come before any agent; what the log has decided stands, and the manifest proposes only the rest.
-//! Closing drains, flushes and loses nothing.
+//! Promise: an image with a component that can't run leaves everything as it was; a log that is not what this host has seen is refused,
+//! unless the operator accepted that; stops kept from an earlier run enter the log before anything else; overdue lapses come before any
+//! agent; what the log has decided stands, and the manifest proposes only the rest. Closing
+//! drains, flushes and loses nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,8 +23,9 @@ use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
+use crate::delivery::checkpoints::{self, Checkpoints};
 use crate::delivery::cursors::SilentCursors;
-use crate::delivery::record::{Derived, Record};
+use crate::delivery::record::{Derived, Loss, Record, Seen};
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
@@ -31,8 +33,9 @@ use crate::door::service::Services;
 use crate::door::worker::Worker;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
+use crate::persona::identity::{Identity, claim};
 use crate::persona::keys::Keys;
-use crate::persona::secret::{Secret, random_bytes};
+use crate::persona::secret::random_bytes;
 
 /// How a host is set up.
 pub struct Setup {
@@ -40,6 +43,8 @@ pub struct Setup {
     pub image: Image,
     /// Where it keeps what it keeps.
     pub data: PathBuf,
+    /// Where its secret is.
+    pub identity: Identity,
     /// How many vat threads.
     pub workers: usize,
     /// What it runs on.
@@ -55,6 +60,9 @@ pub enum LogChoice {
     /// One that is open already.
     #[cfg(feature = "testbed")]
     Open(Arc<dyn Log>),
+    /// One that is open already, which hosts share under a lease as they do one on servers.
+    #[cfg(feature = "testbed")]
+    Shared(Arc<dyn Log>),
 }
 
 /// How the log is shown to people.
@@ -63,6 +71,9 @@ pub enum LogPlace {
     Own,
     /// Elsewhere: where, and how it is reached now.
     JetStream(String, watch::Receiver<ConnectionState>),
+    /// In the hands of a test.
+    #[cfg(feature = "testbed")]
+    Shared,
 }
 
 impl LogPlace {
@@ -79,7 +90,14 @@ impl LogPlace {
                 ConnectionState::Diverged { why } => format!("{place}, DIVERGED: {why}"),
                 ConnectionState::Closed => format!("{place}, closed"),
             },
+            #[cfg(feature = "testbed")]
+            Self::Shared => "shared".to_owned(),
         }
+    }
+
+    /// Whether other hosts may append to it.
+    pub fn is_shared(&self) -> bool {
+        !matches!(self, Self::Own)
     }
 }
 
@@ -90,6 +108,7 @@ pub struct Host {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<Socket>,
     following: tokio::task::JoinHandle<()>,
+    checkpoints: Arc<Checkpoints>,
     /// What the operator should know: what the manifest proposed and the log had decided otherwise.
     pub notices: Vec<String>,
 }
@@ -139,8 +158,11 @@ pub async fn open(setup: Setup, progress: &mut dyn FnMut(&str)) -> Result<Opened
         .map(|(name, prepared)| (name, Program::Component(prepared, workshop.clone())))
         .collect();
     let manifest = setup.image.manifest;
-    let (data, workers) = (&setup.data, setup.workers);
-    let opened = open_with(manifest, programs, data, workers, setup.log, progress).await?;
+    let (data, identity, workers) = (&setup.data, &setup.identity, setup.workers);
+    let opened = open_with(
+        manifest, programs, data, identity, workers, setup.log, progress,
+    )
+    .await?;
     workshop.keep(&opened.control().folder().folder("cache")?);
     Ok(opened)
 }
@@ -150,18 +172,20 @@ pub(crate) async fn open_with(
     manifest: Manifest,
     programs: Programs,
     data: &Path,
+    identity: &Identity,
     workers: usize,
     log: LogChoice,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Opened, Failure> {
     let folder = Arc::new(DataFolder::open(data)?);
-    let secret = folder.join("secret");
+    if folder.importing()?.is_some() {
+        anyhow::bail!(
+            "{}: an import into this data folder was interrupted (run the same `agora import` again; it goes on where it stopped)",
+            data.display()
+        );
+    }
     // A realm's host without its secret would be another host, whom the log refuses.
-    let secret = match folder.realm()? {
-        Some(_) => Secret::open(&secret)?,
-        None => Secret::open_or_make(&secret)?,
-    };
-    let keys = Arc::new(Keys::new(secret));
+    let keys = Arc::new(identity.open_or_make(data)?);
     let mut notices = Vec::new();
     let mut genesis = None;
     let (log, place): (Arc<dyn Log>, _) = match log {
@@ -178,22 +202,41 @@ pub(crate) async fn open_with(
         }
         #[cfg(feature = "testbed")]
         LogChoice::Open(log) => (log, LogPlace::Own),
+        #[cfg(feature = "testbed")]
+        LogChoice::Shared(log) => (log, LogPlace::Shared),
     };
     let derived = Derived {
         index: folder.folder("index")?,
         snapshot: folder.join("state"),
+        tree: folder.join("tree"),
+        pruned: folder.join("pruned"),
+    };
+    let accepted = folder.accepted_loss()?;
+    let seen = Seen {
+        tip: folder.tip()?,
+        accepts_loss: accepted.is_some(),
+        host: keys.host_id(),
     };
     let began = std::time::Instant::now();
     let mut told = began;
-    let record = Record::open(log, derived, |at, of| {
+    let record = Record::open(log, derived, seen, place.is_shared(), |at, of| {
         if told.elapsed() >= std::time::Duration::from_secs(1) {
             told = std::time::Instant::now();
             progress(&format!("judging the log: {at} of {of} entries"));
         }
     })
     .await?;
+    let loss = record.take_loss();
+    // The places they name are given out anew.
+    let silent = match &loss {
+        Some(_) => super::data::Cursors::new(),
+        None => folder.cursors()?,
+    };
+    let vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
     let following = tokio::spawn(record.clone().follow());
-    begin_realm(&record, &keys, &folder, genesis).await?;
+    let realm = begin_realm(&record, &keys, &folder, genesis).await?;
+    claim(data, keys.host_id())?;
+    let checkpoints = Checkpoints::open(vouched, record.clone(), keys.clone(), realm)?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -201,14 +244,29 @@ pub(crate) async fn open_with(
     let stage = Stage {
         record: record.clone(),
         keys: keys.clone(),
-        gate: Arc::new(Gate::new(epoch, held)),
+        gate: Arc::new(Gate::new(epoch, held, record.hearing().clone())),
         rates: Arc::new(Rates::default()),
-        silent: Arc::new(SilentCursors::new(folder.cursors()?)),
+        silent: Arc::new(SilentCursors::new(silent)),
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
     let control = Control::new(stage, folder.clone(), services, place);
+    if record.hearing().is_needed() {
+        // Until the first of its own entries has come back to it.
+        control.gate().lapse();
+    }
+    // Before the stops that wait: what they stop may have to be said again first.
+    if let Some(reason) = accepted {
+        notices.extend(settle_loss(&control, loss, &reason).await?);
+    }
+    let forks = control.forks().clone();
+    notices.extend(
+        forks
+            .standing()
+            .iter()
+            .map(|f| format!("FORKED: {}", f.show())),
+    );
     let kept = control.enter_kept_stops().await.map_err(Failure::msg)?;
     if kept > 0 {
         notices.push(format!(
@@ -216,13 +274,23 @@ pub(crate) async fn open_with(
         ));
         control.open_gate();
     }
+    if let Err(error) = control.finish_prunes().await {
+        notices.push(format!(
+            "pruned messages are still in the log: {error} (the next start, or the next prune, goes on)"
+        ));
+    }
     propose_channels(&control, &manifest, &mut notices).await?;
     control.lapse_overdue().await;
     let tasks = vec![
         tokio::spawn(control.clone().watch_deadlines()),
         tokio::spawn(control.clone().watch_cursors()),
         tokio::spawn(control.clone().heed_others()),
+        tokio::spawn(control.clone().keep_lease()),
+        tokio::spawn(control.clone().heed_divergence()),
+        tokio::spawn(control.clone().keep_tip_regularly()),
         tokio::spawn(control.silent().clone().keep_regularly(folder.clone())),
+        tokio::spawn(checkpoints.clone().make_regularly()),
+        tokio::spawn(control.clone().compare_trees(forks)),
     ];
     Ok(Opened {
         host: Host {
@@ -230,6 +298,7 @@ pub(crate) async fn open_with(
             tasks,
             socket: None,
             following,
+            checkpoints,
             notices,
         },
         manifest,
@@ -255,20 +324,31 @@ fn own_log(folder: &DataFolder, notices: &mut Vec<String>) -> Result<Arc<dyn Log
 
 /// The log of a realm in a stream on NATS servers.
 async fn stream_log(
-    mut options: JetStreamOptions,
+    options: JetStreamOptions,
     realm: RealmId,
     create: bool,
     keys: &Keys,
 ) -> Result<(Arc<dyn Log>, LogPlace), Failure> {
-    options.stream = format!("agora-{}", &realm.to_string()[..16]);
-    options.subject_prefix = options.stream.clone();
-    options.subject = keys.host_id().short();
-    options.name = format!("agora {}", options.subject);
+    let mut options = stream_of(options, realm, &keys.host_id().short());
     options.create = create;
     let place = options.place();
     let log = JetStream::open(options).await?;
     let state = log.state();
     Ok((Arc::new(log), LogPlace::JetStream(place, state)))
+}
+
+/// The stream of a realm, for whoever has this subject in it. It is not created.
+pub(crate) fn stream_of(
+    mut options: JetStreamOptions,
+    realm: RealmId,
+    subject: &str,
+) -> JetStreamOptions {
+    options.stream = format!("agora-{}", &realm.to_string()[..16]);
+    options.subject_prefix = options.stream.clone();
+    options.subject = subject.to_owned();
+    options.name = format!("agora {subject}");
+    options.create = false;
+    options
 }
 
 /// The first entry of a realm of this host's, kept until the realm is pinned: a start that was interrupted goes on with the same.
@@ -307,7 +387,7 @@ fn genesis(keys: &Keys) -> Result<Sealed, Failure> {
             }),
         }),
     };
-    keys.seal(entry, keys.host()).map_err(Failure::msg)
+    keys.seal(entry, &keys.host()).map_err(Failure::msg)
 }
 
 /// Writes the genesis of a new realm, or finds this host in the realm there is, and pins the realm in the folder.
@@ -316,7 +396,7 @@ async fn begin_realm(
     keys: &Arc<Keys>,
     folder: &DataFolder,
     drafted: Option<Sealed>,
-) -> Result<(), Failure> {
+) -> Result<RealmId, Failure> {
     let pinned = folder.realm()?;
     let found = record.state().realm();
     let realm = match found {
@@ -349,8 +429,34 @@ async fn begin_realm(
             pinned: pinned.short(),
         }
         .into()),
-        Some(_) => Ok(()),
-        None => Ok(folder.pin_realm(realm)?),
+        Some(_) => Ok(realm),
+        None => {
+            folder.pin_realm(realm)?;
+            Ok(realm)
+        }
+    }
+}
+
+/// Does what the operator decided about what the log lost. Answers what the operator should know.
+async fn settle_loss(
+    control: &Arc<Control>,
+    loss: Option<Loss>,
+    reason: &str,
+) -> Result<Vec<String>, Failure> {
+    match loss {
+        Some(loss) => control
+            .accept_loss(loss, reason)
+            .await
+            .map_err(|error| Failure::msg(format!("the accepted loss: {error}")))
+            // A fence may have been said again.
+            .inspect(|_| control.open_gate()),
+        None => {
+            control.folder().accept_loss(None)?;
+            Ok(vec![
+                "the log holds all that this host has seen, so the decision to accept a loss is dropped"
+                    .to_owned(),
+            ])
+        }
     }
 }
 
@@ -360,12 +466,12 @@ fn membership(record: &Record, keys: &Keys) -> Option<String> {
     match state.host(&keys.host_id()) {
         None => Some(format!(
             "this host is not one of its hosts; one of them must let it in (agora realm invite {})",
-            crate::hex(&keys.host().public().0)
+            keys.host_id()
         )),
         Some(host) if host.revoked => {
             Some("this host was revoked from it, and nothing it says counts".to_owned())
         }
-        Some(host) if host.key != keys.host().public() => Some(
+        Some(_) if keys.host_by(&state).is_none() => Some(
             "it knows another key of this host than this data folder's secret gives (restore the secret)"
                 .to_owned(),
         ),
@@ -432,11 +538,13 @@ async fn propose_agent(
             GrantSpec::Service(service) => {
                 (Object::Service(service.clone()), agora_realm::Terms::ALL)
             }
+            GrantSpec::Signer(domain) => (Object::Signer(domain.clone()), agora_realm::Terms::ALL),
         };
         let what = match &object {
             Object::Channel(channel) => format!("channel '{channel}'"),
             Object::Service(service) => format!("service '{service}'"),
             Object::Timer => "the timer".to_owned(),
+            Object::Signer(domain) => format!("the signer for '{domain}'"),
         };
         let decided = known
             .as_ref()
@@ -630,16 +738,22 @@ impl Host {
             task.abort();
         }
         let folder = control.folder().clone();
-        let (silent, record) = (control.silent().clone(), control.record().clone());
+        let (silent, keeper) = (control.silent().clone(), control.clone());
         let kept = tokio::task::spawn_blocking(move || {
             silent.keep(&folder);
-            record.keep_snapshot();
+            if keeper.record().divergence().borrow().is_none() {
+                keeper.record().keep_snapshot();
+                keeper.keep_tip();
+            }
         });
         let _ = kept.await;
         if let Err(error) = control.record().log().close().await {
             tracing::error!("the log did not close: {error}");
         }
         let _ = self.following.await;
+        // All that will be judged is.
+        let checkpoints = self.checkpoints;
+        let _ = tokio::task::spawn_blocking(move || checkpoints.make_last()).await;
     }
 }
 

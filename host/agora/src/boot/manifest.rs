@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agora_realm::{Act, ActSet, ChannelName, PersonaName, Rate, Rights, ServiceName, Terms};
+use agora_realm::{
+    Act, ActSet, ChannelName, DomainName, PersonaName, Rate, Rights, ServiceName, Terms,
+};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -84,7 +86,16 @@ pub enum GrantSpec {
     Timer,
     /// What another agent serves.
     Service(ServiceName),
+    /// Signatures in a domain.
+    Signer(DomainName),
 }
+
+/// Text that names no domain for signatures.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' is not a domain for signatures: it must be 1 to 64 of a-z, 0-9, '.', '_' and '-', start with a letter or digit, and not with 'agora'"
+)]
+pub struct NotADomain(pub String);
 
 impl GrantSpec {
     /// What the agent finds it under.
@@ -93,6 +104,7 @@ impl GrantSpec {
             Self::Channel(name, _) => name.as_str(),
             Self::Timer => "timer",
             Self::Service(name) => name.as_str(),
+            Self::Signer(domain) => domain.as_str(),
         }
     }
 }
@@ -466,6 +478,7 @@ impl<'a> Reader<'a> {
                 (GrantSpec::Channel(a, _), GrantSpec::Channel(b, _)) => a == b,
                 (GrantSpec::Timer, GrantSpec::Timer) => true,
                 (GrantSpec::Service(a), GrantSpec::Service(b)) => a == b,
+                (GrantSpec::Signer(a), GrantSpec::Signer(b)) => a == b,
                 _ => false,
             };
             let before = &grants[..i];
@@ -482,6 +495,7 @@ impl<'a> Reader<'a> {
                     GrantSpec::Channel(channel, _) => format!("channel '{channel}'"),
                     GrantSpec::Timer => "the timer".into(),
                     GrantSpec::Service(service) => format!("service '{service}'"),
+                    GrantSpec::Signer(domain) => format!("a signer for '{domain}'"),
                 };
                 self.fault(span.clone(), format!("{place}: {what} is granted twice"));
             }
@@ -509,6 +523,18 @@ impl<'a> Reader<'a> {
                 .boolean(timer, &format!("{place}: timer"))
                 .then_some(GrantSpec::Timer);
         }
+        if let Some(signer) = table.get("signer") {
+            self.keys(table, &place, &["signer"]);
+            let domain = self.string(signer, &format!("{place}: signer"))?;
+            return match DomainName::new(domain) {
+                Ok(domain) => Some(GrantSpec::Signer(domain)),
+                Err(_) => {
+                    let error = NotADomain(domain.to_owned());
+                    self.fault(signer.span(), format!("{place}: signer: {error}"));
+                    None
+                }
+            };
+        }
         if let Some(service) = table.get("service") {
             self.keys(table, &place, &["service"]);
             let name = self.string(service, &format!("{place}: service"))?;
@@ -526,8 +552,8 @@ impl<'a> Reader<'a> {
             table,
             &place,
             &[
-                "channel", "timer", "service", "rights", "acts", "hops", "bytes", "count", "rate",
-                "until", "history",
+                "channel", "timer", "service", "signer", "rights", "acts", "hops", "bytes",
+                "count", "rate", "until", "history",
             ],
         );
         let mut terms = Terms {
@@ -582,7 +608,7 @@ impl<'a> Reader<'a> {
         let Some(channel) = table.get("channel") else {
             self.fault(
                 value.span(),
-                format!("{place} names nothing (add channel = \"...\", service = \"...\" or timer = true)"),
+                format!("{place} names nothing (add channel = \"...\", service = \"...\", signer = \"...\" or timer = true)"),
             );
             return None;
         };

@@ -5,4 +5,5 @@ pub mod data;
 pub mod host;
 pub mod image;
 pub mod manifest;
+pub mod own;
 pub mod quiet;

@@ -37,9 +37,9 @@ pub fn is_quiet(control: &Control) -> bool {
 
 /// Answers once it has been quiet for a while.
 pub async fn until_quiet(control: Arc<Control>) {
-    let mut since: Option<(Instant, Option<u64>)> = None;
+    let mut since: Option<(Instant, u64)> = None;
     loop {
-        let seq = control.record().state().last_seq();
+        let seq = control.record().last_said();
         since = match (is_quiet(&control), since) {
             (false, _) => None,
             (true, Some((began, at))) if at == seq => Some((began, at)),

@@ -5,6 +5,7 @@
 //! flight with it, and its listener is told; so do all that were made from it, whoever holds them. Nobody but its holder speaks through it.
 //! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
 use agora_capnp::loan_capnp::loan;
+use agora_capnp::signer_capnp::signer;
 use agora_guest::wire;
 use agora_membrane::error;
 use agora_realm::{
@@ -56,14 +58,36 @@ pub struct Holder {
     token: u64,
 }
 
-/// The facets alive on one vat thread, by the brand and address of the capability: which facet it is.
+/// The facets alive on one vat thread, and the signers, by the brand and address of the capability: which one it is.
 #[derive(Default)]
-pub struct Facets(RefCell<HashMap<(usize, usize), Weak<Facet>>>);
+pub struct Facets {
+    known: RefCell<HashMap<(usize, usize), Weak<Facet>>>,
+    signers: RefCell<HashMap<(usize, usize), Weak<dyn Any>>>,
+}
 
 impl Facets {
+    /// Hands out a signer, as one that is known wherever it is met.
+    pub fn know_signer<S: signer::Server + 'static>(&self, signer: &Rc<S>) -> signer::Client {
+        let client: signer::Client = capnp_rpc::new_client_from_rc(signer.clone());
+        let signer: Rc<dyn Any> = signer.clone();
+        let mut signers = self.signers.borrow_mut();
+        if signers.len() == signers.capacity() {
+            signers.retain(|_, signer| signer.strong_count() > 0);
+        }
+        signers.insert(identity(&*client.client.hook), Rc::downgrade(&signer));
+        client
+    }
+
+    /// Whether this capability is a signer. A promise is none yet.
+    pub fn is_signer(&self, capability: &dyn ClientHook) -> bool {
+        let signers = self.signers.borrow();
+        let found = signers.get(&identity(capability));
+        found.is_some_and(|signer| signer.strong_count() > 0)
+    }
+
     fn know(&self, facet: &Rc<Facet>) -> channel::Client {
         let client: channel::Client = capnp_rpc::new_client_from_rc(facet.clone());
-        let mut facets = self.0.borrow_mut();
+        let mut facets = self.known.borrow_mut();
         if facets.len() == facets.capacity() {
             facets.retain(|_, facet| facet.strong_count() > 0);
         }
@@ -73,14 +97,14 @@ impl Facets {
 
     /// Which facet this capability is, if it is one. A promise is none yet.
     pub fn find(&self, capability: &dyn ClientHook) -> Option<Rc<Facet>> {
-        let facets = self.0.borrow();
+        let facets = self.known.borrow();
         facets.get(&identity(capability)).and_then(Weak::upgrade)
     }
 
     /// Cuts those whose grants have been cut meanwhile.
     pub fn cut_revoked(&self, reason: &str) {
         let facets: Vec<_> = {
-            let facets = self.0.borrow();
+            let facets = self.known.borrow();
             facets.values().filter_map(Weak::upgrade).collect()
         };
         for facet in facets {
@@ -727,7 +751,9 @@ impl Facet {
         let (_, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         let from = Ordinal(params.get_from().max(1));
-        let start = from.max(Ordinal(reach.0 + 1));
+        let pruned = self.holder.control.record().state().channel(&self.channel);
+        let pruned = pruned.map_or(Ordinal(0), |view| view.pruned);
+        let start = from.max(Ordinal(reach.0 + 1)).max(Ordinal(pruned.0 + 1));
         let count = (params.get_count() as usize).min(limits::BATCH_MESSAGES_MAX);
         let kept = self
             .holder
@@ -736,8 +762,11 @@ impl Facet {
             .messages(&self.channel, start, count, limits::BATCH_BYTES_MAX)
             .await
             .map_err(|error| error::busy(&error.to_string()))?;
+        // What was pruned is passed over, and said.
+        let from = from.max(Ordinal(pruned.0 + 1));
         let next = kept.last().map_or(from.0, |last| last.ordinal.0 + 1);
         results.get().set_next(next);
+        results.get().set_pruned(pruned.0);
         let mut list = results.get().init_messages(kept.len() as u32);
         for (i, message) in kept.iter().enumerate() {
             write_message(

@@ -3,5 +3,6 @@
 pub mod facet;
 pub mod leash;
 pub mod rates;
+pub mod signer;
 pub mod speak;
 pub mod timer;

@@ -24,7 +24,7 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Committed, Record};
 use crate::door::gate::Gate;
 use crate::limits;
-use crate::persona::keys::Keys;
+use crate::persona::keys::{Keys, Passing};
 
 /// One draft, read from the wire.
 #[derive(Debug, Clone)]
@@ -279,7 +279,7 @@ struct Speaker {
     untaken: Option<(u64, Ordinal)>,
 }
 
-type Signing = futures::future::BoxFuture<'static, (Batch, Result<Sealed, String>)>;
+type Signing = futures::future::BoxFuture<'static, (Batch, Result<(Sealed, Passing), String>)>;
 type Committing = futures::future::BoxFuture<'static, (Batch, Result<Committed, LogError>)>;
 
 #[derive(Default)]
@@ -300,8 +300,9 @@ impl Speaker {
         let mut held: Option<Job> = None;
         loop {
             if let Some(job) = held.take() {
-                if job.speech.through.0 > 0 {
-                    // A turn moves the cursor, so whatever it would pass over must be in.
+                if job.speech.through.0 > 0 || !job.speech.elsewhere.is_empty() {
+                    // A turn moves the cursor, so whatever it would pass over must be in. What is said elsewhere is waited for, and what
+                    // is in flight here must not have to wait for that.
                     while flight.len() > 0 {
                         self.advance(&mut flight).await;
                     }
@@ -341,10 +342,14 @@ impl Speaker {
             biased;
             Some((batch, sealed)) = flight.signing.next(), if !flight.signing.is_empty() => {
                 match sealed {
-                    Ok(sealed) => {
+                    Ok((sealed, passing)) => {
                         let mut committing: Committing = {
                             let commit = self.stage.record.commit(sealed, Class::Ordinary);
-                            Box::pin(async move { (batch, commit.await) })
+                            Box::pin(async move {
+                                let committed = commit.await;
+                                drop(passing);
+                                (batch, committed)
+                            })
                         };
                         // The first poll puts it in the log's queue, so entries keep their order.
                         match futures::poll!(&mut committing) {
@@ -377,7 +382,11 @@ impl Speaker {
             graft,
         } = speech;
         if !self.stage.gate.is_open(standing.epoch) {
-            let _ = answer.send(Err(SpeakError::Stale("the epoch has ended".into())));
+            let error = match self.stage.gate.unheard() {
+                Some(why) => SpeakError::LogUnavailable(why),
+                None => SpeakError::Stale("the epoch has ended".into()),
+            };
+            let _ = answer.send(Err(error));
             return (None, None);
         }
         let turn = (through.0 > 0).then_some((graft, through));
@@ -481,7 +490,7 @@ impl Speaker {
                     .silent
                     .advance(&self.persona, &self.channel, through);
             }
-            answer_all(batch, &[], Durability::Fsync);
+            answer_all(batch, &[], self.durability());
             return (None, next);
         }
         let turn = TurnBody {
@@ -506,7 +515,7 @@ impl Speaker {
             Ok(()) => {}
             Err(Refusal::Repeated) => {
                 let first = state.turn_repeat(&self.persona, &standing.channel, None, through);
-                return Ok(first.map(|verdicts| verdicts.iter().map(repeated).collect()));
+                return Ok(first.map(|verdicts| self.all_repeated(&verdicts)));
             }
             Err(refusal) => return Err(refusal),
         }
@@ -514,6 +523,18 @@ impl Speaker {
             return Err(Refusal::BehindCursor);
         }
         Ok(None)
+    }
+
+    fn durability(&self) -> Durability {
+        self.stage.record.log().durability()
+    }
+
+    fn all_repeated(&self, verdicts: &[MessageVerdict]) -> Vec<Outcome> {
+        let durability = self.durability();
+        verdicts
+            .iter()
+            .map(|verdict| repeated(verdict, durability))
+            .collect()
     }
 
     fn repeated_elsewhere(
@@ -525,7 +546,7 @@ impl Speaker {
         let outcomes = |(standing, drafts): &(Standing, Vec<Draft>)| {
             let origin = Some(&self.channel);
             match state.turn_repeat(&self.persona, &standing.channel, origin, through) {
-                Some(verdicts) => verdicts.iter().map(repeated).collect(),
+                Some(verdicts) => self.all_repeated(&verdicts),
                 None => vec![Outcome::refused(Refusal::BehindCursor); drafts.len()],
             }
         };
@@ -548,7 +569,7 @@ impl Speaker {
                 Ok(()) => {}
                 Err(Refusal::Repeated) => {
                     let first = state.turn_repeat(&self.persona, channel, Some(&origin), through);
-                    return Ok(first.unwrap_or_default().iter().map(repeated).collect());
+                    return Ok(self.all_repeated(&first.unwrap_or_default()));
                 }
                 Err(Refusal::StaleEpoch | Refusal::Revoked) => {
                     return Err(SpeakError::Stale("the grant is of another time".into()));
@@ -567,7 +588,7 @@ impl Speaker {
             origin: Some(origin),
             messages,
         };
-        let sealed = self
+        let (sealed, _passing) = self
             .seal(&standing, turn)
             .await
             .map_err(SpeakError::Overloaded)?;
@@ -693,7 +714,9 @@ impl Speaker {
                 Err(Refusal::Repeated) => {
                     let first = state.key_repeat(&self.persona, channel, key);
                     fates.push(Fate::Settled(match first {
-                        Some(placed) => repeated(&MessageVerdict::Repeat(placed)),
+                        Some(placed) => {
+                            repeated(&MessageVerdict::Repeat(placed), self.durability())
+                        }
                         None => Outcome::refused(Refusal::KeyExpired),
                     }));
                 }
@@ -702,22 +725,23 @@ impl Speaker {
         }
     }
 
+    /// Signs a turn, once it may pass: not while the persona's key is being changed.
     fn seal(
         &self,
         standing: &Standing,
         turn: TurnBody,
-    ) -> impl Future<Output = Result<Sealed, String>> + Send + use<> {
-        let keys = self.stage.keys.clone();
+    ) -> impl Future<Output = Result<(Sealed, Passing), String>> + Send + use<> {
+        let (keys, record) = (self.stage.keys.clone(), self.stage.record.clone());
         let persona = self.persona.clone();
-        let (realm, epoch, grant) = (
-            self.stage.record.state().realm(),
-            standing.epoch,
-            standing.grant,
-        );
-        let signing = self.stage.runtime.spawn_blocking(move || {
-            let key = keys
-                .persona(&persona.name)
-                .ok_or_else(|| format!("{persona} has no key"))?;
+        let (epoch, grant) = (standing.epoch, standing.grant);
+        let runtime = self.stage.runtime.clone();
+        let turnstile = keys.turnstile(&persona.name);
+        let sign = move || {
+            let (realm, key) = {
+                let state = record.state();
+                (state.realm(), keys.persona_by(&state, &persona.name))
+            };
+            let key = key.ok_or_else(|| format!("{persona} has no key"))?;
             let entry = Entry {
                 realm,
                 host: persona.host,
@@ -729,11 +753,24 @@ impl Speaker {
                 body: Body::Turn(turn),
             };
             keys.seal(entry, &key)
-        });
+        };
+        // Where nothing stands in the way it begins at once, and not when it is first looked at.
+        let begun = match turnstile.clone().try_read_owned() {
+            Ok(passing) => Ok((runtime.spawn_blocking(sign), passing)),
+            Err(_) => Err(sign),
+        };
         async move {
-            signing
+            let (signing, passing) = match begun {
+                Ok(begun) => begun,
+                Err(sign) => {
+                    let passing = turnstile.read_owned().await;
+                    (runtime.spawn_blocking(sign), passing)
+                }
+            };
+            let sealed = signing
                 .await
-                .unwrap_or_else(|_| Err("the host is ending".into()))
+                .unwrap_or_else(|_| Err("the host is ending".into()));
+            Ok((sealed?, passing))
         }
     }
 }
@@ -755,19 +792,19 @@ impl Fate {
                     durability,
                     repeated: false,
                 },
-                Some(verdict) => repeated(verdict),
+                Some(verdict) => repeated(verdict, durability),
                 None => Outcome::refused(Refusal::Malformed),
             },
         }
     }
 }
 
-fn repeated(verdict: &MessageVerdict) -> Outcome {
+/// What was published before is as durable as the log makes anything: it came through the tail, which only tells what is.
+fn repeated(verdict: &MessageVerdict, durability: Durability) -> Outcome {
     match verdict {
         MessageVerdict::Counts(placed) | MessageVerdict::Repeat(placed) => Outcome::Receipt {
             placed: placed.clone(),
-            // What is in the state came through the tail, which only tells what is durable.
-            durability: Durability::Fsync,
+            durability,
             repeated: true,
         },
         MessageVerdict::Void(refusal) => Outcome::refused(*refusal),

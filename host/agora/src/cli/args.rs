@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::facts::Format;
 use super::show;
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use crate::persona::identity::Identity;
 use agora_log::JetStreamOptions;
 use agora_realm::{Act, ActSet, Rights, Terms};
 
@@ -37,15 +39,27 @@ pub(super) enum Command {
     /// Scaffold an agent: a crate of its own and an image that runs it.
     New(NewArgs),
     /// Look for what keeps a host from running well.
-    Doctor(DataArgs),
-    /// Show who this host is: the public side of its keys.
-    Id(DataArgs),
+    Doctor(DoctorArgs),
+    /// Show who this host is: the public side of its keys, and where its secret lies.
+    Id(IdArgs),
     /// Show the running host's agents, what they were granted and how far they are.
     Ps(PsArgs),
     /// Follow what counts, as it comes.
     Watch(WatchArgs),
-    /// Show what the record holds; works without a running host.
+    /// Show what the record holds, or write all of it into a file; works without a running host.
     Log(LogArgs),
+    /// Say whether a record is what correct hosts wrote; offline, and without a running host.
+    Verify(VerifyArgs),
+    /// Write a proof of one entry that stands by itself; `agora verify` checks it.
+    Prove(ProveArgs),
+    /// Show what this host signed of its log, to be kept elsewhere; works without a running host.
+    Checkpoint(CheckpointArgs),
+    /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
+    Witness(WitnessArgs),
+    /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
+    Prune(PruneArgs),
+    /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
+    Import(ImportArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
     /// Grant an agent a channel; it has it at once.
@@ -56,6 +70,8 @@ pub(super) enum Command {
     Kill(KillArgs),
     /// Start a killed or ended agent again, under a new key.
     Start(StartArgs),
+    /// Give an agent, or the host, its next key; what the last one signed stays verifiable.
+    Rotate(RotateArgs),
     /// Show the epoch, or end it: that takes every capability of every agent back.
     Epoch(EpochArgs),
     /// Show the hosts that share the realm's log, let another one in, or take its place back.
@@ -84,6 +100,65 @@ impl DataArgs {
     }
 }
 
+/// Where the host's secret is.
+#[derive(Args, Clone)]
+pub(super) struct IdentityArgs {
+    /// The file with the host's secret, of 0600 and ours [default: AGORA_IDENTITY, else `secret` in the data folder].
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+}
+
+impl IdentityArgs {
+    /// The file that is named, here or in the environment.
+    pub(super) fn identity(&self) -> Identity {
+        let set = std::env::var_os("AGORA_IDENTITY").filter(|file| !file.is_empty());
+        match self.identity.clone().or(set.map(PathBuf::from)) {
+            Some(file) => Identity::at(file),
+            None => Identity::in_folder(),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(super) struct IdArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("whose").required(true).args(["agent", "host"])))]
+pub(super) struct RotateArgs {
+    /// The agent; or an operator, as operator:1000.
+    pub(super) agent: Option<String>,
+    /// Not an agent, but the host itself. Its id stays.
+    #[arg(long)]
+    pub(super) host: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+    /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
+    /// again what the host itself had decided.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_loss: Option<String>,
+    /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
+    #[arg(long, value_name = "REASON")]
+    pub(super) accept_fork: Option<String>,
+}
+
 #[derive(Args)]
 pub(super) struct ImageArgs {
     /// The image: a folder with an agora.toml.
@@ -106,6 +181,8 @@ pub(super) struct RunArgs {
     /// Where the host keeps its log, its keys and all else [default: .agora beside the image].
     #[arg(long, value_name = "DIR")]
     pub(super) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
     /// Say this once the agents run. May be given again.
     #[arg(long, value_name = "CHANNEL=TEXT", value_parser = parse_say)]
     pub(super) say: Vec<(String, String)>,
@@ -159,6 +236,11 @@ pub(super) struct LogServerArgs {
 }
 
 impl LogServerArgs {
+    /// Whether they name none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
     /// The log that they name.
     pub(super) fn choice(&self) -> LogChoice {
         if self.servers.is_empty() {
@@ -232,9 +314,137 @@ pub(super) struct LogArgs {
     /// From this place of the log on.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) from: u64,
+    /// How: as text for people, as JSON lines, or what was said, as facts in YAML or CSV.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(super) format: Format,
+    /// The same as --format jsonl.
+    #[arg(long, conflicts_with = "format")]
+    pub(super) json: bool,
+    /// Show nothing, and write the whole log into a file (`-`: standard output), to keep or to move it. The secret is not in it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["channel", "from", "json", "format"])]
+    pub(super) export: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("keep").required(true).args(["keep_count", "older_than", "keep_bytes"])))]
+pub(super) struct PruneArgs {
+    /// The channel.
+    pub(super) channel: String,
+    /// Keep the newest messages, so many.
+    #[arg(long, value_name = "N")]
+    pub(super) keep_count: Option<u64>,
+    /// Prune what was said longer ago than this, as in 30d or 12h.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_ms)]
+    pub(super) older_than: Option<u64>,
+    /// Keep the newest messages, of so much payload together, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) keep_bytes: Option<u64>,
+    /// Only say what that would do.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Prune also what readers have not read yet; they are told that they missed it.
+    #[arg(long)]
+    pub(super) force_past_cursors: bool,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    /// The file that `agora log --export` wrote.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct VerifyArgs {
+    /// A data folder, the folder of a log by itself, an export, or a proof [default: the data folder].
+    pub(super) path: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The realm that the record must be of.
+    #[arg(long, value_name = "ID")]
+    pub(super) realm: Option<agora_realm::RealmId>,
+    /// A checkpoint that was kept elsewhere: up to it, nothing may be missing, moved or changed. May be given again.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Vec<PathBuf>,
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ProveArgs {
+    /// A place in the log, or a message's id.
+    pub(super) what: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The checkpoint in whose log it is proved: best one that whoever the proof is for holds already [default: the first that is kept of
+    /// those that cover it].
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Option<PathBuf>,
+    /// Where to write the proof [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+impl LogArgs {
+    /// How it is to be shown.
+    pub(super) fn format(&self) -> Format {
+        match self.json {
+            true => Format::Jsonl,
+            false => self.format,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(super) struct CheckpointArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// The first one that is kept of those that cover this place of the log [default: the newest].
+    #[arg(long, value_name = "N")]
+    pub(super) at: Option<u64>,
+    /// With the proof that its log begins with the first N entries of which somebody holds a checkpoint.
+    #[arg(long, value_name = "N")]
+    pub(super) since: Option<u64>,
+    /// The same, as what `agora witness` reads: N is what the witness signed last, 0 at first.
+    #[arg(long, value_name = "N", conflicts_with = "since")]
+    pub(super) for_witness: Option<u64>,
+    /// Show nothing, and keep what witnesses signed of a checkpoint of this host (`-`: from standard input).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness"])]
+    pub(super) cosigned: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct WitnessArgs {
+    /// What `agora checkpoint --for-witness` wrote [default: standard input].
+    #[arg(default_value = "-", hide_default_value = true)]
+    pub(super) input: PathBuf,
+    /// What this witness remembers; made when there is none. Without it nobody can tell two histories apart.
+    #[arg(long, value_name = "FILE")]
+    pub(super) state: PathBuf,
+    /// This witness's secret; made when there is none [default: beside the state].
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+    /// The public key of a host whose checkpoints it takes; may be given again [default: of the one that signed the first].
+    #[arg(long = "host", value_name = "KEY", value_parser = parse_key)]
+    pub(super) hosts: Vec<agora_realm::PublicKey>,
+    /// Print this witness's public key, and nothing else.
+    #[arg(long)]
+    pub(super) show_key: bool,
+}
+
+fn parse_key(text: &str) -> Result<agora_realm::PublicKey, String> {
+    text.parse()
+        .map_err(|_| "it takes the 64 hexadecimal digits of a public key".to_owned())
 }
 
 #[derive(Args)]
@@ -344,7 +554,7 @@ impl TermsArgs {
 }
 
 #[derive(Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer", "signer"])))]
 pub(super) struct GrantArgs {
     /// The agent.
     pub(super) agent: String,
@@ -356,6 +566,9 @@ pub(super) struct GrantArgs {
     /// Not a channel, but the timer.
     #[arg(long, conflicts_with_all = TERMS)]
     pub(super) timer: bool,
+    /// Not a channel, but signatures in this domain, with the agent's key.
+    #[arg(long, value_name = "DOMAIN", conflicts_with_all = TERMS)]
+    pub(super) signer: Option<String>,
     #[command(flatten)]
     pub(super) terms: TermsArgs,
     #[command(flatten)]
@@ -421,6 +634,8 @@ pub(super) enum RealmCommand {
     Join {
         /// The realm's id, 64 hexadecimal digits, as `agora realm show` prints it.
         realm: String,
+        #[command(flatten)]
+        identity: IdentityArgs,
     },
     /// Take a host's place back, for good: nothing that it or its agents say counts any more.
     Revoke {
@@ -444,5 +659,8 @@ pub(super) enum EpochCommand {
         /// Why, for the record and for the agents.
         #[arg(long)]
         reason: String,
+        /// Wait until every other host of the realm has confirmed it, or can't be acting on what ended any more.
+        #[arg(long)]
+        wait: bool,
     },
 }

@@ -9,7 +9,9 @@ use agora_realm::{Act, HostId, MessageId, Terms};
 use anyhow::Context;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use super::args::{GrantArgs, KillArgs, PsArgs, RevokeArgs, SayArgs, StartArgs, WatchArgs};
+use super::args::{
+    GrantArgs, KillArgs, PruneArgs, PsArgs, RevokeArgs, RotateArgs, SayArgs, StartArgs, WatchArgs,
+};
 use super::show;
 use crate::boot::manifest::display_bytes;
 use crate::delivery::feed::{Told, ToldMessage};
@@ -140,6 +142,10 @@ pub(super) fn grant(args: &GrantArgs) -> anyhow::Result<ExitCode> {
             request.get().set_service(service.as_str());
             what = format!("the service of '{service}'");
         }
+        if let Some(domain) = &args.signer {
+            request.get().set_signer(domain.as_str());
+            what = format!("a signer for '{domain}'");
+        }
         request.get().set_timer(args.timer);
         let response = request.send().promise.await.map_err(said)?;
         let decided = response.get()?.get_outcome()?;
@@ -186,6 +192,57 @@ pub(super) fn start(args: &StartArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+pub(super) fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.prune_request();
+        let mut params = request.get();
+        params.set_channel(args.channel.as_str());
+        params.set_dry_run(args.dry_run);
+        params.set_force_past_cursors(args.force_past_cursors);
+        let mut keep = params.init_keep();
+        match (args.keep_count, args.older_than, args.keep_bytes) {
+            (Some(count), _, _) => keep.set_count(count),
+            (_, Some(ms), _) => keep.set_age_ms(ms),
+            (_, _, bytes) => keep.set_bytes(bytes.unwrap_or(u64::MAX)),
+        }
+        let response = request.send().promise.await.map_err(said)?;
+        let done = response.get()?.get_outcome()?;
+        let channel = show::escape(&args.channel);
+        if done.get_messages() == 0 {
+            show::print(&format!("'{channel}': nothing to prune\n"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let what = format!(
+            "{} messages ({} of payload), through {}",
+            done.get_messages(),
+            display_bytes(done.get_bytes()),
+            done.get_through()
+        );
+        let mut passed = Vec::new();
+        for persona in done.get_passed()?.iter() {
+            passed.push(show::escape(persona?.to_str()?));
+        }
+        let pending = show::escape(done.get_pending()?.to_str()?);
+        let over = match (passed.is_empty(), args.dry_run) {
+            (true, _) => String::new(),
+            (false, true) => format!("; it would pass the cursors of {}", passed.join(", ")),
+            (false, false) => format!("; it passed the cursors of {}", passed.join(", ")),
+        };
+        match (args.dry_run, pending.as_str()) {
+            (true, _) => show::print(&format!("'{channel}': would prune {what}{over}\n")),
+            (false, "") => show::print(&format!(
+                "'{channel}': pruned {what}; the log let go of {}{over}\n",
+                display_bytes(done.get_freed())
+            )),
+            (false, pending) => {
+                show::print(&format!("'{channel}': pruned {what}{over}\n{pending}\n"));
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
 pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
@@ -203,11 +260,29 @@ pub(super) fn epoch_show(data: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
-pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.rotate_request();
+        request
+            .get()
+            .set_agent(args.agent.as_deref().unwrap_or_default());
+        request.get().set_host(args.host);
+        let response = request.send().promise.await.map_err(said)?;
+        report(response.get()?.get_outcome()?, "the key is changed")
+    })
+}
+
+pub(super) fn epoch_bump(
+    data: &Path,
+    hold: bool,
+    reason: &str,
+    wait: bool,
+) -> anyhow::Result<ExitCode> {
     with_host(data, async |host| {
         let mut request = host.bump_request();
         request.get().set_hold(hold);
         request.get().set_reason(reason);
+        request.get().set_wait(wait);
         let response = request.send().promise.await.map_err(said)?;
         let results = response.get()?;
         let decided = results.get_outcome()?;
@@ -215,8 +290,38 @@ pub(super) fn epoch_bump(data: &Path, hold: bool, reason: &str) -> anyhow::Resul
             true => format!("epoch {}", results.get_epoch()),
             false => "revoked here, fence pending".to_owned(),
         };
-        report(decided, &done)
+        let code = report(decided, &done)?;
+        show::print(&confirmations(decided)?);
+        Ok(code)
     })
+}
+
+/// Which other hosts have said that the epoch has begun for them, too; nothing where there are none.
+fn confirmations(decided: decided::Reader<'_>) -> anyhow::Result<String> {
+    let named = |list: capnp::data_list::Reader<'_>| -> capnp::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for id in list.iter() {
+            names.push(HostId::try_from(id?).map_or_else(|_| "?".into(), |id| id.short()));
+        }
+        Ok(names)
+    };
+    let confirmed = named(decided.get_confirmed()?)?;
+    let missing = named(decided.get_unconfirmed()?)?;
+    let mut text = String::new();
+    if !confirmed.is_empty() {
+        text.push_str(&format!("confirmed by host {}\n", confirmed.join(", ")));
+    }
+    if !missing.is_empty() {
+        let then = match decided.get_outlasted() {
+            true => "its lease has run out since: it admits nothing, or has heard of it by now",
+            false => "it is cut within its lease (--wait waits for that)",
+        };
+        text.push_str(&format!(
+            "not confirmed by host {}: {then}\n",
+            missing.join(", ")
+        ));
+    }
+    Ok(text)
 }
 
 pub(super) fn realm_show(data: &Path) -> anyhow::Result<ExitCode> {
@@ -273,13 +378,19 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     with_host(&args.data.data(), async |host| {
         let response = host.status_request().send().promise.await.map_err(said)?;
         let status = response.get()?.get_status()?;
+        let tally = status.get_tally()?;
+        let void = match (tally.get_void(), tally.get_junk()) {
+            (0, _) => String::new(),
+            (void, 0) => format!(", {void} void"),
+            (void, junk) => format!(", {void} void, {junk} of them junk"),
+        };
         show::print(&format!(
-            "realm {}  host {}  epoch {}{}  log {} ({} entries){}\n",
+            "realm {}  host {}  epoch {}{}  log {} ({} entries{void}){}\n",
             &crate::hex(status.get_realm()?)[..8],
             &crate::hex(status.get_host()?)[..8],
             status.get_epoch(),
             if status.get_held() { " (held)" } else { "" },
-            status.get_log()?.to_str()?,
+            show::escape(status.get_log()?.to_str()?),
             status.get_log_end(),
             match status.get_pending_stops() {
                 0 => String::new(),

@@ -1,22 +1,22 @@
 //! The verbs that need no running host.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use agora_log::{Embedded, LogError, Seq};
-use agora_realm::RealmId;
+use agora_realm::{Junk, MessageVerdict};
 
-use super::args::{BuildArgs, ImageArgs, LogArgs};
-use super::show;
+use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
+use super::source::{Pace, Source};
+use super::{checkpoint, facts, show};
 use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
+use crate::delivery::pruned::open_place;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
-use crate::persona::keys::Keys;
-use crate::persona::secret::Secret;
 
 /// Says what is wrong with an image, without starting anything.
 pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
@@ -66,65 +66,29 @@ pub(super) fn build(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the public side of a host's keys.
-pub(super) fn id(data: &Path) -> anyhow::Result<ExitCode> {
-    check_format(data)?;
-    let keys = Keys::new(Secret::open(&data.join("secret"))?);
-    let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
-    show::print(&format!("host   {}\n", keys.host_id()));
-    show::print(&format!("key    {}\n", crate::hex(&keys.host().public().0)));
-    show::print(&format!(
-        "realm  {}\n",
-        match realm.trim() {
-            "" => "none yet",
-            realm => realm,
-        }
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Makes a data folder for a host that is to join a realm, and says what its key is.
-pub(super) fn realm_join(data: &Path, realm: &str) -> anyhow::Result<ExitCode> {
-    let realm: RealmId = realm.parse().map_err(|_| {
-        anyhow::anyhow!(
-            "'{realm}' is no realm: it takes the 64 hexadecimal digits of `agora realm show`"
-        )
-    })?;
-    let folder = DataFolder::open(data)?;
-    match folder.realm()? {
-        Some(pinned) if pinned != realm => anyhow::bail!(
-            "{}: this data folder belongs to realm {} (name another with --data DIR)",
-            data.display(),
-            pinned.short()
-        ),
-        _ => {}
-    }
-    let keys = Keys::new(Secret::open_or_make(&folder.join("secret"))?);
-    folder.pin_realm(realm)?;
-    let key = crate::hex(&keys.host().public().0);
-    show::print(&format!(
-        "key {key}\nAt a host of the realm: agora realm invite {key}\nThen run this one on the realm's log.\n"
-    ));
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Shows the record of a data folder, whether or not its host runs.
+/// Shows the record, whether or not a host runs.
 pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
-    let data = args.data.data();
-    check_format(&data)?;
-    let (log, _) = Embedded::open_read_only(&data.join("log"))?;
+    let mut source = Source::open(&args.data.data(), &args.log)?;
     let colour = show::is_terminal(&std::io::stdout());
+    let mut facts = facts::Writer::new(args.format());
     let mut state = agora_realm::State::new();
-    let mut next = 1;
+    let mut pace = Pace::new();
+    let (mut at, end) = (0, source.end().0);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     loop {
-        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        // Once there is something to see, that is progress enough.
+        if at < args.from || !colour {
+            pace.at(|| format!("reading {}: {at} of {end} entries", source.place));
+        }
+        let batch = source.next_batch()?;
         let Some((last, _)) = batch.last() else {
             break;
         };
-        next = last.0 + 1;
+        at = last.0;
         for (seq, stored) in batch {
+            let signature = facts::signature_of(&stored);
             for told in replay_one(&mut state, seq.0, stored) {
+                facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,
                     (Some(wanted), Some(channel)) => wanted == channel.as_str(),
@@ -133,17 +97,16 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
                 if told.seq < args.from || !on_channel {
                     continue;
                 }
-                use std::io::Write;
-                let written = match args.json {
-                    true => writeln!(out, "{}", told.json()),
-                    false => writeln!(out, "{}", show::record(&told, colour)),
-                };
-                if written.is_err() {
+                pace.done();
+                if facts.write(&mut out, &told, &signature).is_err() {
                     // Whoever reads us has seen enough.
                     return Ok(ExitCode::SUCCESS);
                 }
             }
         }
+    }
+    if facts.end(&mut out).is_err() {
+        return Ok(ExitCode::SUCCESS);
     }
     if let Some(wanted) = &args.channel {
         let known = state.channels().any(|(name, _)| name.as_str() == wanted);
@@ -159,8 +122,33 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Keeps the operator's decision to accept what the log lost, for the next start.
+pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    if reason.trim().is_empty() {
+        anyhow::bail!("--accept-loss takes the reason, which is signed and stays on the record");
+    }
+    let folder = DataFolder::open(data)?;
+    let Some(tip) = folder.tip()? else {
+        anyhow::bail!(
+            "{}: no host has seen anything here yet, so nothing can be lost",
+            data.display()
+        );
+    };
+    folder.accept_loss(Some(reason))?;
+    show::print(&format!(
+        "the next start accepts that the log does not hold {tip}, or what was before it, and signs that\n"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Looks for what keeps a host from running well.
-pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let data = &args.data.data();
+    let identity = &args.identity.identity();
+    if let Some(reason) = &args.accept_fork {
+        return checkpoint::accept_fork(data, reason);
+    }
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;
@@ -224,20 +212,15 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
             Err(error) => say(false, error.to_string()),
         }
     }
-    match Secret::open(&data.join("secret")) {
+    match identity.open(data) {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }
-    match read_log(&data.join("log")) {
-        Ok((entries, void)) => say(
-            true,
-            format!(
-                "the log reads whole: {entries} entries, {void} of them void; every signature holds. Receipts say `fsync`: \
-                 what is acknowledged is synced to this machine's disk"
-            ),
-        ),
-        Err(error) => say(false, error.to_string()),
+    match Source::open(data, &args.log) {
+        Ok(source) => examine(source, &mut say),
+        Err(error) => say(false, format!("{error:#}")),
     }
+    checkpoint::examine(data, &mut say);
     match rustix::fs::statvfs(data) {
         Ok(stat) => {
             let free = stat.f_bavail * stat.f_frsize;
@@ -255,21 +238,96 @@ pub(super) fn doctor(data: &Path) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn read_log(path: &Path) -> Result<(u64, u64), LogError> {
-    let (log, _) = Embedded::open_read_only(path)?;
+/// Reads a log whole, and says what it is worth.
+fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
+    for found in &source.unsafe_settings {
+        say(
+            false,
+            format!("{}: the stream is not safe: {found}", source.place),
+        );
+    }
     let mut state = agora_realm::State::new();
-    let mut next = 1;
+    let mut pace = Pace::new();
+    let mut void: BTreeMap<String, u64> = BTreeMap::new();
+    let mut messages: BTreeMap<String, u64> = BTreeMap::new();
+    let mut at = 0;
     loop {
-        let batch = log.read(Seq(next), 1024, 8 << 20)?;
+        pace.at(|| format!("reading {}: {at} of {} entries", source.place, source.end()));
+        let batch = match source.next_batch() {
+            Ok(batch) => batch,
+            Err(error) => return say(false, error.to_string()),
+        };
         let Some((last, _)) = batch.last() else {
             break;
         };
-        next = last.0 + 1;
+        at = last.0;
         for (seq, stored) in batch {
-            let sealed = agora_realm::Sealed::open(stored);
-            agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+            let sealed = open_place(stored);
+            let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+            match (&sealed, judged.verdict) {
+                (Err(junk), _) => {
+                    // Not in its own words, of which there may be any number.
+                    let what = match junk {
+                        Junk::TooLarge(_) => "junk: more bytes than an entry takes",
+                        Junk::Malformed(_) => "junk: no entry",
+                        Junk::UnknownFormat(_) => "junk: of a format not known here; upgrade",
+                        Junk::BadSignature => "junk: the signature does not verify",
+                    };
+                    *void.entry(what.to_owned()).or_default() += 1;
+                }
+                (Ok(_), Err(refusal)) => *void.entry(refusal.to_string()).or_default() += 1,
+                (Ok(_), Ok(())) => {
+                    for verdict in &judged.messages {
+                        if let MessageVerdict::Void(refusal) = verdict {
+                            *messages.entry(refusal.to_string()).or_default() += 1;
+                        }
+                    }
+                }
+            }
         }
     }
+    pace.done();
+    match (source.realm, state.realm()) {
+        (Some(pinned), Some(found)) if pinned != found => say(
+            false,
+            format!(
+                "the log begins realm {}, but the data folder belongs to realm {} (restore the folder's own log)",
+                found.short(),
+                pinned.short()
+            ),
+        ),
+        (Some(pinned), None) => say(
+            false,
+            format!(
+                "{}: it is empty, but the data folder belongs to realm {} (if its log is on servers, say --log)",
+                source.place,
+                pinned.short()
+            ),
+        ),
+        _ => {}
+    }
     let tally = state.tally();
-    Ok((tally.entries, tally.void))
+    say(
+        true,
+        format!(
+            "the log reads whole: {} entries, {} of them void; every signature of the others holds",
+            tally.entries, tally.void
+        ),
+    );
+    if source.pruned_count() > 0 {
+        say(
+            true,
+            format!(
+                "{} of them were pruned: what they said is gone, and their hashes and signatures are kept",
+                source.pruned_count()
+            ),
+        );
+    }
+    for (reason, count) in &void {
+        say(true, format!("void entries: {count}: {reason}"));
+    }
+    for (reason, count) in &messages {
+        say(true, format!("void messages: {count}: {reason}"));
+    }
+    say(true, source.durability());
 }

@@ -1,15 +1,24 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor` and `id` act by themselves; the other verbs are clients of a running host's operator socket.
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint` and `witness` act by themselves; the
+//! other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
 mod args;
+mod checkpoint;
 mod client;
 mod diary;
+mod facts;
+mod id;
 mod local;
+mod moving;
 mod new;
+mod prove;
 mod run;
 pub mod show;
+mod source;
+mod verify;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -47,9 +56,21 @@ pub fn main() -> ExitCode {
         Command::Check(args) => local::check(&args),
         Command::Build(args) => local::build(&args),
         Command::New(args) => new::new(&args),
-        Command::Doctor(args) => local::doctor(&args.data()),
-        Command::Id(args) => local::id(&args.data()),
-        Command::Log(args) => local::log(&args),
+        Command::Doctor(args) => match &args.accept_loss {
+            None => local::doctor(&args),
+            Some(reason) => local::accept_loss(&args.data.data(), reason),
+        },
+        Command::Id(args) => id::id(&args),
+        Command::Log(args) => match &args.export {
+            Some(to) => moving::export(&args.data.data(), &args.log, to),
+            None => local::log(&args),
+        },
+        Command::Import(args) => moving::import(&args),
+        Command::Prune(args) => client::prune(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Prove(args) => prove::prove(&args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),
@@ -57,16 +78,19 @@ pub fn main() -> ExitCode {
         Command::Revoke(args) => client::revoke(&args),
         Command::Kill(args) => client::kill(&args),
         Command::Start(args) => client::start(&args),
+        Command::Rotate(args) => client::rotate(&args),
         Command::Epoch(args) => match args.command {
             None | Some(EpochCommand::Show) => client::epoch_show(&args.data.data()),
-            Some(EpochCommand::Bump { hold, reason }) => {
-                client::epoch_bump(&args.data.data(), hold, &reason)
+            Some(EpochCommand::Bump { hold, reason, wait }) => {
+                client::epoch_bump(&args.data.data(), hold, &reason, wait)
             }
         },
         Command::Realm(args) => match args.command {
             None | Some(RealmCommand::Show) => client::realm_show(&args.data.data()),
             Some(RealmCommand::Invite { key }) => client::realm_invite(&args.data.data(), &key),
-            Some(RealmCommand::Join { realm }) => local::realm_join(&args.data.data(), &realm),
+            Some(RealmCommand::Join { realm, identity }) => {
+                id::realm_join(&args.data.data(), &identity.identity(), &realm)
+            }
             Some(RealmCommand::Revoke { host, reason }) => {
                 client::realm_revoke(&args.data.data(), &host, &reason)
             }

@@ -34,6 +34,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let setup = Setup {
         data: args.data.clone().unwrap_or_else(|| image.data_folder()),
+        identity: args.identity.identity(),
         workers: args
             .workers
             .map_or_else(|| cores.saturating_sub(1).clamp(1, 16), usize::from),

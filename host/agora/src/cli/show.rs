@@ -21,7 +21,8 @@ pub fn is_terminal(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-fn is_harmful(c: char) -> bool {
+/// Whether a terminal or a reader may be led astray by it.
+pub(super) fn is_harmful(c: char) -> bool {
     // Control characters move cursors and set titles; bidirectional ones reorder what is read.
     c.is_control()
         || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

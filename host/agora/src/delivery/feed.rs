@@ -77,6 +77,10 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
         body,
         message: None,
     };
+    // They come twice a second from every host, and tell people nothing.
+    if matches!(entry.body, Body::Note(NoteBody::Marker { .. })) {
+        return Vec::new();
+    }
     if let Body::Turn(turn) = &entry.body {
         let counting = settled.judged.messages.iter().filter_map(|v| match v {
             MessageVerdict::Counts(placed) => Some(placed),
@@ -99,7 +103,13 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                     ..told(
                         "message",
                         Some(&turn.channel),
-                        payload_text(&message.payload),
+                        match sealed.is_purged() {
+                            true => format!(
+                                "(pruned: {} bytes)",
+                                sealed.payload_bytes(usize::from(placed.index))
+                            ),
+                            false => payload_text(&message.payload),
+                        },
                     )
                 }
             })
@@ -117,15 +127,24 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
             _ => None,
         });
     let one = match &entry.body {
-        Body::Turn(_) => return Vec::new(),
+        Body::Turn(_) | Body::Note(NoteBody::Marker { .. }) => return Vec::new(),
         Body::Key(key) => {
+            let mut changes = settled.judged.changes.iter();
+            let renewed = changes.any(|change| {
+                matches!(
+                    change,
+                    agora_realm::Change::HostKeyed { joined: false, .. }
+                        | agora_realm::Change::PersonaKeyed { joined: false, .. }
+                )
+            });
+            let a = if renewed { "a new" } else { "a" };
             let what = match (&key.subject, &key.genesis) {
                 (_, Some(_)) => "the realm begins".to_owned(),
-                (KeySubject::Host(host), None) => format!("host {} has a key", host.short()),
+                (KeySubject::Host(host), None) => format!("host {} has {a} key", host.short()),
                 (KeySubject::Persona(name), None) if key.started => {
                     format!("{name} is started, with a new key")
                 }
-                (KeySubject::Persona(name), None) => format!("{name} has a key"),
+                (KeySubject::Persona(name), None) => format!("{name} has {a} key"),
             };
             let kind = if key.genesis.is_some() {
                 "genesis"
@@ -153,6 +172,7 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                 Object::Channel(name) => (Some(name), format!("'{name}'")),
                 Object::Timer => (None, "the timer".to_owned()),
                 Object::Service(name) => (None, format!("service '{name}'")),
+                Object::Signer(domain) => (None, format!("a signer for '{domain}'")),
             };
             let number = number.map_or(String::new(), |number| format!("g{number}: "));
             let terms = match channel {
@@ -205,6 +225,8 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
             Some(&lapse.channel),
             format!("thread {} lapsed undecided", lapse.thread.short()),
         ),
+        // Hosts tell each other; people are told when they disagree.
+        Body::Note(NoteBody::Tree { .. }) => return Vec::new(),
         Body::Note(NoteBody::Incident {
             persona,
             reason,

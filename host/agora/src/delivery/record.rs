@@ -3,22 +3,30 @@
 //! In: sealed entries to append; the log's own ordered tail. Out: what counts, by channel and ordinal; receipts; news.
 //! Promise: everything a host says of the realm comes from [`judge`] over the tail; a commit is answered only when the log has
 //! made the entry durable *and* it has come back through the tail and been judged.
-//! Failure: a log that can't take an entry now says so, and nothing of the entry counts.
+//! Failure: a log that can't take an entry now says so, and nothing of the entry counts. A log that is not what it was has diverged:
+//! from then on nothing of it is judged, and nothing is committed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use agora_log::{Class, Durability, Log, LogError, Seq};
 use agora_realm::{
-    ChannelName, EntryId, Judged, Junk, MessageVerdict, Ordinal, Sealed, State, judge,
+    Body, Change, ChannelName, EntryId, Epoch, HostId, Judged, Junk, MessageVerdict, NoteBody,
+    Ordinal, Refusal, Sealed, State, judge, merkle,
 };
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 
+use super::forks::Told;
+use super::hearing::Hearing;
 use super::index::{Index, Place};
+use super::pruned::{Pruned, open_place};
+use super::tip::Tip;
+use super::tree::{LogTree, TreeError};
 use crate::limits;
 
 /// One place of the log, judged.
@@ -68,6 +76,9 @@ pub enum RecordError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The tree over the log failed.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The derived files failed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -86,15 +97,16 @@ pub enum RecordError {
         /// What the folder says.
         pinned: String,
     },
-    /// The log ends before what this host has seen.
+    /// The log does not hold what this host has seen.
     #[error(
-        "the log ends at {end}, but this host has seen {seen} (restore the log from a copy that has them; or, if it is on a server, say --log)"
+        "the log has diverged: this host has seen {seen}, but {found} (restore the log from a copy that has it; if it is on a server, say \
+         --log; or accept the loss with `agora doctor --accept-loss REASON`)"
     )]
-    WentBack {
-        /// Where it ends.
-        end: u64,
+    Diverged {
         /// What was seen.
-        seen: u64,
+        seen: Tip,
+        /// What is there instead.
+        found: String,
     },
 }
 
@@ -104,13 +116,31 @@ struct Recent {
     bytes: usize,
 }
 
-type Waiting = HashMap<EntryId, (Sealed, oneshot::Sender<Arc<Settled>>)>;
+type Waiter = oneshot::Sender<Result<Arc<Settled>, LogError>>;
+
+/// An entry on its way through the log.
+struct Commit {
+    sealed: Sealed,
+    settled: Waiter,
+    /// When it was handed to the log; none: it may have been before, and so proves nothing of when it came to stand there.
+    handed: Option<Duration>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    commits: HashMap<EntryId, Commit>,
+    /// Places that the log has acknowledged, and that have not come by on the tail yet.
+    acknowledged: BTreeMap<u64, EntryId>,
+    /// Why nothing comes by any more.
+    ended: Option<LogError>,
+}
 
 /// The log, judged. Shared by all of a host.
 pub struct Record {
     log: Arc<dyn Log>,
     state: RwLock<State>,
     index: Mutex<Index>,
+    pruned: Arc<Pruned>,
     recent: Mutex<Recent>,
     waiting: Mutex<Waiting>,
     channels: Mutex<HashMap<ChannelName, watch::Sender<u64>>>,
@@ -120,11 +150,48 @@ pub struct Record {
     /// Held while a snapshot is written, and by nothing else.
     snapshotting: Mutex<()>,
     failed: watch::Sender<Option<String>>,
+    diverged: watch::Sender<Option<String>>,
+    hearing: Arc<Hearing>,
+    /// Other hosts may append to the log.
+    is_shared: bool,
+    /// The latest epoch that each host is known to have come to.
+    confirmed: watch::Sender<BTreeMap<HostId, Epoch>>,
+    /// The place of the latest entry that is no marker.
+    last_said: AtomicU64,
+    /// The newest entry that was judged, and its bytes.
+    latest: Mutex<Option<Tip>>,
+    loss: Mutex<Option<Loss>>,
+    tree: LogTree,
+    fenced: Notify,
+    /// What each host said last of the log, and nobody has compared yet.
+    trees_told: Mutex<HashMap<HostId, Told>>,
+    /// Entries that say something, since this host started.
+    arrived: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic under one of these would be a defect of this file; what it left is still the best there is.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a host has seen of its log in earlier runs.
+pub struct Seen {
+    /// The newest entry.
+    pub tip: Option<Tip>,
+    /// The operator accepts that the log does not hold it.
+    pub accepts_loss: bool,
+    /// The host itself.
+    pub host: HostId,
+}
+
+/// What a log lost, that its host had seen.
+pub struct Loss {
+    /// The first place that is known to be lost.
+    pub first_seq: u64,
+    /// What had been seen last.
+    pub tip: Tip,
+    /// The host's own decisions, and the stops of all hosts, that do stand in the log.
+    pub stood: HashSet<EntryId>,
 }
 
 /// Where a record keeps what it derives.
@@ -133,83 +200,150 @@ pub struct Derived {
     pub index: PathBuf,
     /// The file of the snapshot.
     pub snapshot: PathBuf,
+    /// The file of the tree over the log.
+    pub tree: PathBuf,
+    /// The file of what is kept of pruned turns; not derived from anything.
+    pub pruned: PathBuf,
+}
+
+/// What judge would say of a copy of what stands there.
+fn repeated(seq: u64, sealed: Sealed) -> Settled {
+    let messages = match &sealed.entry().body {
+        Body::Turn(turn) => turn.messages.len(),
+        _ => 0,
+    };
+    let judged = Judged {
+        seq,
+        id: Some(sealed.id()),
+        verdict: Err(Refusal::Repeated),
+        messages: vec![MessageVerdict::Void(Refusal::Repeated); messages],
+        changes: Vec::new(),
+    };
+    Settled {
+        seq,
+        sealed: Ok(sealed),
+        judged,
+    }
 }
 
 impl Record {
-    /// Judges the log up to its end: from the snapshot where there is a good one, else from its beginning.
-    /// `progress` is told how far it is, of how much, now and then.
+    /// Judges the log up to its end: from the snapshot where there is a good one, else from its beginning. `is_shared`: other hosts may
+    /// append to the log, too. `progress` is told how far it is, of how much, now and then.
     ///
     /// # Errors
     /// See [`RecordError`].
     pub async fn open(
         log: Arc<dyn Log>,
         derived: Derived,
+        seen: Seen,
+        is_shared: bool,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Arc<Self>, RecordError> {
         let io = |path: PathBuf| move |source| RecordError::Io { path, source };
+        let pruned = Pruned::open(derived.pruned.clone()).map_err(io(derived.pruned.clone()))?;
+        let pruned = Arc::new(pruned);
         let mut state = State::new();
         let mut start = None;
-        if let Some(snapshot) = read_snapshot(&derived.snapshot) {
-            let seen = snapshot.seq;
-            if log.end().0 < seen {
-                return Err(RecordError::WentBack {
-                    end: log.end().0,
-                    seen,
-                });
+        let snapshot = read_snapshot(&derived.snapshot);
+        let vouched = snapshot.as_ref().map(|snapshot| Tip {
+            seq: snapshot.seq,
+            leaf: snapshot.leaf,
+        });
+        let mut loss = None;
+        // The later one first: it is the one to be told.
+        let mut tips: Vec<_> = seen.tip.into_iter().chain(vouched).collect();
+        tips.sort_by_key(|tip| std::cmp::Reverse(tip.seq));
+        for tip in tips {
+            let Some(found) = tip.missing_in(&*log, &pruned).await? else {
+                continue;
+            };
+            if !seen.accepts_loss {
+                return Err(RecordError::Diverged { seen: tip, found });
             }
-            let stored = log.read(Seq(seen), 1, usize::MAX).await?;
-            let same = stored
-                .first()
-                .is_some_and(|(seq, bytes)| seq.0 == seen && leaf(bytes) == snapshot.leaf);
-            if same {
-                let latest = snapshot
-                    .state
-                    .channels()
-                    .map(|(n, c)| (n.clone(), c.latest));
-                match Index::open(derived.index.clone(), latest.collect::<Vec<_>>()) {
-                    Ok(index) => {
-                        state = snapshot.state;
-                        start = Some((index, seen));
-                    }
-                    Err(error) => tracing::warn!("judging the log from its beginning: {error}"),
+            let first_seq = tip.seq.min(log.end().0 + 1);
+            loss.get_or_insert(Loss {
+                first_seq,
+                tip,
+                stood: HashSet::new(),
+            });
+        }
+        let mut latest = None;
+        // What a log lost is found by looking at all that it has.
+        if let (Some(snapshot), None) = (snapshot, &loss) {
+            let ordinals = snapshot
+                .state
+                .channels()
+                .map(|(n, c)| (n.clone(), c.latest));
+            match Index::open(derived.index.clone(), ordinals.collect::<Vec<_>>()) {
+                Ok(index) => {
+                    state = snapshot.state;
+                    start = Some((index, snapshot.seq));
+                    latest = vouched;
                 }
-            } else {
-                tracing::warn!("the snapshot is not of this log; judging it from its beginning");
+                Err(error) => tracing::warn!("judging the log from its beginning: {error}"),
             }
         }
-        let (index, seen) = match start {
+        let (index, judged) = match start {
             Some(start) => start,
             None => {
                 let index = Index::open(derived.index.clone(), []);
                 (index.map_err(io(derived.index.clone()))?, 0)
             }
         };
+        let kept = Some(pruned.clone());
+        let tree =
+            LogTree::open_with(derived.tree, log.clone(), kept, judged, &mut progress).await?;
         let record = Arc::new(Self {
             log,
             state: RwLock::new(state),
             index: Mutex::new(index),
+            pruned,
             recent: Mutex::default(),
             waiting: Mutex::default(),
             channels: Mutex::default(),
             feed: broadcast::channel(limits::FEED_WAITING_MAX).0,
             snapshot: derived.snapshot,
-            snapshot_seq: AtomicU64::new(seen),
+            snapshot_seq: AtomicU64::new(judged),
             snapshotting: Mutex::default(),
             failed: watch::channel(None).0,
+            diverged: watch::channel(None).0,
+            hearing: Arc::new(Hearing::new(limits::LEASE)),
+            is_shared,
+            confirmed: watch::channel(BTreeMap::new()).0,
+            last_said: AtomicU64::new(0),
+            latest: Mutex::new(latest),
+            loss: Mutex::default(),
+            tree,
+            fenced: Notify::new(),
+            trees_told: Mutex::default(),
+            arrived: AtomicU64::new(0),
         });
+        record.count_hosts();
         let end = record.log.end().0;
-        let mut next = seen + 1;
+        let mut next = judged + 1;
         while next <= end {
             let batch = record.log.read(Seq(next), 4096, 16 << 20).await?;
             let Some((last, _)) = batch.last() else {
                 break;
             };
             next = last.0 + 1;
-            for (seq, sealed) in open_all(batch).await {
-                record.settle(seq, sealed);
+            let places = record.places_in(batch).await;
+            for (seq, leaf, sealed) in open_all(places.map_err(io(derived.pruned.clone()))?).await {
+                if let (Some(loss), Ok(sealed)) = (&mut loss, &sealed)
+                    && sealed.entry().author.is_none()
+                    && (sealed.entry().host == seen.host
+                        || matches!(sealed.entry().body, Body::Revoke(_)))
+                {
+                    loss.stood.insert(sealed.id());
+                }
+                record.settle(seq, leaf, sealed);
+            }
+            if let Err(error) = record.tree.keep() {
+                tracing::warn!("the tree over the log can't be written: {error}");
             }
             progress(next - 1, end);
         }
+        *lock(&record.loss) = loss;
         Ok(record)
     }
 
@@ -221,31 +355,59 @@ impl Record {
             let (seq, bytes) = match next {
                 Ok(next) => next,
                 Err(LogError::Closed) => break,
+                Err(LogError::Diverged { why, .. }) => {
+                    self.diverge(why);
+                    break;
+                }
                 Err(error) => {
                     tracing::error!("the log's tail ended: {error}");
                     self.failed.send_replace(Some(error.to_string()));
                     break;
                 }
             };
-            let own = match Sealed::reread(bytes.clone()) {
-                Ok(parsed) => lock(&self.waiting).remove(&parsed.id()),
-                Err(_) => None,
+            if self.diverged.borrow().is_some() {
+                break;
+            }
+            let id = Sealed::reread(bytes.clone()).ok().map(|s| s.id());
+            let (own, acknowledged) = {
+                let mut waiting = lock(&self.waiting);
+                let acknowledged = waiting.acknowledged.remove(&seq.0);
+                (id.and_then(|id| waiting.commits.remove(&id)), acknowledged)
             };
-            let (sealed, waiter) = match own {
+            if acknowledged.is_some_and(|acknowledged| id != Some(acknowledged)) {
+                self.diverge(format!(
+                    "entry {seq} is not the one that was acknowledged to stand there"
+                ));
+                break;
+            }
+            let (leaf, sealed, waiter, handed) = match own {
                 // Signed by this very process, and the same to the byte.
-                Some((sealed, waiter)) if sealed.stored() == &bytes => (Ok(sealed), Some(waiter)),
+                Some(own) if own.sealed.stored() == &bytes => {
+                    let leaf = merkle::leaf(&bytes);
+                    (leaf, Ok(own.sealed), Some(own.settled), own.handed)
+                }
                 other => {
-                    let waiter = other.map(|(_, waiter)| waiter);
-                    let opened = open_all(vec![(seq, bytes)]).await;
-                    (
-                        opened.into_iter().next().expect("one in, one out").1,
-                        waiter,
-                    )
+                    let waiter = other.map(|own| own.settled);
+                    let places = match self.places_in(vec![(seq, bytes)]).await {
+                        Ok(places) => places,
+                        Err(error) => {
+                            tracing::error!("the log's tail ended: {error}");
+                            self.failed.send_replace(Some(error.to_string()));
+                            break;
+                        }
+                    };
+                    let opened = open_all(places).await;
+                    let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
+                    (leaf, sealed, waiter, None)
                 }
             };
-            let settled = self.settle(seq.0, sealed);
-            if let Some(waiter) = waiter {
-                let _ = waiter.send(settled);
+            let settled = self.settle(seq.0, leaf, sealed);
+            if let Some(handed) = handed {
+                self.hearing.seen(handed);
+            }
+            // Somebody may have come to wait for it while it was verified: for an entry of an earlier attempt.
+            if let Some(waiter) = waiter.or_else(|| self.late(seq.0, id)) {
+                let _ = waiter.send(Ok(settled));
             }
             let since = seq.0 - self.snapshot_seq.load(Ordering::Relaxed);
             if since >= limits::SNAPSHOT_EVERY {
@@ -254,10 +416,77 @@ impl Record {
                 tokio::task::spawn_blocking(move || record.keep_snapshot());
             }
         }
-        lock(&self.waiting).clear();
+        self.end_waiting(LogError::Closed);
     }
 
-    fn settle(&self, seq: u64, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
+    /// Nothing comes by any more.
+    fn end_waiting(&self, why: LogError) {
+        let commits = {
+            let mut waiting = lock(&self.waiting);
+            waiting.acknowledged.clear();
+            waiting.ended.get_or_insert_with(|| why.clone());
+            std::mem::take(&mut waiting.commits)
+        };
+        for commit in commits.into_values() {
+            let _ = commit.settled.send(Err(why.clone()));
+        }
+    }
+
+    /// The log is not what it was: nothing of it is judged any more, and nothing committed. This is for good.
+    pub fn diverge(&self, why: String) -> LogError {
+        let mut first = why;
+        self.diverged.send_if_modified(|diverged| match diverged {
+            Some(known) => {
+                first.clone_from(known);
+                false
+            }
+            None => {
+                *diverged = Some(first.clone());
+                true
+            }
+        });
+        let error = LogError::Diverged {
+            place: "of this host".to_owned(),
+            why: first,
+            mend: "stop the host, and restore the log from a copy that has what it had; or accept the loss with `agora doctor \
+                   --accept-loss REASON`"
+                .to_owned(),
+        };
+        self.end_waiting(error.clone());
+        error
+    }
+
+    /// Told why when the log turns out not to be what it was.
+    pub fn divergence(&self) -> watch::Receiver<Option<String>> {
+        self.diverged.subscribe()
+    }
+
+    /// The newest entry that was judged.
+    pub fn tip(&self) -> Option<Tip> {
+        *lock(&self.latest)
+    }
+
+    /// What the log lost before this start, where the operator accepts it. Answers once.
+    pub fn take_loss(&self) -> Option<Loss> {
+        lock(&self.loss).take()
+    }
+
+    /// Whether other hosts may append to the log.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Counts who shares the log.
+    fn count_hosts(&self) {
+        let hosts = {
+            let state = self.state();
+            state.hosts().filter(|(_, host)| !host.revoked).count()
+        };
+        self.hearing.need(self.is_shared && hosts > 1);
+    }
+
+    /// `leaf`: the hash of what is stored there.
+    fn settle(&self, seq: u64, leaf: merkle::Hash, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
         let settled = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let judged = judge(&mut state, seq, sealed.as_ref());
@@ -279,6 +508,7 @@ impl Record {
                 judged,
             })
         };
+        self.tree.push(seq, leaf);
         let bytes = settled
             .sealed
             .as_ref()
@@ -308,8 +538,97 @@ impl Record {
                 latest.send_replace(last.ordinal.0);
             }
         }
+        *lock(&self.latest) = Some(Tip { seq, leaf });
+        self.take_note(&settled);
+        self.take_tree_told(&settled);
+        let is_fence = |change: &Change| matches!(change, Change::Fenced { .. });
+        if settled.judged.changes.iter().any(is_fence) {
+            self.fenced.notify_one();
+        }
         let _ = self.feed.send(settled.clone());
         settled
+    }
+
+    fn take_tree_told(&self, settled: &Settled) {
+        let entry = settled.sealed.as_ref().map(Sealed::entry);
+        match entry.map(|entry| (entry.host, &entry.body)) {
+            Ok((host, Body::Note(NoteBody::Tree { size, root }))) => {
+                if settled.judged.verdict.is_ok() {
+                    let (seq, size, root) = (settled.seq, *size, *root);
+                    lock(&self.trees_told).insert(host, Told { seq, size, root });
+                }
+            }
+            // It says nothing that would have to be compared.
+            Ok((_, body)) if is_upkeep(body) => {}
+            _ => {
+                self.arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What hosts said of the log since this was asked before, the latest of each.
+    pub fn trees_told(&self) -> HashMap<HostId, Told> {
+        std::mem::take(&mut lock(&self.trees_told))
+    }
+
+    /// How many entries came that say something, since this host started: not counting what hosts tell each other to keep going.
+    pub fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    /// The tree over the log, as far as that is judged.
+    pub fn tree(&self) -> &LogTree {
+        &self.tree
+    }
+
+    /// Waits for a fence; one that came since the last waiting is not missed. For one who waits at a time.
+    pub async fn fenced(&self) {
+        self.fenced.notified().await;
+    }
+
+    /// Of who shares the log, and of what a standing entry says of its host.
+    fn take_note(&self, settled: &Settled) {
+        let hosts = |change: &Change| {
+            matches!(
+                change,
+                Change::HostKeyed { .. } | Change::HostRevoked { .. }
+            )
+        };
+        if settled.judged.changes.iter().any(hosts) {
+            self.count_hosts();
+        }
+        let entry = settled.sealed.as_ref().map(Sealed::entry);
+        let is_marker = entry.is_ok_and(|entry| is_marker(&entry.body));
+        if !entry.is_ok_and(|entry| is_upkeep(&entry.body)) {
+            self.last_said.store(settled.seq, Ordering::Relaxed);
+        }
+        // Other entries say nothing of where the walls of their host are: decisions are stamped with the log's epoch.
+        if let Ok(entry) = entry
+            && (is_marker || matches!(entry.body, Body::Turn(_)))
+            && settled.judged.verdict.is_ok()
+        {
+            self.confirmed.send_if_modified(|confirmed| {
+                let known = confirmed.entry(entry.host).or_default();
+                let is_news = *known < entry.epoch;
+                *known = entry.epoch.max(*known);
+                is_news
+            });
+        }
+    }
+
+    /// Tells the latest epoch that each host is known to have come to, with its walls of all earlier ones felled.
+    pub fn confirmed(&self) -> watch::Receiver<BTreeMap<HostId, Epoch>> {
+        self.confirmed.subscribe()
+    }
+
+    /// The place of the latest entry that is no marker, of those judged since this host started.
+    pub fn last_said(&self) -> u64 {
+        self.last_said.load(Ordering::Relaxed)
+    }
+
+    /// Whether this host hears the log.
+    pub fn hearing(&self) -> &Arc<Hearing> {
+        &self.hearing
     }
 
     /// The realm as judged so far. Hold it briefly, and never across an await.
@@ -317,7 +636,8 @@ impl Record {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped.
+    /// Appends an entry and waits until it is durable and judged. The append goes on when the future is dropped. An entry that stood
+    /// before, from an attempt whose outcome was unknown, is answered with its place.
     ///
     /// # Errors
     /// The log's; [`LogError::is_outcome_known`] says whether the entry may still turn up.
@@ -329,19 +649,41 @@ impl Record {
         let (sender, receiver) = oneshot::channel();
         let id = sealed.id();
         let stored = sealed.stored().clone();
-        lock(&self.waiting).insert(id, (sealed, sender));
-        let appending = self.log.append(id.0, stored, class);
+        // A stop may have been handed over before, by this process or an earlier one.
+        let handed = (class == Class::Ordinary).then(|| self.hearing.sent());
+        let begun = {
+            let mut waiting = lock(&self.waiting);
+            match &waiting.ended {
+                Some(ended) => Err(ended.clone()),
+                None => {
+                    let commit = Commit {
+                        sealed,
+                        settled: sender,
+                        handed,
+                    };
+                    waiting.commits.insert(id, commit);
+                    Ok(())
+                }
+            }
+        };
+        let begun = begun.map(|()| self.log.append(id.0, stored, class));
         let record = self.clone();
         async move {
-            let appended = match appending.await {
+            let appended = match begun?.await {
                 Ok(appended) => appended,
                 Err(error) => {
                     // Should it turn up after all, it is judged like any other; nobody here waits for that.
-                    lock(&record.waiting).remove(&id);
+                    lock(&record.waiting).commits.remove(&id);
+                    if let LogError::Diverged { why, .. } = &error {
+                        record.diverge(why.clone());
+                    }
                     return Err(error);
                 }
             };
-            let settled = receiver.await.map_err(|_| LogError::Closed)?;
+            let settled = match record.acknowledge(id, appended.seq.0)? {
+                Some(settled) => settled,
+                None => receiver.await.unwrap_or(Err(LogError::Closed))?,
+            };
             Ok(Committed {
                 settled,
                 durability: appended.durability,
@@ -349,9 +691,48 @@ impl Record {
         }
     }
 
-    /// How many commits are on their way.
+    /// The log says that an entry stands there. Answers it when it came by before anybody waited for it: the log keeps what is sent again
+    /// once, and its tail doesn't tell it again.
+    fn acknowledge(&self, id: EntryId, seq: u64) -> Result<Option<Arc<Settled>>, LogError> {
+        let commit = {
+            let mut waiting = lock(&self.waiting);
+            if !waiting.commits.contains_key(&id) {
+                return Ok(None);
+            }
+            // Whoever judges takes the commit out first, so if the place is judged now, that was before.
+            if self.state().last_seq().is_none_or(|last| last < seq) {
+                waiting.acknowledged.insert(seq, id);
+                return Ok(None);
+            }
+            waiting.commits.remove(&id)
+        };
+        let found = self
+            .recent(seq, 1)
+            .and_then(|found| found.into_iter().next());
+        match found {
+            Some(settled) if settled.judged.id == Some(id) => Ok(Some(settled)),
+            Some(_) => Err(self.diverge(format!(
+                "entry {seq} is acknowledged to stand where another one was seen"
+            ))),
+            // Judged before this host began: a copy of it would be told the same.
+            None => Ok(commit.map(|commit| Arc::new(repeated(seq, commit.sealed)))),
+        }
+    }
+
+    /// Who came to wait for an entry while it was judged.
+    fn late(&self, seq: u64, id: Option<EntryId>) -> Option<Waiter> {
+        let mut waiting = lock(&self.waiting);
+        waiting.acknowledged.remove(&seq);
+        Some(waiting.commits.remove(&id?)?.settled)
+    }
+
+    /// How many commits are on their way, markers aside.
     pub fn commits_waiting(&self) -> usize {
-        lock(&self.waiting).len()
+        let waiting = lock(&self.waiting);
+        let commits = waiting.commits.values();
+        commits
+            .filter(|commit| !is_upkeep(&commit.sealed.entry().body))
+            .count()
     }
 
     /// Tells the channel's latest ordinal whenever it changes.
@@ -392,13 +773,43 @@ impl Record {
         )
     }
 
+    /// What is kept of pruned turns.
+    pub fn pruned(&self) -> &Arc<Pruned> {
+        &self.pruned
+    }
+
+    /// Where a counting message stands, pruned or not.
+    ///
+    /// # Errors
+    /// The index's.
+    pub fn place_of(
+        &self,
+        channel: &ChannelName,
+        ordinal: Ordinal,
+    ) -> std::io::Result<Option<Place>> {
+        let found = lock(&self.index).places(channel, ordinal, 1)?;
+        Ok(found.into_iter().next())
+    }
+
+    async fn places_in(
+        &self,
+        batch: Vec<(Seq, bytes::Bytes)>,
+    ) -> std::io::Result<Vec<(u64, agora_log::export::Place)>> {
+        let mut places = Vec::with_capacity(batch.len());
+        for (seq, stored) in batch {
+            let place = self.pruned.place_in(&*self.log, seq.0, stored).await?;
+            places.push((seq.0, place));
+        }
+        Ok(places)
+    }
+
     /// The log itself.
     pub fn log(&self) -> &Arc<dyn Log> {
         &self.log
     }
 
-    /// Up to `count` counting messages of a channel from an ordinal on, and at most `bytes_max` of payload but at least one
-    /// message if there is one.
+    /// Up to `count` counting messages of a channel from an ordinal on, those that were pruned left out, and at most `bytes_max` of
+    /// payload but at least one message if there is one.
     ///
     /// # Errors
     /// The log's, or the index's.
@@ -409,6 +820,8 @@ impl Record {
         count: usize,
         bytes_max: usize,
     ) -> Result<Vec<Kept>, RecordError> {
+        let pruned = self.state().channel(channel).map_or(0, |c| c.pruned.0);
+        let from = Ordinal(from.0.max(pruned + 1));
         let places = lock(&self.index)
             .places(channel, from, count)
             .map_err(|source| RecordError::Io {
@@ -482,16 +895,16 @@ impl Record {
             tracing::warn!("no snapshot: the index can't be written: {error}");
             return;
         }
-        let Some(stored) = self.recent(seq, 1).and_then(|found| {
+        let Some(leaf) = self.recent(seq, 1).and_then(|found| {
             let settled = found.into_iter().next()?;
-            settled.sealed.as_ref().ok().map(|s| s.stored().clone())
+            settled.sealed.as_ref().ok().map(Sealed::leaf)
         }) else {
             return;
         };
         let mut file = Vec::with_capacity(bytes.len() + 128);
         file.extend_from_slice(SNAPSHOT);
         file.extend_from_slice(&seq.to_le_bytes());
-        file.extend_from_slice(&leaf(&stored));
+        file.extend_from_slice(&leaf);
         file.extend_from_slice(&bytes);
         let sum: [u8; 32] = Sha256::digest(&file).into();
         file.extend_from_slice(&sum);
@@ -502,12 +915,40 @@ impl Record {
     }
 }
 
-const SNAPSHOT: &[u8] = b"agora state 1\n";
+fn is_upkeep(body: &Body) -> bool {
+    is_marker(body) || matches!(body, Body::Note(NoteBody::Tree { .. }))
+}
 
-struct Snapshot {
-    seq: u64,
+fn is_marker(body: &Body) -> bool {
+    matches!(body, Body::Note(NoteBody::Marker { .. }))
+}
+
+const SNAPSHOT: &[u8] = b"agora state 2\n";
+
+/// A judged state, and where it stops.
+pub struct Snapshot {
+    /// The last seq that is in it.
+    pub seq: u64,
     leaf: [u8; 32],
-    state: State,
+    /// The realm up to there.
+    pub state: State,
+}
+
+impl Snapshot {
+    /// Whether this is what stands where it stops.
+    pub fn stops_at(&self, stored: &[u8]) -> bool {
+        merkle::leaf(stored) == self.leaf
+    }
+}
+
+/// The snapshot in this file, for whoever only looks: none that is not whole.
+pub fn last_snapshot(path: &std::path::Path) -> Option<Snapshot> {
+    read_snapshot(path)
+}
+
+/// The last place that the host had judged when it kept its snapshot, and the hash of what stood there.
+pub fn snapshot_place(path: &std::path::Path) -> Option<(u64, [u8; 32])> {
+    read_snapshot(path).map(|snapshot| (snapshot.seq, snapshot.leaf))
 }
 
 /// A snapshot that is whole, or none.
@@ -528,17 +969,11 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
     })
 }
 
-/// The hash of what is stored at a seq (RFC 6962 leaf).
-fn leaf(stored: &[u8]) -> [u8; 32] {
-    Sha256::new()
-        .chain_update([0])
-        .chain_update(stored)
-        .finalize()
-        .into()
-}
+/// What stands at a place: its seq, its hash in the tree, and the entry.
+type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
 
-/// Parses and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, Junk>)> {
+/// Parses, hashes and verifies entries on all cores, keeping their order.
+async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();
@@ -547,7 +982,7 @@ async fn open_all(batch: Vec<(Seq, bytes::Bytes)>) -> Vec<(u64, Result<Sealed, J
         let part: Vec<_> = batch.by_ref().take(chunk).collect();
         tasks.push(tokio::task::spawn_blocking(move || {
             part.into_iter()
-                .map(|(seq, bytes)| (seq.0, Sealed::open(bytes)))
+                .map(|(seq, place)| (seq, place.leaf(), open_place(place)))
                 .collect::<Vec<_>>()
         }));
     }

@@ -105,6 +105,24 @@ impl Subscription {
                 unanswered.pop_front();
             }
             next = next.max(Ordinal(cursor.0 + 1));
+            let pruned = {
+                let state = self.record.state();
+                state.channel(&self.channel).map_or(0, |view| view.pruned.0)
+            };
+            if next.0 <= pruned {
+                // Its cursor was passed by force. An older subscriber does not know the call, and misses them untold.
+                let mut request = self.sink.skipped_request();
+                request.get().set_from(next.0);
+                request.get().set_through(pruned);
+                tokio::task::spawn_local(async move {
+                    let _ = request.send().promise.await;
+                });
+                if unanswered.is_empty() {
+                    self.silent
+                        .advance(&self.persona, &self.channel, Ordinal(pruned));
+                }
+                next = Ordinal(pruned + 1);
+            }
             let end = *latest.borrow_and_update();
             let room = (self.window as usize).saturating_sub(unanswered.len());
             if next.0 > end || room == 0 {

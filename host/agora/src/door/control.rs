@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use agora_log::{Class, LogError};
 use agora_realm::{
-    Body, ChannelName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody, KeySubject,
-    LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal, RevokeBody,
-    Revoked, Sealed, ServiceName, SigningKey, Terms,
+    Body, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
+    KeySubject, LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal,
+    RevokeBody, Revoked, Sealed, ServiceName, SigningKey, Terms,
 };
 use tokio::sync::watch;
 
@@ -24,15 +24,17 @@ use super::service::Services;
 use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::host::LogPlace;
-use crate::boot::manifest::unknown;
+use crate::boot::manifest::{NotADomain, unknown};
 use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
 };
 use crate::delivery::cursors::SilentCursors;
+use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
+use crate::persona::secret::random_bytes;
 
 /// What an agent was granted, as the log has it.
 #[derive(Debug, Clone)]
@@ -56,6 +58,8 @@ pub enum Grantable {
     Service(String),
     /// The timer.
     Timer,
+    /// A signer for a domain, by its name.
+    Signer(String),
 }
 
 /// The answer to a verb that changes what counts.
@@ -71,6 +75,12 @@ pub struct Decided {
     pub void: Option<Refusal>,
     /// For people.
     pub note: String,
+    /// Of a bump: the other hosts that have said that the epoch has begun for them, too.
+    pub confirmed: Vec<HostId>,
+    /// Those that have not.
+    pub unconfirmed: Vec<HostId>,
+    /// The leases of those must have run out since.
+    pub outlasted: bool,
 }
 
 /// Where an operator's message goes, and what it is.
@@ -112,15 +122,25 @@ pub struct Control {
     workers: RwLock<Vec<Arc<Worker>>>,
     services: Services,
     log_place: LogPlace,
+    forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
+    /// Held by each marker that is on its way.
+    markers: Arc<()>,
     tokens: AtomicU64,
     /// The time of this host's latest entry.
     stamped: AtomicI64,
     bumping: tokio::sync::Mutex<()>,
+    /// Held while the host's key is changed.
+    rotating: tokio::sync::Mutex<()>,
+    /// Held by the one prune that is at work.
+    pruning: tokio::sync::Mutex<()>,
     /// What was counted of this run.
     pub counts: Counts,
     ending: watch::Sender<bool>,
 }
+
+/// As what a stop is in the log, and what was judged of it.
+type Entered = (EntryId, Result<(), Refusal>);
 
 /// Waits for a cut on vat threads, but not for ever: a thread that does not answer must not keep a stop from the record. Answers what
 /// the operator should know.
@@ -132,6 +152,10 @@ async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
         }
     }
 }
+
+/// The log has changed the host's key to one that this secret doesn't give.
+const FOREIGN_KEY: &str =
+    "the log has another key for this host than its secret gives (restore the secret)";
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
@@ -149,6 +173,7 @@ impl Control {
         services: Services,
         log_place: LogPlace,
     ) -> Arc<Self> {
+        let forks = Arc::new(Forks::open(&folder.join("")));
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -162,13 +187,22 @@ impl Control {
             workers: RwLock::default(),
             services,
             log_place,
+            forks,
             busy: Arc::default(),
+            markers: Arc::default(),
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
+            rotating: tokio::sync::Mutex::new(()),
+            pruning: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
             ending: watch::channel(false).0,
         })
+    }
+
+    /// Held by the one prune that is at work.
+    pub(super) fn pruning(&self) -> &tokio::sync::Mutex<()> {
+        &self.pruning
     }
 
     /// Gives it the vat threads.
@@ -235,6 +269,11 @@ impl Control {
         Counted::new(&self.busy)
     }
 
+    /// What each marker on its way holds.
+    pub(super) fn markers(&self) -> &Arc<()> {
+        &self.markers
+    }
+
     /// How many things are being done.
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::SeqCst) > 0
@@ -246,6 +285,11 @@ impl Control {
     /// Where the log is, and how it is reached.
     pub fn log_place(&self) -> &LogPlace {
         &self.log_place
+    }
+
+    /// Where other hosts have another log.
+    pub fn forks(&self) -> &Arc<Forks> {
+        &self.forks
     }
 
     /// The services outside.
@@ -356,10 +400,9 @@ impl Control {
                 .admit_grant(&self.host_id(), &body)
                 .map_err(|refusal| refusal.to_string())?;
         }
-        let sealed = self.seal(Body::Grant(body), epoch).await?;
-        let id = GrantId::from(sealed.id());
-        self.commit(sealed).await?;
-        Ok(id)
+        let committed = self.enact(Body::Grant(body), epoch).await?;
+        let id = committed.settled.judged.id;
+        Ok(GrantId::from(id.expect("what stands is an entry")))
     }
 
     /// Takes a grant off the books that an agent made and that nobody can reach any more. At the end of an epoch, or of the host, the
@@ -393,17 +436,20 @@ impl Control {
         reason: String,
     ) -> Result<(), String> {
         write(&self.cut).insert(grant);
-        if self.record.state().grant(&grant).is_none() {
+        let known = self.record.state().grant(&grant).map(|known| known.lasting);
+        let Some(is_lasting) = known else {
             return Ok(());
-        }
+        };
         let body = Body::Revoke(RevokeBody {
             what: Revoked::Grant(grant),
             reason,
             by: String::new(),
         });
-        let sealed = self.seal(body, epoch).await?;
         // An agent's own cuts don't draw on the room that is kept for stops.
-        self.commit(sealed).await?;
+        let committed = self.enact(body, epoch).await?;
+        if let (true, Ok(sealed)) = (is_lasting, &committed.settled.sealed) {
+            self.keep_for_again(sealed).await;
+        }
         // The state knows now, and needs no reminder.
         write(&self.cut).remove(&grant);
         Ok(())
@@ -423,13 +469,17 @@ impl Control {
         last.map_or(now, next)
     }
 
-    async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
+    pub(super) async fn seal(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Sealed, String> {
         let time_ms = self.stamp();
         let control = self.clone();
         let sealing = self.runtime.spawn_blocking(move || {
-            let key = control.keys.host().clone();
+            let (realm, key) = {
+                let state = control.record.state();
+                (state.realm(), control.keys.host_by(&state))
+            };
+            let key = key.ok_or(FOREIGN_KEY)?;
             let entry = Entry {
-                realm: control.record.state().realm(),
+                realm,
                 host: control.host_id(),
                 author: None,
                 signer: key.public(),
@@ -445,16 +495,47 @@ impl Control {
             .unwrap_or_else(|_| Err("the host is ending".into()))
     }
 
-    async fn commit(self: &Arc<Self>, sealed: Sealed) -> Result<Committed, String> {
-        let committed = self
-            .record
-            .commit(sealed, Class::Ordinary)
-            .await
-            .map_err(|error| format!("logUnavailable: {error}"))?;
-        match committed.settled.judged.verdict {
-            Ok(()) => Ok(committed),
-            Err(refusal) => Err(refusal.to_string()),
+    /// Writes an entry of this host; again where the host's key was changed while it was on its way, since then it changed nothing.
+    async fn enact(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Committed, String> {
+        loop {
+            let sealed = self.seal(body.clone(), epoch).await?;
+            let signer = sealed.entry().signer;
+            let committed = self
+                .record
+                .commit(sealed, Class::Ordinary)
+                .await
+                .map_err(|error| format!("logUnavailable: {error}"))?;
+            match committed.settled.judged.verdict {
+                Ok(()) => {
+                    if let Ok(sealed) = &committed.settled.sealed {
+                        self.keep_own(sealed).await;
+                    }
+                    return Ok(committed);
+                }
+                Err(Refusal::WrongKey) if self.signed_before_a_change(&signer) => {}
+                Err(refusal) => return Err(refusal.to_string()),
+            }
         }
+    }
+
+    /// Whether this host signs with another key by now.
+    fn signed_before_a_change(&self, signer: &PublicKey) -> bool {
+        let current = self.keys.host_by(&self.record.state());
+        current.is_some_and(|current| current.public() != *signer)
+    }
+
+    /// The same entry, signed with the key that the host has now.
+    async fn sealed_anew(self: &Arc<Self>, sealed: &Sealed) -> Result<Sealed, String> {
+        let (control, mut entry) = (self.clone(), sealed.entry().clone());
+        let sealing = self.runtime.spawn_blocking(move || {
+            let key = control.keys.host_by(&control.record.state());
+            let key = key.ok_or(FOREIGN_KEY)?;
+            entry.signer = key.public();
+            control.keys.seal(entry, &key)
+        });
+        sealing
+            .await
+            .unwrap_or_else(|_| Err("the host is ending".into()))
     }
 
     /// Writes an entry of this host in the current epoch.
@@ -464,8 +545,7 @@ impl Control {
     pub async fn decide(self: &Arc<Self>, body: Body) -> Result<Committed, String> {
         loop {
             let epoch = self.record.state().epoch();
-            let sealed = self.seal(body.clone(), epoch).await?;
-            match self.commit(sealed).await {
+            match self.enact(body.clone(), epoch).await {
                 // A fence came in between. What is decided is not of an epoch, so it is decided again in the next.
                 Err(_) if self.record.state().epoch() != epoch => {}
                 decided => return decided,
@@ -503,7 +583,7 @@ impl Control {
                 };
             }
         };
-        let entry = Some(sealed.id());
+        let mut entry = Some(sealed.id());
         let control = self.clone();
         let stored = sealed.stored().clone();
         let kept = self
@@ -518,7 +598,8 @@ impl Control {
         let (mut trouble, entering) = self.enter(sealed, slot, behind);
         let mut void = None;
         let pending = match tokio::time::timeout(limits::STOP_WAIT, entering).await {
-            Ok(Ok(Some(verdict))) => {
+            Ok(Ok(Some((id, verdict)))) => {
+                entry = Some(id);
                 void = verdict.err();
                 None
             }
@@ -538,16 +619,16 @@ impl Control {
         }
     }
 
-    /// Puts a stop in the log, trying until it is in. Tells its trouble meanwhile, and in the end what was judged of it; none when
-    /// the host ended first.
+    /// Puts a stop in the log, trying until it is in; signed anew where the host's key was changed meanwhile. Tells its trouble meanwhile,
+    /// and in the end what was judged of it; none when the host ended first.
     fn enter(
         self: &Arc<Self>,
-        sealed: Sealed,
+        mut sealed: Sealed,
         slot: Option<Slot>,
         behind: Option<Arc<Agent>>,
     ) -> (
         watch::Receiver<String>,
-        tokio::task::JoinHandle<Option<Result<(), Refusal>>>,
+        tokio::task::JoinHandle<Option<Entered>>,
     ) {
         let (tell, trouble) = watch::channel("the log has not answered yet".to_owned());
         let control = self.clone();
@@ -559,9 +640,30 @@ impl Control {
             let mut wait = limits::STOP_AGAIN_MIN;
             let verdict = loop {
                 match control.record.commit(sealed.clone(), Class::Control).await {
-                    Ok(committed) => break committed.settled.judged.verdict,
+                    Ok(committed) => {
+                        let verdict = committed.settled.judged.verdict;
+                        if verdict != Err(Refusal::WrongKey)
+                            || !control.signed_before_a_change(&sealed.entry().signer)
+                        {
+                            break verdict;
+                        }
+                        // What is kept in the slot stands for it: the next start would sign that anew, too.
+                        match control.sealed_anew(&sealed).await {
+                            Ok(anew) => {
+                                sealed = anew;
+                                continue;
+                            }
+                            Err(error) => {
+                                tell.send_replace(error);
+                            }
+                        }
+                    }
                     // The slot keeps it for the next start.
                     Err(LogError::Closed) => return None,
+                    Err(error @ LogError::Diverged { .. }) => {
+                        tell.send_replace(error.to_string());
+                        return None;
+                    }
                     Err(error) => {
                         tell.send_replace(error.to_string());
                         tracing::warn!("a stop waits for the log: {error}");
@@ -570,6 +672,9 @@ impl Control {
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(limits::STOP_AGAIN_MAX);
             };
+            if verdict.is_ok() {
+                control.keep_own(&sealed).await;
+            }
             if let Some(slot) = slot {
                 let cleared =
                     tokio::task::spawn_blocking(move || control.folder.stops().clear(slot));
@@ -577,7 +682,7 @@ impl Control {
                     tracing::warn!("{error}");
                 }
             }
-            Some(verdict)
+            Some((sealed.id(), verdict))
         });
         (trouble, entering)
     }
@@ -701,8 +806,116 @@ impl Control {
             });
             self.decide(body).await?;
         }
-        self.keys.use_for(name.clone(), key);
         Ok(())
+    }
+
+    /// Gives a persona of this host, an agent or an operator, its next key. What it says meanwhile waits, so that nothing of it that was
+    /// signed with the last key comes behind the new one.
+    ///
+    /// # Errors
+    /// There is no such persona, it is killed, what it said is not in the log yet, or the log can't take the key now.
+    pub async fn rotate(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
+        let name = match PersonaName::new(name) {
+            Ok(name) if name.is_operator() => name,
+            _ => self.agent(name)?.name.clone(),
+        };
+        // A kill doesn't come this way, and waits for nobody here.
+        let turnstile = self.keys.turnstile(&name).write_owned();
+        let _alone = tokio::time::timeout(limits::ROTATE_PATIENCE, turnstile)
+            .await
+            .map_err(|_| {
+                format!("what {name} said is still on its way to the log; its key is as it was (try again)")
+            })?;
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let known = self.record.state().persona(&id).cloned();
+        let known = known.ok_or_else(|| format!("{name} has no key yet: it has said nothing"))?;
+        let killed = || format!("{name} is killed; `agora start {name}` gives it a new key");
+        if known.killed {
+            return Err(killed());
+        }
+        let generation = known.keys + 1;
+        let key = self
+            .keys
+            .secret()
+            .persona_key(&name, known.component.as_ref(), generation)
+            .public();
+        let body = Body::Key(KeyBody {
+            subject: KeySubject::Persona(name.clone()),
+            public_key: key,
+            component: known.component,
+            started: false,
+            genesis: None,
+        });
+        let decided = self.decide(body).await;
+        let committed = match decided {
+            Err(_) if self.record.state().persona(&id).is_some_and(|p| p.killed) => {
+                return Err(killed());
+            }
+            decided => decided?,
+        };
+        Ok(Decided {
+            entry: committed.settled.judged.id,
+            note: format!("{name} signs with key {key} from here on, its key number {generation}"),
+            ..Decided::default()
+        })
+    }
+
+    /// Gives this host its next key. Its id stays. What it has on the way with the last one is signed anew.
+    ///
+    /// # Errors
+    /// Stops wait for the log, or the log can't take the key now.
+    pub async fn rotate_host(self: &Arc<Self>) -> Result<Decided, String> {
+        let _one = self.rotating.lock().await;
+        match self.folder.stops().count() {
+            0 => {}
+            n => {
+                return Err(format!(
+                    "{n} stops wait for the log; the host's key is as it was (try again when they are in)"
+                ));
+            }
+        }
+        let id = self.host_id();
+        let known = self.record.state().host(&id).cloned();
+        let generation = known.map_or(0, |known| known.keys) + 1;
+        let key = self.keys.secret().host_key(generation).public();
+        let body = Body::Key(KeyBody {
+            subject: KeySubject::Host(id),
+            public_key: key,
+            component: None,
+            started: false,
+            genesis: None,
+        });
+        let committed = self.decide(body).await?;
+        Ok(Decided {
+            entry: committed.settled.judged.id,
+            note: format!("the host signs with key {key} from here on, its key number {generation}"),
+            ..Decided::default()
+        })
+    }
+
+    /// Signs what an agent asks to have signed, with the key that its persona has now. Takes as long as signing an entry.
+    ///
+    /// # Errors
+    /// For people: the persona has no key any more, or there is no randomness.
+    pub fn sign_for(
+        &self,
+        name: &PersonaName,
+        domain: &DomainName,
+        message: &[u8],
+    ) -> Result<([u8; 64], PublicKey), String> {
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let (realm, key) = {
+            let state = self.record.state();
+            let key = self.keys.persona_by(&state, name);
+            let stands = state.persona(&id).is_some_and(|known| !known.killed);
+            (state.realm(), key.filter(|_| stands))
+        };
+        let (Some(realm), Some(key)) = (realm, key) else {
+            return Err(format!("{name} has no key"));
+        };
+        let digest = agora_realm::signer_digest(&realm, &id, domain, message);
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        Ok((key.sign(&digest, &aux), key.public()))
     }
 
     // -- The operator's verbs
@@ -751,6 +964,10 @@ impl Control {
         decided.note.push_str(felled);
         if self.record.state().epoch() != ends {
             self.open_gate();
+            if self.record.hearing().is_needed() {
+                // Another host's bump may wait for this one to confirm.
+                self.send_marker();
+            }
         } else {
             let control = self.clone();
             self.runtime.spawn(async move {
@@ -767,6 +984,7 @@ impl Control {
                     control.make_durable(fence(now), None).await;
                 }
                 control.open_gate();
+                control.send_marker();
             });
         }
         let now = self.record.state().epoch();
@@ -775,11 +993,20 @@ impl Control {
 
     /// Shows on the gate what the log says, now that a fence is in.
     pub fn open_gate(&self) {
+        self.show_on_gate(false);
+    }
+
+    /// Shows on the gate what the log says, now that a fence is in, or that the log is heard again.
+    pub(super) fn show_on_gate(&self, is_heard: bool) {
         write(&self.cut).retain(|id| self.record.state().grant(id).is_some());
-        self.gate.open(|| {
+        let now = || {
             let state = self.record.state();
             (state.epoch(), state.held())
-        });
+        };
+        match is_heard {
+            true => self.gate.hear(now),
+            false => self.gate.open(now),
+        }
     }
 
     /// Fells every wall.
@@ -888,6 +1115,11 @@ impl Control {
                 Terms::ALL,
             ),
             Grantable::Timer => (Object::Timer, Terms::ALL),
+            Grantable::Signer(domain) => {
+                let domain =
+                    DomainName::new(&domain).map_err(|_| NotADomain(domain).to_string())?;
+                (Object::Signer(domain), Terms::ALL)
+            }
         };
         let persona = PersonaId::new(self.host_id(), agent.name.clone());
         let granted = self.grants_for(&persona);
@@ -1118,7 +1350,10 @@ impl Control {
                 unknown("persona", text, names.iter().map(PersonaName::as_str))
             })?),
         };
-        if self.keys.persona(&name).is_none() {
+        let heard = self.gate.heard(limits::HEARD_PATIENCE).await;
+        heard.map_err(|why| SpeakError::LogUnavailable(why).to_string())?;
+        let known = self.keys.persona_by(&self.record.state(), &name);
+        if known.is_none() {
             self.key_persona(&name, None, false).await?;
         }
         let epoch = self.record.state().epoch();

@@ -11,18 +11,21 @@ use std::sync::Arc;
 
 use agora_capnp::channel_capnp::channel;
 use agora_capnp::membrane_capnp::{membrane, session};
+use agora_capnp::signer_capnp::signer;
 use agora_capnp::timer_capnp::timer;
 use agora_guest::wire;
 use agora_membrane::error;
 use agora_realm::{GrantId, Object, PersonaId};
 use capnp::Error;
+use capnp::capability::Client;
 use capnp::traits::HasTypeId;
 
-use super::control::Control;
+use super::control::{Control, Granted};
 use super::introduction::{Introduction, Party, Thread};
 use super::service::Lease;
 use super::wall::{Arrival, Told, Wall};
 use crate::channel::facet::Holder;
+use crate::channel::signer::{Signer, not_passed_on};
 use crate::channel::timer::Timer;
 use crate::limits;
 use crate::persona::agent::Shared;
@@ -116,10 +119,12 @@ impl membrane::Server for Door {
             self.persona.clone(),
             epoch,
         );
+        let signs = |granted: &Granted| matches!(granted.object, Object::Signer(_));
         let mut introductions = Vec::new();
         let mut leases = Vec::new();
         let grants = self.control.grants_for(&self.persona);
         let held = grants.iter().map(|granted| granted.id).collect();
+        let signers = grants.iter().any(signs).then(|| self.thread.facets.clone());
         let mut arrival = Arrival::new(results, grants.len());
         for (at, granted) in grants.into_iter().enumerate() {
             let mut told = Told {
@@ -140,8 +145,24 @@ impl membrane::Server for Door {
                         capnp_rpc::new_client(Timer::new(self.control.clone()));
                     arrival.grant(at, &told, Some(wall.wrap(timer)))?;
                 }
+                Object::Signer(domain) => {
+                    told.interface_id = signer::Client::TYPE_ID;
+                    let signer = Signer::new(
+                        self.control.clone(),
+                        self.shared.signing.clone(),
+                        self.persona.name.clone(),
+                        domain.clone(),
+                        granted.id,
+                        epoch,
+                    );
+                    let signer = self.thread.facets.know_signer(&signer);
+                    arrival.grant(at, &told, Some(wall.wrap(signer)))?;
+                }
                 Object::Service(name) if self.control.services().has(name) => {
-                    let leased = self.control.services().lease(name, self.wire.clone());
+                    let leased =
+                        self.control
+                            .services()
+                            .lease(name, self.wire.clone(), signers.clone());
                     let service = leased.map(|(service, lease)| {
                         leases.push(lease);
                         wall.wrap(service)
@@ -195,12 +216,19 @@ impl session::Server for Session {
         _results: session::ServeResults,
     ) -> Result<(), Error> {
         let service = params.get()?.get_service();
-        match service.is_null() {
-            true => self.thread.withdraw(&self.holder),
-            false => self
-                .thread
-                .offer(&self.holder, service.get_as_capability()?),
+        if service.is_null() {
+            self.thread.withdraw(&self.holder);
+            return Ok(());
         }
+        let mut service: Client = service.get_as_capability()?;
+        // What it is, where it is promised yet: a signer is not for others.
+        while let Some(settling) = service.hook.when_more_resolved() {
+            service = Client::new(settling.await?);
+        }
+        if self.thread.facets.is_signer(&*service.hook) {
+            return Err(not_passed_on());
+        }
+        self.thread.offer(&self.holder, service);
         Ok(())
     }
 

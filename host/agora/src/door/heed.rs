@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use agora_realm::{Change, PersonaId};
+use agora_realm::{Body, Change, PersonaId};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::control::Control;
@@ -18,12 +18,15 @@ impl Control {
     /// Heeds the other hosts for as long as this one runs.
     pub async fn heed_others(self: Arc<Self>) {
         let mut news = self.record().news();
+        // What came by before anybody listened.
+        self.heed_all().await;
         loop {
             match news.recv().await {
                 Ok(settled) => self.heed(&settled).await,
                 Err(RecvError::Lagged(_)) => self.heed_all().await,
                 Err(RecvError::Closed) => return,
             }
+            self.hear_again();
         }
     }
 
@@ -55,6 +58,9 @@ impl Control {
             self.cut_revoked("a grant was revoked by another host")
                 .await;
         }
+        if let Body::Revoke(_) = &sealed.entry().body {
+            self.keep_own(sealed).await;
+        }
     }
 
     async fn heed_all(self: &Arc<Self>) {
@@ -83,6 +89,8 @@ impl Control {
         self.fell_walls("the epoch has ended by another host; graft again")
             .await;
         self.open_gate();
+        // Whoever ended the epoch may wait to hear that it has ended here.
+        self.send_marker();
     }
 
     async fn heed_kill(self: &Arc<Self>, persona: &PersonaId, why: &str) {

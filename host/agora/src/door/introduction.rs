@@ -30,6 +30,7 @@ use super::bridge::Bridge;
 use super::control::Control;
 use crate::channel::facet::{Facet, Facets, Holder};
 use crate::channel::leash::Leash;
+use crate::channel::signer::not_passed_on;
 use crate::limits;
 use crate::persona::agent::{Agent, Phase};
 
@@ -288,6 +289,12 @@ impl Introduction {
 
     /// What the caller is told when the server was cut.
     fn explain(&self, error: Error, meeting: &Rc<Meeting>) -> Error {
+        if let Party::Here(caller) = &self.caller
+            && !self.control.gate().is_open(caller.epoch)
+        {
+            // A bump fells the server's wall, too, and on another thread that may come first.
+            return error::stale("the epoch has ended; graft again");
+        }
         if !error.extra.contains(CUT) || self.over.get() {
             return error;
         }
@@ -376,7 +383,7 @@ impl End {
     }
 }
 
-/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent.
+/// Lets everything pass between two agents, within what their wires bear, but facets: those are lent; and signers: those stay.
 struct Lending {
     facets: Rc<Facets>,
     caller: End,
@@ -458,6 +465,9 @@ impl Policy for Lending {
         };
         if let (End::Beyond(_), End::Here(to, _)) = (from, to) {
             return self.claim(capability, to);
+        }
+        if self.facets.is_signer(capability) {
+            return Exchange::Give(capnp_rpc::new_broken_cap(not_passed_on()).hook);
         }
         let Some(facet) = self.facets.find(capability) else {
             return Exchange::Wrap;

@@ -1,12 +1,17 @@
 //! Doors: where calls come in, and what they may reach.
 
 pub mod bridge;
+pub mod condition;
 pub mod control;
+mod fresh;
 pub mod gate;
 pub mod graft;
 mod heed;
 pub mod introduction;
+mod loss;
 pub mod operator;
+pub mod prune;
 pub mod service;
+pub mod trees;
 pub mod wall;
 pub mod worker;

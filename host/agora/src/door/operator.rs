@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use agora_capnp::operator_capnp::{feed, operator, watching};
+use agora_capnp::operator_capnp::{feed, keep, operator, watching};
 use agora_membrane::{CallInfo, Membrane, Verdict, error};
 use agora_realm::{MessageId, Object, PersonaId, Terms};
 use capnp::Error;
@@ -19,8 +19,11 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::control::{Control, Decided, Grantable, Said};
+use super::prune::Keep;
 use crate::delivery::feed::{Told, tell};
 use crate::delivery::message::write_outcome;
+use crate::delivery::pruned::reread_place;
+use crate::delivery::record::Record;
 use crate::limits;
 
 /// The open socket; dropping it closes it.
@@ -220,6 +223,17 @@ fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided
     if let Some(void) = &decided.void {
         to.set_void(void.to_string().as_str());
     }
+    let mut confirmed = to.reborrow().init_confirmed(decided.confirmed.len() as u32);
+    for (i, host) in decided.confirmed.iter().enumerate() {
+        confirmed.set(i as u32, &host.0);
+    }
+    let mut unconfirmed = to
+        .reborrow()
+        .init_unconfirmed(decided.unconfirmed.len() as u32);
+    for (i, host) in decided.unconfirmed.iter().enumerate() {
+        unconfirmed.set(i as u32, &host.0);
+    }
+    to.set_outlasted(decided.outlasted);
 }
 
 impl operator::Server for Desk {
@@ -231,6 +245,7 @@ impl operator::Server for Desk {
         let control = &self.control;
         let agents = control.agents();
         let shown = control.gate().shown();
+        let condition = control.condition();
         let state = control.record().state();
         let mut status = results.get().init_status();
         if let Some(realm) = state.realm() {
@@ -239,14 +254,20 @@ impl operator::Server for Desk {
         status.set_host(&control.host_id().0);
         status.set_epoch(state.epoch().0);
         status.set_held(shown.held);
-        let failure = control.record().failure().borrow().clone();
-        let log = match failure {
-            None => control.log_place().show(),
-            Some(failure) => format!("{}, failed: {failure}", control.log_place().show()),
+        let log = match control.forks().standing().first() {
+            None => condition.text,
+            Some(fork) => format!("{}, FORKED: {}", condition.text, fork.show()),
         };
         status.set_log(log.as_str());
+        status.set_log_state(condition.state);
+        status.set_behind(condition.behind);
+        status.set_lapsed_ms(condition.lapsed_ms);
+        status.set_diverged(condition.diverged.as_deref().unwrap_or_default());
         status.set_log_end(control.record().log().end().0);
         status.set_pending_stops(control.folder().stops().count() as u32);
+        let mut tally = status.reborrow().init_tally();
+        tally.set_void(state.tally().void);
+        tally.set_junk(state.tally().junk);
         let hosts: Vec<_> = state.hosts().collect();
         let mut list = status.reborrow().init_hosts(hosts.len() as u32);
         for (i, (id, host)) in hosts.into_iter().enumerate() {
@@ -295,6 +316,7 @@ impl operator::Server for Desk {
                     }
                     Object::Timer => to.set_object("timer"),
                     Object::Service(name) => to.set_object(name.as_str()),
+                    Object::Signer(domain) => to.set_object(format!("signer:{domain}").as_str()),
                 }
             }
         }
@@ -388,17 +410,22 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let agent = params.get_agent()?.to_string()?;
-        let (channel, service) = (
+        let (channel, service, signer) = (
             params.get_channel()?.to_string()?,
             params.get_service()?.to_string()?,
+            params.get_signer()?.to_string()?,
         );
-        let what = match (channel.as_str(), service.as_str(), params.get_timer()) {
-            ("", "", true) => Grantable::Timer,
-            ("", _, false) if !service.is_empty() => Grantable::Service(service),
-            (_, "", false) => Grantable::Channel(channel, Terms::read(params.get_terms()?)?),
+        let named = [&channel, &service, &signer].map(|name| !name.is_empty());
+        let what = match (named, params.get_timer()) {
+            ([false, false, false], true) => Grantable::Timer,
+            ([false, true, false], false) => Grantable::Service(service),
+            ([false, false, true], false) => Grantable::Signer(signer),
+            ([_, false, false], false) => {
+                Grantable::Channel(channel, Terms::read(params.get_terms()?)?)
+            }
             _ => {
                 return Err(refuse(
-                    "a grant is of one thing: a channel, a service or the timer".into(),
+                    "a grant is of one thing: a channel, a service, a signer or the timer".into(),
                 ));
             }
         };
@@ -483,6 +510,61 @@ impl operator::Server for Desk {
         Ok(())
     }
 
+    async fn rotate(
+        self: Rc<Self>,
+        params: operator::RotateParams,
+        mut results: operator::RotateResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let (agent, host) = (params.get_agent()?.to_string()?, params.get_host());
+        let control = self.control.clone();
+        let decided = self
+            .run(async move {
+                match (host, agent.as_str()) {
+                    (true, "") => control.rotate_host().await,
+                    (true, _) => Err("one key at a time: an agent's, or the host's".into()),
+                    (false, agent) => control.rotate(agent).await,
+                }
+            })
+            .await?
+            .map_err(refuse)?;
+        write_decided(&decided, results.get().init_outcome());
+        Ok(())
+    }
+
+    async fn prune(
+        self: Rc<Self>,
+        params: operator::PruneParams,
+        mut results: operator::PruneResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let name = params.get_channel()?.to_string()?;
+        let (dry_run, force) = (params.get_dry_run(), params.get_force_past_cursors());
+        let keep = match params.get_keep()?.which()? {
+            keep::Count(count) => Keep::Count(count),
+            keep::AgeMs(ms) => Keep::Age(ms),
+            keep::Bytes(bytes) => Keep::Bytes(bytes),
+        };
+        let control = self.control.clone();
+        let done = self
+            .run(async move { control.prune(&name, keep, dry_run, force).await })
+            .await?
+            .map_err(refuse)?;
+        let mut to = results.get().init_outcome();
+        to.set_through(done.through.0);
+        to.set_messages(done.messages);
+        to.set_bytes(done.bytes);
+        to.set_freed(done.freed);
+        if let Some(pending) = &done.pending {
+            to.set_pending(pending.as_str());
+        }
+        let mut list = to.init_passed(done.passed.len() as u32);
+        for (i, passed) in done.passed.iter().enumerate() {
+            list.set(i as u32, passed.as_str());
+        }
+        Ok(())
+    }
+
     async fn start(
         self: Rc<Self>,
         params: operator::StartParams,
@@ -505,9 +587,13 @@ impl operator::Server for Desk {
     ) -> Result<(), Error> {
         let params = params.get()?;
         let (reason, hold) = (params.get_reason()?.to_string()?, params.get_hold());
-        let (control, by) = (self.control.clone(), self.by());
+        let (control, by, all) = (self.control.clone(), self.by(), params.get_wait());
         let (decided, epoch) = self
-            .run(async move { control.bump(&reason, hold, &by).await })
+            .run(async move {
+                let (mut decided, epoch) = control.bump(&reason, hold, &by).await;
+                control.confirm(&mut decided, epoch, all).await;
+                (decided, epoch)
+            })
             .await?;
         write_decided(&decided, results.get().init_outcome());
         results.get().set_epoch(epoch.0);
@@ -549,7 +635,7 @@ async fn tell_all(
     let meant = |told: &Told| channel.is_none() || told.channel == channel;
     if from > 0 {
         let end = next;
-        let mut replay = Replay::new(record.log().clone());
+        let mut replay = Replay::new(record.clone());
         while let Some(batch) = replay.next(end).await? {
             let told = batch.into_iter().filter(|t| t.seq >= from && meant(t));
             send(&feed, told.collect()).await?;
@@ -599,16 +685,16 @@ async fn send(feed: &feed::Client, told: Vec<Told>) -> Result<(), Error> {
 
 /// Judges a log again from its beginning, to tell what was told when it was new.
 pub struct Replay {
-    log: Arc<dyn agora_log::Log>,
+    record: Arc<Record>,
     state: agora_realm::State,
     next: u64,
 }
 
 impl Replay {
     /// From the beginning of this log.
-    pub fn new(log: Arc<dyn agora_log::Log>) -> Self {
+    pub fn new(record: Arc<Record>) -> Self {
         Self {
-            log,
+            record,
             state: agora_realm::State::new(),
             next: 1,
         }
@@ -624,7 +710,8 @@ impl Replay {
         }
         let count = (end - self.next).min(1024) as usize;
         let batch = self
-            .log
+            .record
+            .log()
             .read(agora_log::Seq(self.next), count, 8 << 20)
             .await
             .map_err(|error| Error::failed(error.to_string()))?;
@@ -634,7 +721,10 @@ impl Replay {
         let mut all = Vec::new();
         for (seq, stored) in batch {
             self.next = seq.0 + 1;
-            all.extend(replay_one(&mut self.state, seq.0, stored));
+            let (log, pruned) = (self.record.log(), self.record.pruned());
+            let place = pruned.place_in(&**log, seq.0, stored).await;
+            let place = place.map_err(|error| Error::failed(error.to_string()))?;
+            all.extend(replay_one(&mut self.state, seq.0, place));
         }
         // A long replay leaves room for others on this thread.
         tokio::task::yield_now().await;
@@ -643,9 +733,13 @@ impl Replay {
 }
 
 /// Judges one stored entry again and tells it.
-pub fn replay_one(state: &mut agora_realm::State, seq: u64, stored: bytes::Bytes) -> Vec<Told> {
+pub fn replay_one(
+    state: &mut agora_realm::State,
+    seq: u64,
+    place: agora_log::export::Place,
+) -> Vec<Told> {
     // Not verified again: this host did that before it judged the entry the first time.
-    let sealed = agora_realm::Sealed::reread(stored);
+    let sealed = reread_place(place);
     let judged = agora_realm::judge(state, seq, sealed.as_ref());
     tell(&crate::delivery::record::Settled {
         seq,

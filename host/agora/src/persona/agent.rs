@@ -23,6 +23,7 @@ use super::engine::{Prepared, Workshop, World};
 use super::instance::{End, Fittings, Parking, Reactor, run_agent};
 use super::output::Output;
 use crate::boot::manifest::{AgentSpec, Restart};
+use crate::channel::signer::Signing;
 use crate::delivery::subscription::Progress;
 use crate::door::control::Control;
 use crate::door::graft::Door;
@@ -108,6 +109,8 @@ pub struct Shared {
     stops: AtomicU64,
     subscriptions: Mutex<HashMap<ChannelName, Arc<Progress>>>,
     grafted: Mutex<Option<Epoch>>,
+    /// What it has asked to have signed lately.
+    pub signing: Arc<Signing>,
     /// Linear memory now, in bytes.
     pub memory: Arc<AtomicUsize>,
     /// How often it was started again.
@@ -131,6 +134,7 @@ impl Default for Shared {
             stops: AtomicU64::new(0),
             subscriptions: Mutex::default(),
             grafted: Mutex::default(),
+            signing: Arc::default(),
             memory: Arc::default(),
             restarts: AtomicUsize::new(0),
             parked: Parking::default(),

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod engine;
+pub mod identity;
 pub mod instance;
 pub mod keys;
 pub mod output;

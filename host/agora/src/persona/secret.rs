@@ -2,10 +2,10 @@
 //!
 //! In: 32 random bytes, made when the data folder is. Out: signing keys, each for one purpose, by HKDF-SHA256.
 //! Promise: no two purposes share a key; the secret is never logged, never in wasm, and zeroed when dropped.
-//! Failure: a secret that others than its owner can read is refused.
+//! Failure: a secret that is another's, that others can read, or that is no regular file, is refused.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use agora_realm::{ComponentHash, PersonaName, SigningKey};
@@ -27,6 +27,19 @@ pub enum SecretError {
         /// Its permission bits.
         mode: u32,
     },
+    /// It is a folder, a pipe or the like.
+    #[error("the secret {} is not a regular file (name one with --identity FILE)", .0.display())]
+    NotAFile(PathBuf),
+    /// It is another user's.
+    #[error("the secret {} belongs to user {owner}, and this runs as user {ours} (run as that user; or chown it to this one)", path.display())]
+    NotOurs {
+        /// Where.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+        /// Who this is.
+        ours: u32,
+    },
     /// It is not what this host wrote.
     #[error("the secret {} is not 64 hexadecimal digits (restore it from a copy)", path.display())]
     Malformed {
@@ -34,7 +47,7 @@ pub enum SecretError {
         path: PathBuf,
     },
     /// There is none.
-    #[error("there is no secret at {}; without it this is another host (restore it from a copy)", path.display())]
+    #[error("there is no secret at {}; without it this is another host (restore it from a copy; or, if it is elsewhere, name it with --identity FILE)", path.display())]
     Missing {
         /// Where.
         path: PathBuf,
@@ -72,24 +85,46 @@ impl Secret {
             path: path.to_owned(),
             source,
         };
-        let mut file = std::fs::File::open(path).map_err(|error| match error.kind() {
+        // Without waiting for whoever would write to a pipe.
+        let at_once = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let opened = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(at_once)
+            .open(path);
+        let mut file = opened.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => SecretError::Missing {
                 path: path.to_owned(),
             },
             _ => io(error),
         })?;
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+        let found = file.metadata().map_err(io)?;
+        if !found.is_file() {
+            return Err(SecretError::NotAFile(path.to_owned()));
+        }
+        let ours = rustix::process::geteuid().as_raw();
+        if found.uid() != ours {
+            return Err(SecretError::NotOurs {
+                path: path.to_owned(),
+                owner: found.uid(),
+                ours,
+            });
+        }
+        let mode = found.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(SecretError::Exposed {
                 path: path.to_owned(),
                 mode,
             });
         }
-        let mut text = Zeroizing::new([0; 64]);
-        file.read_exact(&mut *text).map_err(io)?;
-        Self::parse(&*text).ok_or_else(|| SecretError::Malformed {
+        let malformed = || SecretError::Malformed {
             path: path.to_owned(),
-        })
+        };
+        let mut text = Zeroizing::new([0; 64]);
+        match file.read_exact(&mut *text) {
+            Ok(()) => Self::parse(&*text).ok_or_else(malformed),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(malformed()),
+            Err(error) => Err(io(error)),
+        }
     }
 
     /// Reads the secret at `path`, or makes one there.
@@ -104,29 +139,46 @@ impl Secret {
         match Self::open(path) {
             Err(SecretError::Missing { .. }) => {
                 let secret = Self(Zeroizing::new(random_bytes()?));
-                let text = Zeroizing::new(crate::hex(&*secret.0) + "\n");
-                // Written whole under another name first: half a secret must never be found under this one.
-                let draft = path.with_extension("new");
-                let mut file = std::fs::OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&draft)
-                    .map_err(io)?;
-                file.write_all(text.as_bytes()).map_err(io)?;
-                file.sync_all().map_err(io)?;
-                std::fs::rename(&draft, path).map_err(io)?;
+                // Written whole under another name first: half a secret must never be found under this one. A name that nobody else has
+                // used, since the folder may be the user's.
+                let mut draft = path.as_os_str().to_owned();
+                draft.push(format!(".{}.new", std::process::id()));
+                let draft = PathBuf::from(draft);
+                let written = (|| {
+                    let mut file = std::fs::OpenOptions::new()
+                        .write(true)
+                        .create_new(true)
+                        .mode(0o600)
+                        .open(&draft)?;
+                    file.write_all(&*secret.text())?;
+                    file.sync_all()?;
+                    std::fs::rename(&draft, path)?;
+                    let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+                    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+                })();
+                written.map_err(io)?;
                 Ok(secret)
             }
             opened => opened,
         }
     }
 
+    /// As it is kept: 64 hexadecimal digits and a newline, wiped when dropped.
+    fn text(&self) -> Zeroizing<[u8; 65]> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = Zeroizing::new([b'\n'; 65]);
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0.iter()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        text
+    }
+
     fn parse(text: &[u8]) -> Option<Self> {
         let mut bytes = Zeroizing::new([0; 32]);
         for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+            let digit = |at: usize| char::from(pair[at]).to_digit(16);
+            *byte = u8::try_from(digit(0)? << 4 | digit(1)?).ok()?;
         }
         Some(Self(bytes))
     }
@@ -150,9 +202,17 @@ impl Secret {
             .expect("one of 256 derived values is a valid key")
     }
 
-    /// The key that the host itself signs with.
-    pub fn host_key(&self) -> SigningKey {
-        self.key(&[b"host-signing"])
+    /// The key that the host itself signs with. `generation` counts the keys it has had; the first names it.
+    pub fn host_key(&self, generation: u64) -> SigningKey {
+        match generation {
+            0 | 1 => self.key(&[b"host-signing"]),
+            later => self.key(&[b"host-signing", &later.to_be_bytes()]),
+        }
+    }
+
+    /// The key that a witness signs with, of a secret of its own.
+    pub fn witness_key(&self) -> SigningKey {
+        self.key(&[b"witness-signing"])
     }
 
     /// A persona's key. `generation` counts the keys it has had: each start and each new component has its own.
@@ -192,8 +252,11 @@ mod tests {
             Secret::open(&path),
             Err(SecretError::Missing { .. })
         ));
-        let made = Secret::open_or_make(&path).unwrap().host_key().public();
-        assert_eq!(Secret::open(&path).unwrap().host_key().public(), made);
+        let made = Secret::open_or_make(&path).unwrap();
+        let key = |secret: &Secret| secret.host_key(1).public();
+        assert_eq!(key(&Secret::open(&path).unwrap()), key(&made));
+        let kept = std::fs::read_dir(dir.path()).unwrap();
+        assert_eq!(kept.count(), 1, "no draft of it is left");
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
@@ -213,6 +276,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_of_ours_with_a_secret_is_refused_and_nothing_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::create_dir(&path).unwrap();
+        assert!(matches!(Secret::open(&path), Err(SecretError::NotAFile(_))));
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(matches!(Secret::open(&pipe), Err(SecretError::NotAFile(_))));
+        let short = dir.path().join("short");
+        for text in ["abc", &"+1".repeat(32), &"é".repeat(32)] {
+            std::fs::write(&short, text).unwrap();
+            std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let opened = Secret::open(&short);
+            assert!(
+                matches!(opened, Err(SecretError::Malformed { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_keys_are_those_of_every_version() {
+        // Hosts are known by them, in logs that exist.
+        let secret = Secret(Zeroizing::new([7; 32]));
+        let expand = |info: &[u8]| {
+            let mut key = [0; 32];
+            Hkdf::<Sha256>::new(Some(b"agora/root/v1"), &[7; 32])
+                .expand(info, &mut key)
+                .unwrap();
+            SigningKey::from_bytes(key).unwrap().public()
+        };
+        assert_eq!(secret.host_key(1).public(), expand(b"host-signing\0\0"));
+        let name = PersonaName::new("a").unwrap();
+        let info = b"persona\0\0\0\0\0\0\0\x01a\0\0\0\0\0\0\0\x02\0\0";
+        assert_eq!(secret.persona_key(&name, None, 2).public(), expand(info));
+    }
+
+    #[test]
     fn keys_differ_by_name_component_and_generation() {
         let secret = Secret(Zeroizing::new([7; 32]));
         let (a, b) = (
@@ -221,7 +323,9 @@ mod tests {
         );
         let component = ComponentHash([1; 32]);
         let keys = [
-            secret.host_key().public(),
+            secret.host_key(1).public(),
+            secret.host_key(2).public(),
+            secret.host_key(3).public(),
             secret.persona_key(&a, None, 1).public(),
             secret.persona_key(&b, None, 1).public(),
             secret.persona_key(&a, Some(&component), 1).public(),

@@ -45,7 +45,7 @@ const LEFT_PER_ENTRY_MAX: isize = 16 << 10;
 const LEFT_OVER: u64 = 64;
 const LEFT_EACH_MAX: isize = 2 << 10;
 /// How long anything may take that another thread has a part in.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of one guest.
 #[derive(Debug, Clone, Copy, Default)]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -120,7 +121,23 @@ impl Drop for Turn {
 pub(crate) struct Journey {
     folder: tempfile::TempDir,
     data: PathBuf,
-    _turn: Turn,
+    /// What lies in its folder is no record.
+    forges: AtomicBool,
+    _turn: Option<Turn>,
+}
+
+/// Every journey's record is what correct hosts wrote.
+impl Drop for Journey {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            || self.forges.load(Ordering::SeqCst)
+            || !self.data.join("log/format").is_file()
+        {
+            return;
+        }
+        let told = self.cli(&["verify"]);
+        assert_eq!(told.code, Some(0), "agora verify: {told:#?}");
+    }
 }
 
 /// How a command ended.
@@ -143,16 +160,31 @@ impl Ran {
 impl Journey {
     /// An image of this manifest, in which `{NAME}` stands for the path of a component.
     pub(crate) fn new(manifest: &str) -> Self {
+        Self::with_turn(manifest, Some(Turn::take()))
+    }
+
+    /// Another one within the same turn: of two journeys that each wait for a second turn, neither would ever get it.
+    pub(crate) fn another(&self, manifest: &str) -> Self {
+        Self::with_turn(manifest, None)
+    }
+
+    fn with_turn(manifest: &str, turn: Option<Turn>) -> Self {
         let folder = tempfile::tempdir().expect("there is room for temporary files");
         std::fs::create_dir(folder.path().join("image")).expect("the folder is ours");
         let data = folder.path().join("data");
         let journey = Self {
             folder,
             data,
-            _turn: Turn::take(),
+            forges: AtomicBool::new(false),
+            _turn: turn,
         };
         journey.write_manifest(manifest);
         journey
+    }
+
+    /// Its record is tampered with on purpose, or stands elsewhere, so that `agora verify` would refuse what lies in its folder.
+    pub(crate) fn forges(&self) {
+        self.forges.store(true, Ordering::SeqCst);
     }
 
     /// Keeps the data elsewhere.

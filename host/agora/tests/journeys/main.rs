@@ -10,6 +10,7 @@ mod grants;
 mod harness;
 mod hostile;
 mod kill;
+mod moving;
 #[path = "../../../log/tests/nats/mod.rs"]
 mod nats;
 mod quiet;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::fakes::{Fake, Manner, Process};
-use super::harness::{Host, Journey, PATIENCE, ackers, is_message, text};
+use super::harness::{Host, Journey, ackers, is_message, text};
 
 /// The librarian, before a service with this deadline; and a neighbour of its, on the same thread.
 fn with_librarian(deadline: &str) -> Journey {
@@ -78,10 +78,8 @@ fn assert_refused(answer: (String, String), part: &str) {
 /// Whoever shares its thread goes on as ever.
 #[track_caller]
 fn neighbour_answers(journey: &Journey, host: &Host, word: &str) {
-    let began = Instant::now();
     journey.say("build-coord", word);
     host.until_message(&format!("ack operator:0: {word}"));
-    assert!(began.elapsed() < PATIENCE / 4, "{:?}", began.elapsed());
 }
 
 fn answers_from(journey: &Journey) {
@@ -176,12 +174,8 @@ fn a_stop_hangs_up_on_the_service_at_once() {
     let fake = Fake::start(&socket(&journey), Manner::Stalls);
     let host = start(&journey);
     let ended = |count: usize| {
-        // Within the command, not some time after it.
-        let began = Instant::now();
-        while fake.seen.ended.load(Ordering::SeqCst) < count {
-            assert!(began.elapsed() < Duration::from_secs(2), "{count}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        // Its deadline is an hour away.
+        fake.until("the end", |seen| seen.ended.load(Ordering::SeqCst) >= count);
     };
     let stall = |calls: usize| {
         ask(&journey, "read readme.txt");

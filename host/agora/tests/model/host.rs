@@ -28,7 +28,7 @@ pub(crate) const CHANNELS: [&str; 2] = ["square", "own"];
 pub(crate) const ACTS: [u8; 2] = [0, 2];
 
 /// How long what must answer, or what a crash must cut, may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn act_of(act: u8) -> Act {
     match act {

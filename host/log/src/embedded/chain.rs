@@ -51,6 +51,14 @@ impl Segment {
         }
     }
 
+    /// What is known of places may be of a file that this segment's was put in the place of. Says whether anything was.
+    pub(super) fn forget_places(&self) -> bool {
+        let mut places = self.places();
+        let knew = places.len() > 1;
+        places.truncate(1);
+        knew
+    }
+
     fn nearest(&self, seq: u64) -> (u64, u64) {
         let places = self.places();
         let after = places.partition_point(|&(known, _)| known <= seq);
@@ -59,7 +67,7 @@ impl Segment {
 }
 
 pub(super) struct Chain {
-    files: Arc<dyn Files>,
+    pub(super) files: Arc<dyn Files>,
     segments: RwLock<Vec<Arc<Segment>>>,
 }
 
@@ -127,8 +135,26 @@ impl Chain {
         Ok(out)
     }
 
-    /// Collects from one segment; says whether `left` is spent.
+    /// Collects from one segment; says whether `left` is spent. A purge may have put another file in the place of the one that
+    /// offsets are known of: then it is walked from its beginning.
     fn walk(
+        &self,
+        segment: &Segment,
+        next: &mut u64,
+        last: u64,
+        entries: usize,
+        left: &mut usize,
+        out: &mut Vec<(Seq, Bytes)>,
+    ) -> Result<bool, LogError> {
+        match self.walk_once(segment, next, last, entries, left, out) {
+            Err(LogError::Corrupt { .. }) if segment.forget_places() => {
+                self.walk_once(segment, next, last, entries, left, out)
+            }
+            walked => walked,
+        }
+    }
+
+    fn walk_once(
         &self,
         segment: &Segment,
         next: &mut u64,
@@ -168,6 +194,46 @@ impl Chain {
             seq += 1;
         }
         Ok(false)
+    }
+
+    /// Whether the entry was purged.
+    pub(super) fn is_purged(&self, seq: Seq) -> Result<bool, LogError> {
+        let Some((segment, _)) = self.holding(seq.0) else {
+            return Ok(false);
+        };
+        let io = |error| LogError::io("read", &segment.path)(error);
+        let file = self.files.open(&segment.path, false).map_err(io)?;
+        let mut chunks = Chunks::new(&*file).map_err(io)?;
+        // From the beginning, whatever is known of places: it is asked for rarely.
+        let mut at = HEADER_BYTES;
+        for found in segment.header.first..=seq.0 {
+            let Some(record) = chunks.record(segment.header.salt, found, at).map_err(io)? else {
+                return Ok(false);
+            };
+            if found == seq.0 {
+                return Ok(record.purged);
+            }
+            at += record_bytes(record.entry.len());
+        }
+        Ok(false)
+    }
+
+    /// The segments that nothing is written to any more, each with the last seq it holds and how long its file must stay.
+    pub(super) fn sealed(&self) -> Vec<(Arc<Segment>, u64, u64)> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments
+            .windows(2)
+            .map(|pair| {
+                let next = &pair[1].header;
+                (pair[0].clone(), next.first - 1, next.before_bytes)
+            })
+            .collect()
+    }
+
+    /// The first seq of the segment that is written to.
+    pub(super) fn open_from(&self) -> u64 {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.last().map_or(1, |segment| segment.header.first)
     }
 
     fn first_path(&self) -> PathBuf {

@@ -20,6 +20,8 @@ pub(super) trait Files: Send + Sync + 'static {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn OpenFile>>;
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn OpenFile>>;
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Puts a file in another's place: after a crash it is the one or the other.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes durable which files there are.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
@@ -30,6 +32,7 @@ pub(super) trait OpenFile: Send + Sync {
     /// Makes the file this long, with the room really there: writing into it can't fail for want of room, on file
     /// systems that write in place.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Makes the file this long; what is added takes no room where the file system can leave it out.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// Reads until `buf` is full or the file ends; says how much it read.
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
@@ -64,6 +67,10 @@ impl Files for Disk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

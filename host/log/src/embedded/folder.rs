@@ -32,6 +32,9 @@ pub(super) struct Recovered {
     pub(super) number: u64,
 }
 
+/// How the file's name ends that is to replace a segment.
+pub(super) const PURGING: &str = ".purging";
+
 pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.segment"))
 }
@@ -162,6 +165,13 @@ pub(super) fn recover(
             .segments
             .last()
             .map_or(0, |segment| segment.header.number);
+        for name in files.list(dir).map_err(LogError::io("list", dir))? {
+            // A purge that did not come to its end; the segment that it was to replace is still there.
+            if name.ends_with(PURGING) {
+                let path = dir.join(name);
+                files.remove(&path).map_err(LogError::io("remove", &path))?;
+            }
+        }
         for number in numbers {
             if in_use(number) {
                 continue;

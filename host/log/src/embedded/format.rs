@@ -6,7 +6,8 @@
 //!   number u64, the first seq it holds u64, the number u64 and used bytes u64 of the segment before (0 if none), the
 //!   bytes that were allocated u64.
 //! - Record, 24 bytes and the entry, padded to 8: entry bytes u32, crc32c u32, seq u64, the first seq of its batch u64.
-//!   The checksum is of seq to entry, and starts from the salt's checksum xor the entry bytes.
+//!   The checksum is of seq to entry, and starts from the salt's checksum xor the entry bytes. The highest bit of the entry
+//!   bytes says that the entry was purged; nothing follows then.
 //!
 //! The salt is random and never leaves the folder, so no entry can hold bytes that pass for a record, and what an
 //! earlier use left in a file can't either. A record whose batch begins after seq N is proof that N was durable before
@@ -19,6 +20,8 @@ use super::files::OpenFile;
 pub(super) const VERSION: u32 = 1;
 pub(super) const HEADER_BYTES: u64 = 64;
 const RECORD_HEADER_BYTES: u64 = 24;
+/// In a record's entry bytes: the entry was purged.
+const PURGED: u32 = 1 << 31;
 const MAGIC: &[u8; 8] = b"agoraseg";
 /// Larger entries are taken for corruption, so that hostile bytes allocate no more than this.
 pub(crate) const ENTRY_BYTES_LIMIT: u64 = 64 << 20;
@@ -111,8 +114,16 @@ fn crc(salt: u64, entry_bytes: u32, rest: &[u8]) -> u32 {
 
 /// Appends a record to `out`.
 pub(super) fn encode_record(out: &mut Vec<u8>, salt: u64, seq: u64, batch: u64, entry: &[u8]) {
+    encode(out, salt, seq, batch, entry, entry.len() as u32);
+}
+
+/// Appends the record of a purged entry to `out`.
+pub(super) fn encode_purged(out: &mut Vec<u8>, salt: u64, seq: u64, batch: u64) {
+    encode(out, salt, seq, batch, &[], PURGED);
+}
+
+fn encode(out: &mut Vec<u8>, salt: u64, seq: u64, batch: u64, entry: &[u8], entry_bytes: u32) {
     let start = out.len();
-    let entry_bytes = entry.len() as u32;
     out.extend_from_slice(&entry_bytes.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&seq.to_le_bytes());
@@ -188,10 +199,12 @@ impl<'a> Chunks<'a> {
         };
         let (entry_bytes, sum) = (u32_at(head, 0), u32_at(head, 4));
         let (seq, batch) = (u64_at(head, 8), u64_at(head, 16));
-        if !wanted(seq) || batch > seq || batch == 0 || u64::from(entry_bytes) > ENTRY_BYTES_LIMIT {
+        let purged = entry_bytes == PURGED;
+        let follow = if purged { 0 } else { u64::from(entry_bytes) };
+        if !wanted(seq) || batch > seq || batch == 0 || follow > ENTRY_BYTES_LIMIT {
             return Ok(None);
         }
-        let record_bytes = RECORD_HEADER_BYTES + u64::from(entry_bytes);
+        let record_bytes = RECORD_HEADER_BYTES + follow;
         let Some(bytes) = self.get(at, record_bytes)? else {
             return Ok(None);
         };
@@ -199,7 +212,11 @@ impl<'a> Chunks<'a> {
             return Ok(None);
         }
         let entry = &bytes[RECORD_HEADER_BYTES as usize..];
-        Ok(Some(Record { batch, entry }))
+        Ok(Some(Record {
+            batch,
+            entry,
+            purged,
+        }))
     }
 
     /// Where the last byte before `to` that is not zero ends; `from` if all are zero.
@@ -218,6 +235,22 @@ impl<'a> Chunks<'a> {
             at += part;
         }
         Ok(last)
+    }
+
+    /// How many bytes of zeros end the record of an entry of this size.
+    pub(super) fn padding_bytes(entry_bytes: usize) -> u64 {
+        record_bytes(entry_bytes) - RECORD_HEADER_BYTES - entry_bytes as u64
+    }
+
+    /// Whether nothing but zeros stands there.
+    pub(super) fn is_zero(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        let found = self.get(from, to - from)?;
+        Ok(found.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0)))
+    }
+
+    /// Whether these places are in order and hold nothing but zeros.
+    pub(super) fn is_blank_from(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        Ok(from <= to && self.last_set(from, to)? == from)
     }
 
     /// Whether nothing but zeros stands behind the header's place.
@@ -259,6 +292,7 @@ impl<'a> Chunks<'a> {
 pub(super) struct Record<'a> {
     pub(super) batch: u64,
     pub(super) entry: &'a [u8],
+    pub(super) purged: bool,
 }
 
 /// How a segment ends.

@@ -7,12 +7,14 @@ mod chain;
 mod files;
 mod folder;
 pub(crate) mod format;
+mod purge;
 mod queue;
 mod recent;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod writer;
 
 use std::{
@@ -22,7 +24,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -37,6 +39,7 @@ use futures::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::whole::{Stood, Whole};
 use self::{
     chain::Chain,
     files::{Disk, Files},
@@ -83,6 +86,7 @@ pub struct ReadOnly {
 }
 
 struct Shared {
+    dir: PathBuf,
     options: Options,
     queue: Queue,
     recent: Arc<Recent>,
@@ -91,6 +95,10 @@ struct Shared {
     end: watch::Receiver<Seq>,
     reads: mpsc::Sender<ReadJob>,
     syncs: Arc<AtomicU64>,
+    /// Held by the one purge that is at work.
+    purging: Mutex<()>,
+    /// The folder's lock, as long as the writing thread has it.
+    lock: Weak<Option<File>>,
 }
 
 struct ReadJob {
@@ -188,8 +196,10 @@ impl Embedded {
             cut,
             reserved: writer.is_prepared(),
         };
+        let lock = Arc::new(lock);
         let (reads, jobs) = mpsc::channel(limits::READS_WAITING_MAX);
         let shared = Arc::new(Shared {
+            dir: dir.into(),
             queue: Queue::new(&options),
             options,
             recent,
@@ -197,6 +207,8 @@ impl Embedded {
             end: end_receiver,
             reads,
             syncs,
+            purging: Mutex::default(),
+            lock: Arc::downgrade(&lock),
         });
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..limits::READERS {
@@ -326,6 +338,7 @@ fn serve_appends(mut writer: Writer, queue: &Queue) {
         match queue.next(idle) {
             Next::Closed => return,
             Next::Idle => {}
+            Next::Roll(answer) => drop(answer.send(writer.roll())),
             Next::Batch(batch) => {
                 let entries: Vec<_> = batch
                     .iter()
@@ -388,6 +401,40 @@ impl Shared {
             answer,
         };
         self.reads.send(job).await.map_err(|_| LogError::Closed)?;
+        answered.await.map_err(|_| LogError::Closed)?
+    }
+}
+
+impl Shared {
+    async fn purge(self: Arc<Self>, places: Vec<Seq>) -> Result<u64, LogError> {
+        let end = *self.end.borrow();
+        let mut places: Vec<u64> = places.into_iter().map(|place| place.0).collect();
+        places.retain(|place| (1..=end.0).contains(place));
+        places.sort_unstable();
+        places.dedup();
+        let Some(last) = places.last().copied() else {
+            return Ok(0);
+        };
+        if last >= self.chain.open_from() {
+            let rolled = self.queue.roll()?.await.map_err(|_| LogError::Closed)?;
+            rolled.map_err(LogError::io("begin a segment in", &self.dir))?;
+        }
+        // The folder stays locked until this is done, also if the log is closed meanwhile.
+        let lock = self.lock.upgrade().ok_or(LogError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        let shared = self.clone();
+        let _thread = spawn("agora-log-purge", &self.dir, move || {
+            let one = shared
+                .purging
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let purged = purge::purge(&shared.chain, &shared.dir, &places);
+            if purged.is_ok() {
+                shared.recent.purge(&places);
+            }
+            drop((one, lock));
+            let _ = answer.send(purged);
+        })?;
         answered.await.map_err(|_| LogError::Closed)?
     }
 }
@@ -469,6 +516,19 @@ impl Log for Embedded {
         .boxed()
     }
 
+    fn durability(&self) -> Durability {
+        Durability::Fsync
+    }
+
+    fn purge(&self, places: Vec<Seq>) -> BoxFuture<'static, Result<u64, LogError>> {
+        let shared = self.shared.clone();
+        async move { shared.purge(places).await }.boxed()
+    }
+
+    fn is_purged(&self, seq: Seq) -> BoxFuture<'static, Result<bool, LogError>> {
+        future::ready(self.shared.chain.is_purged(seq)).boxed()
+    }
+
     fn end(&self) -> Seq {
         *self.shared.end.borrow()
     }
@@ -526,6 +586,14 @@ impl ReadOnly {
         bytes_max: usize,
     ) -> Result<Vec<(Seq, Bytes)>, LogError> {
         self.chain.read(from, entries, bytes_max, self.end)
+    }
+
+    /// As [`Log::is_purged`]; blocks on files.
+    ///
+    /// # Errors
+    /// As [`Log::is_purged`].
+    pub fn is_purged(&self, seq: Seq) -> Result<bool, LogError> {
+        self.chain.is_purged(seq)
     }
 
     /// The last entry that can be read; `Seq(0)` when the log is empty.

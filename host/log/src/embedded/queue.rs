@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -29,6 +30,8 @@ pub(super) struct Waiting {
 struct Lanes {
     control: VecDeque<Waiting>,
     ordinary: VecDeque<Waiting>,
+    /// Who waits for a new segment to be begun.
+    rolls: Vec<oneshot::Sender<io::Result<()>>>,
     closed: bool,
 }
 
@@ -43,6 +46,8 @@ pub(super) struct Queue {
 /// What the writer is to do next.
 pub(super) enum Next {
     Batch(Vec<Waiting>),
+    /// A new segment is to be begun, so that the one before is written to no more.
+    Roll(oneshot::Sender<io::Result<()>>),
     /// Nothing came for a while.
     Idle,
     /// Nothing will come any more.
@@ -108,7 +113,10 @@ impl Queue {
     pub(super) fn next(&self, idle: Option<Duration>) -> Next {
         let mut lanes = self.lanes();
         let empty = |lanes: &mut Lanes| {
-            lanes.control.is_empty() && lanes.ordinary.is_empty() && !lanes.closed
+            lanes.control.is_empty()
+                && lanes.ordinary.is_empty()
+                && lanes.rolls.is_empty()
+                && !lanes.closed
         };
         lanes = match idle {
             None => self
@@ -125,8 +133,12 @@ impl Queue {
         let Lanes {
             control,
             ordinary,
+            rolls,
             closed,
         } = &mut *lanes;
+        if let (true, Some(roll)) = (control.is_empty(), rolls.pop()) {
+            return Next::Roll(roll);
+        }
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for lane in [control, ordinary] {
             while let Some(waiting) = lane.front() {
@@ -144,6 +156,19 @@ impl Queue {
         }
     }
 
+    /// Asks for a new segment to be begun; answered when it is.
+    pub(super) fn roll(&self) -> Result<oneshot::Receiver<io::Result<()>>, LogError> {
+        let (answer, answered) = oneshot::channel();
+        let mut lanes = self.lanes();
+        if lanes.closed {
+            return Err(LogError::Closed);
+        }
+        lanes.rolls.push(answer);
+        drop(lanes);
+        self.some.notify_one();
+        Ok(answered)
+    }
+
     /// Takes no more entries; those that are in still come out.
     pub(super) fn close(&self) {
         self.lanes().closed = true;
@@ -158,6 +183,7 @@ impl Queue {
         let mut lanes = self.lanes();
         lanes.control.clear();
         lanes.ordinary.clear();
+        lanes.rolls.clear();
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes> {

@@ -48,6 +48,19 @@ impl Recent {
         }
     }
 
+    /// These read as empty from now on.
+    pub(super) fn purge(&self, places: &[u64]) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in places {
+            let at = place.checked_sub(kept.first);
+            let at = at.and_then(|at| usize::try_from(at).ok());
+            let entry = at.and_then(|at| kept.entries.get_mut(at));
+            if let Some(bytes) = entry.map(|entry| std::mem::take(entry).len()) {
+                kept.bytes -= bytes;
+            }
+        }
+    }
+
     /// As [`Log::read`](crate::Log::read), if `from` is among them.
     pub(super) fn read(
         &self,

@@ -41,6 +41,8 @@ struct Node {
 struct World {
     files: BTreeMap<PathBuf, Arc<Mutex<Node>>>,
     removed: Vec<(PathBuf, Arc<Mutex<Node>>)>,
+    /// What stood under a name until another file was put there.
+    replaced: Vec<(PathBuf, Arc<Mutex<Node>>)>,
     /// The fault, and how many operations it still strikes.
     fault: Option<(Fault, u32)>,
     syncs: u64,
@@ -80,6 +82,12 @@ impl Simulated {
     pub(super) fn cut_power(&self, mut keep: impl FnMut() -> bool) {
         let mut world = self.world();
         world.fault = None;
+        // The latest first, so that the oldest that comes back is the one that stays.
+        for (path, node) in std::mem::take(&mut world.replaced).into_iter().rev() {
+            if !keep() {
+                world.files.insert(path, node);
+            }
+        }
         for (path, node) in std::mem::take(&mut world.removed) {
             if !keep() && !world.files.contains_key(&path) {
                 world.files.insert(path, node);
@@ -185,6 +193,18 @@ impl Files for Simulated {
         Ok(())
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.alive()?;
+        let mut world = self.world();
+        let node = world.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        // The name stands; which of the two files it names is what a power cut decides.
+        node.lock().unwrap().named = true;
+        if let Some(before) = world.files.insert(to.into(), node) {
+            world.replaced.push((to.into(), before));
+        }
+        Ok(())
+    }
+
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
         self.alive()?;
         if self.strikes(&[Fault::Sync]).is_some() {
@@ -192,6 +212,7 @@ impl Files for Simulated {
         }
         let mut world = self.world();
         world.removed.clear();
+        world.replaced.clear();
         for node in world.files.values() {
             node.lock().unwrap().named = true;
         }
@@ -228,7 +249,7 @@ impl OpenFile for SimulatedFile {
         self.disk.alive()?;
         // Durable at some later time only, if ever.
         let mut node = self.node.lock().unwrap();
-        node.seen.truncate(bytes as usize);
+        node.seen.resize(bytes as usize, 0);
         node.dirty.retain(|sector| sector * SECTOR < bytes as usize);
         Ok(())
     }
@@ -288,6 +309,9 @@ impl OpenFile for SimulatedFile {
         for sector in dirty {
             node.flush(sector);
         }
+        // How long the file is belongs to its data.
+        let bytes = node.seen.len().max(node.durable.len());
+        node.durable.resize(bytes, 0);
         Ok(())
     }
 

@@ -132,6 +132,16 @@ impl Writer {
         made
     }
 
+    /// Begins a new segment, so that nothing is written any more to the one before.
+    pub(super) fn roll(&mut self) -> io::Result<()> {
+        let is_new = |current: &Current| current.at == HEADER_BYTES;
+        if self.broken.is_none() && self.current.as_ref().is_none_or(is_new) {
+            return Ok(());
+        }
+        self.prepare()?;
+        self.begin_segment()
+    }
+
     /// Writes the entries in order; an answer for each. Blocks on files.
     pub(super) fn commit(&mut self, entries: &[(Class, Bytes)]) -> Vec<Result<Seq, LogError>> {
         let mut answers = Vec::with_capacity(entries.len());

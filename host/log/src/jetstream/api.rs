@@ -27,6 +27,8 @@ pub(super) enum ApiError {
 pub(super) mod code {
     pub(in crate::jetstream) const STREAM_NOT_FOUND: u64 = 10059;
     pub(in crate::jetstream) const STREAM_NAME_IN_USE: u64 = 10058;
+    pub(in crate::jetstream) const CLUSTER_NOT_AVAILABLE: u64 = 10008;
+    pub(in crate::jetstream) const CLUSTER_NOT_LEADER: u64 = 10009;
     pub(in crate::jetstream) const NO_MESSAGE: u64 = 10037;
     pub(in crate::jetstream) const NOT_ENABLED: u64 = 10076;
     pub(in crate::jetstream) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10039;

@@ -10,6 +10,7 @@ mod keeper;
 mod options;
 mod publisher;
 mod queue;
+mod reader;
 mod settings;
 mod shared;
 mod tail;
@@ -29,14 +30,14 @@ use futures::{
 };
 use tokio::sync::{oneshot, watch};
 
-pub use self::options::JetStreamOptions;
 use self::{
-    api::{ApiError, code},
+    api::{ApiError, StreamInfo, code},
     queue::Waiting,
     shared::{Link, Links, Shared},
     tail::Tail,
 };
-use crate::{Appended, Class, Log, LogError, Seq, limits};
+pub use self::{options::JetStreamOptions, reader::StreamReader};
+use crate::{Appended, Class, Durability, Log, LogError, Seq, limits};
 
 /// The log of a team, in a JetStream stream. Dropping it lets what was taken be answered in the background;
 /// [`Log::close`] waits for that. Streams and reads that were begun go on.
@@ -110,23 +111,7 @@ impl JetStream {
             .connect(options.servers.clone())
             .await
             .map_err(|error| unreachable(&chain(&error)))?;
-        let info = match api::stream_info(&reader, &options.stream).await {
-            Err(ApiError::Refused { err_code, .. })
-                if err_code == code::STREAM_NOT_FOUND && options.create =>
-            {
-                let config = settings::new_stream(&options);
-                match api::create_stream(&reader, &options.stream, config).await {
-                    // Another host was faster.
-                    Err(ApiError::Refused { err_code, .. })
-                        if err_code == code::STREAM_NAME_IN_USE =>
-                    {
-                        api::stream_info(&reader, &options.stream).await
-                    }
-                    created => created,
-                }
-            }
-            found => found,
-        };
+        let info = found_or_made(&reader, &options).await;
         let info = info.map_err(|error| match &error {
             ApiError::Refused { err_code, .. }
                 if [code::NOT_ENABLED, code::NOT_ENABLED_FOR_ACCOUNT].contains(err_code) =>
@@ -166,6 +151,45 @@ impl JetStream {
     /// Whether the log can be reached, and when that changes.
     pub fn state(&self) -> watch::Receiver<ConnectionState> {
         self.shared.links.state()
+    }
+}
+
+/// The stream, made where there is none and there may be one. A cluster that has no leader yet is waited for.
+async fn found_or_made(
+    reader: &async_nats::Client,
+    options: &JetStreamOptions,
+) -> Result<StreamInfo, ApiError> {
+    let patience = Duration::from_millis(limits::LEADER_PATIENCE_MS);
+    let began = Instant::now();
+    loop {
+        let found = match api::stream_info(reader, &options.stream).await {
+            Err(ApiError::Refused { err_code, .. })
+                if err_code == code::STREAM_NOT_FOUND && options.create =>
+            {
+                let config = settings::new_stream(options);
+                match api::create_stream(reader, &options.stream, config).await {
+                    // Another host was faster.
+                    Err(ApiError::Refused { err_code, .. })
+                        if err_code == code::STREAM_NAME_IN_USE =>
+                    {
+                        api::stream_info(reader, &options.stream).await
+                    }
+                    created => created,
+                }
+            }
+            found => found,
+        };
+        let is_leaderless = match &found {
+            Err(ApiError::NoAnswer(_)) => true,
+            Err(ApiError::Refused { err_code, .. }) => {
+                [code::CLUSTER_NOT_AVAILABLE, code::CLUSTER_NOT_LEADER].contains(err_code)
+            }
+            Ok(_) => false,
+        };
+        if !is_leaderless || began.elapsed() >= patience {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(limits::LEADER_AGAIN_MS)).await;
     }
 }
 
@@ -264,6 +288,10 @@ impl Log for JetStream {
             }
         })
         .boxed()
+    }
+
+    fn durability(&self) -> Durability {
+        self.shared.options.durability
     }
 
     fn end(&self) -> Seq {

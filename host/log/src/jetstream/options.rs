@@ -7,7 +7,8 @@ use crate::{Durability, LogError, limits};
 /// The JetStream log's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JetStreamOptions {
-    /// `nats://` or `tls://` URLs of servers of one cluster, tried in any order.
+    /// `nats://` or `tls://` URLs of servers of one cluster, tried in any order. The first that names a user and a password, as in
+    /// `nats://user:password@host`, says so for all.
     pub servers: Vec<String>,
     /// A file with a JWT and its seed, as `nsc` writes it.
     pub credentials: Option<PathBuf>,
@@ -141,6 +142,20 @@ impl JetStreamOptions {
         format!("{} (stream {})", servers.join(","), self.stream)
     }
 
+    /// Whom the URLs name: the first that names anybody. (The library leaves that out.)
+    fn user_and_password(&self) -> Option<(String, String)> {
+        self.servers.iter().find_map(|url| {
+            let (_, rest) = url.split_once("://")?;
+            let (who, _) = rest
+                .split_once('/')
+                .unwrap_or((rest, ""))
+                .0
+                .rsplit_once('@')?;
+            let (user, password) = who.split_once(':').unwrap_or((who, ""));
+            Some((unescape(user), unescape(password)))
+        })
+    }
+
     /// How each connection is made; what becomes of a lost one is its user's business.
     pub(super) async fn connect_options(
         &self,
@@ -153,6 +168,9 @@ impl JetStreamOptions {
             .connection_timeout(Duration::from_millis(limits::CONNECT_PATIENCE_MS))
             .request_timeout(Some(Duration::from_millis(limits::REQUEST_PATIENCE_MS)))
             .ping_interval(Duration::from_millis(limits::PING_EVERY_MS));
+        if let Some((user, password)) = self.user_and_password() {
+            options = options.user_and_password(user, password);
+        }
         if let Some(path) = &self.credentials {
             options = options
                 .credentials_file(path)
@@ -166,5 +184,47 @@ impl JetStreamOptions {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         Ok(options)
+    }
+}
+
+/// Of a part of a URL: `%40` is `@`, and so on.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, left)) = rest.split_first() {
+        let hex = left.get(..2).and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16).ok()
+        });
+        match (first, hex) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &left[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = left;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_passwords_in_urls_are_taken_and_not_shown() {
+        let options = |servers: &[&str]| JetStreamOptions {
+            servers: servers.iter().map(|url| (*url).to_owned()).collect(),
+            ..JetStreamOptions::default()
+        };
+        let named = options(&["nats://a:4222", "nats://us%40er:p%3Ass@b:4222/"]);
+        let found = named.user_and_password();
+        assert_eq!(found, Some(("us@er".into(), "p:ss".into())));
+        assert!(!named.place().contains("p%3Ass") && !named.place().contains("er:"));
+        let none = options(&["nats://a:4222", "b:4222"]).user_and_password();
+        assert_eq!(none, None);
     }
 }

@@ -14,10 +14,13 @@ use std::{
 
 use agora_log::{JetStream, JetStreamOptions};
 
+const PROGRAM: &str = "AGORA_NATS_SERVER";
+const OLDEST: &str = "AGORA_NATS_SERVER_OLDEST";
+
 /// The server's program: what `AGORA_NATS_SERVER` names, else the one on the path. None: the test that asks is skipped,
 /// and says so.
 pub(crate) fn program() -> Option<PathBuf> {
-    let named = env::var_os("AGORA_NATS_SERVER").map(PathBuf::from);
+    let named = env::var_os(PROGRAM).map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
     let program = named.or_else(|| {
         env::split_paths(&path)
@@ -29,6 +32,18 @@ pub(crate) fn program() -> Option<PathBuf> {
         let _ = writeln!(
             std::io::stderr(),
             "\n*** SKIPPED: there is no nats-server (set AGORA_NATS_SERVER, or let `cargo xtask test` install one) ***\n"
+        );
+    }
+    program
+}
+
+/// The oldest server that is supported: what `AGORA_NATS_SERVER_OLDEST` names. None: the test that asks is skipped, and says so.
+pub(crate) fn oldest() -> Option<PathBuf> {
+    let program = env::var_os(OLDEST).map(PathBuf::from);
+    if program.is_none() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n*** SKIPPED: {OLDEST} names no nats-server (`cargo xtask test` installs the oldest one that is supported) ***\n"
         );
     }
     program
@@ -46,6 +61,8 @@ pub(crate) struct Server {
     child: Option<Child>,
     dir: tempfile::TempDir,
     pub(crate) port: u16,
+    /// Where other servers of its cluster find it.
+    route: Option<u16>,
 }
 
 impl Server {
@@ -73,30 +90,42 @@ impl Server {
             child: None,
             dir,
             port,
+            route: None,
         }
     }
 
     /// Three of one cluster, running, with stores of their own.
     pub(crate) fn cluster(program: &Path) -> Vec<Self> {
-        let ports: Vec<_> = (0..6).map(|_| free_port()).collect();
-        let routes: Vec<_> = ports[3..]
-            .iter()
-            .map(|port| format!("nats://127.0.0.1:{port}"))
-            .collect();
+        let routes: Vec<_> = (0..3).map(|_| free_port()).collect();
         let mut servers: Vec<_> = (0..3)
-            .map(|at| {
-                let rest = format!(
-                    "server_name: s{at}\ncluster {{ name: c, listen: 127.0.0.1:{}, routes: [{}] }}",
-                    ports[3 + at],
-                    routes.join(", ")
-                );
-                Self::new(program, ports[at], "sync_interval: always", &rest)
-            })
+            .map(|at| Self::of_cluster(program, at, routes[at], &routes))
             .collect();
         for server in &mut servers {
             server.run();
         }
         servers
+    }
+
+    /// One more of this cluster, running.
+    pub(crate) fn joining(program: &Path, cluster: &[Self]) -> Self {
+        let routes: Vec<_> = cluster.iter().filter_map(|server| server.route).collect();
+        let mut server = Self::of_cluster(program, cluster.len(), free_port(), &routes);
+        server.run();
+        server
+    }
+
+    fn of_cluster(program: &Path, at: usize, route: u16, routes: &[u16]) -> Self {
+        let routes: Vec<_> = routes
+            .iter()
+            .map(|port| format!("nats://127.0.0.1:{port}"))
+            .collect();
+        let rest = format!(
+            "server_name: s{at}\ncluster {{ name: c, listen: 127.0.0.1:{route}, routes: [{}] }}",
+            routes.join(", ")
+        );
+        let mut server = Self::new(program, free_port(), "sync_interval: always", &rest);
+        server.route = Some(route);
+        server
     }
 
     pub(crate) fn spawn(&mut self) {
@@ -121,7 +150,7 @@ impl Server {
         let begin = Instant::now();
         while !self.greets() {
             assert!(
-                begin.elapsed() < Duration::from_secs(20),
+                begin.elapsed() < Duration::from_secs(60),
                 "nats-server does not start: {}",
                 fs::read_to_string(self.dir.path().join("log")).unwrap()
             );
@@ -152,6 +181,27 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
+        }
+    }
+
+    /// Stopped, every thread of it, until it is told to go on.
+    pub(crate) fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.as_ref().unwrap().id());
+        let is_stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // After the name, which may hold anything.
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with('T'))
+        };
+        let begin = Instant::now();
+        while !fs::read_dir(&tasks).unwrap().flatten().all(is_stopped) {
+            assert!(
+                begin.elapsed() < Duration::from_secs(60),
+                "it does not stop"
+            );
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -92,6 +92,10 @@ fn body() -> impl Strategy<Value = Body> {
         name().prop_map(Object::Channel),
         Just(Object::Timer),
         name().prop_map(|name| Object::Service(ServiceName::new(name.as_str()).unwrap())),
+        name().prop_map(|name| {
+            let domain = DomainName::new(name.as_str());
+            Object::Signer(domain.unwrap_or_else(|_| DomainName::new("release").unwrap()))
+        }),
     ];
     let grant = (persona(), object, terms(), option::of(id()), any::<bool>()).prop_map(
         |(persona, object, terms, parent, lasting)| {
@@ -132,6 +136,7 @@ fn body() -> impl Strategy<Value = Body> {
         })
     });
     let note = prop_oneof![
+        (any::<u64>(), id()).prop_map(|(size, root)| NoteBody::Tree { size, root }),
         (name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
             channel,
             through: Ordinal(through)
@@ -151,6 +156,7 @@ fn body() -> impl Strategy<Value = Body> {
                 count,
             }
         }),
+        any::<u64>().prop_map(|judged| NoteBody::Marker { judged }),
     ]
     .prop_map(Body::Note);
     prop_oneof![key, channel, grant, revoke, turn, lapse, note]
@@ -318,4 +324,55 @@ fn a_signature_by_another_key_is_junk() {
     let forged = secret(2).sign(&sealed.id().0, &[0; 32]);
     let stored = Bytes::from([&forged[..], &sealed.stored()[64..]].concat());
     assert_eq!(Sealed::open(stored).err(), Some(Junk::BadSignature));
+}
+
+#[test]
+fn a_stub_holds_no_payload_is_no_entry_and_an_entry_is_no_stub() {
+    let mut world = World::new();
+    let ann = world.persona("ann");
+    let grant = world.grant(&ann, "c", Terms::ALL);
+    let secret = Bytes::from(vec![b'S'; 1000]);
+    let said = Message {
+        hops: 3,
+        key: 1,
+        content_type: "text/secret".into(),
+        payload: secret.clone(),
+        ..message(Act::Inform)
+    };
+    world.speak(&ann, Some(grant), "c", vec![said]);
+    let sealed = Sealed::open(world.log.last().unwrap().clone()).unwrap();
+    assert_eq!(sealed.payload_bytes(0), 1000);
+    let stub = sealed.stub().unwrap();
+    assert!(
+        !stub
+            .windows(6)
+            .any(|part| part == b"SSSSSS" || part == b"secret")
+    );
+    assert!(stub.len() < 600, "{}", stub.len());
+    let back = Sealed::from_stub(sealed.leaf(), stub.clone()).unwrap();
+    assert_eq!((back.id(), back.payload_bytes(0)), (sealed.id(), 1000));
+    assert!(Sealed::open(stub.clone()).is_err() && Sealed::reread(stub.clone()).is_err());
+    assert!(Sealed::from_stub(sealed.leaf(), sealed.stored().clone()).is_err());
+    // Another id than was signed, and anything cut off, is no stub.
+    let mut other = stub.to_vec();
+    other[4] ^= 1;
+    assert_eq!(
+        Sealed::from_stub(sealed.leaf(), other.into()).unwrap_err(),
+        Junk::BadSignature
+    );
+    for cut in 0..stub.len() {
+        assert!(Sealed::from_stub(sealed.leaf(), stub.slice(..cut)).is_err());
+    }
+    // What is no turn has none.
+    assert!(Sealed::open(world.log[0].clone()).unwrap().stub().is_none());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_as_a_stub_end_in_an_error(bytes in vec(any::<u8>(), 0..400)) {
+        let mut framed = 1_u32.to_le_bytes().to_vec();
+        framed.extend(&bytes);
+        prop_assert!(Sealed::from_stub([0; 32], bytes.into()).is_err());
+        prop_assert!(Sealed::from_stub([0; 32], framed.into()).is_err());
+    }
 }

@@ -1488,6 +1488,29 @@ fn pruning_only_goes_forward() {
 }
 
 #[test]
+fn a_note_of_the_tree_speaks_of_what_stands_before_it() {
+    let (mut w, ..) = two();
+    let note = |w: &World, size| {
+        let root = [7; 32];
+        w.entry(Body::Note(NoteBody::Tree { size, root }))
+    };
+    let last = w.state.last_seq().unwrap();
+    for (size, verdict) in [
+        (0, Err(Refusal::Malformed)),
+        (last + 2, Err(Refusal::Malformed)),
+        (last + 2, Ok(())),
+        (1, Ok(())),
+    ] {
+        let judged = w.put(note(&w, size));
+        assert_eq!(
+            (judged.verdict, judged.changes),
+            (verdict, vec![]),
+            "{size}"
+        );
+    }
+}
+
+#[test]
 fn personas_write_turns_and_hosts_the_rest() {
     let (mut w, a, ga, ..) = two();
     let by_host = TurnBody {
@@ -1504,4 +1527,23 @@ fn personas_write_turns_and_hosts_the_rest() {
     kill.author = Some(a.name.clone());
     kill.signer = World::persona_key(&a).public();
     assert_eq!(w.put(kill).verdict, Err(Refusal::NotAuthorised));
+}
+
+#[test]
+fn a_marker_stands_in_its_epoch_and_changes_nothing() {
+    let (mut w, ..) = two();
+    let marker = |w: &World| w.entry(Body::Note(NoteBody::Marker { judged: 1 }));
+    let (told, before) = (marker(&w), w.state.clone());
+    let judged = w.put(told.clone());
+    assert_eq!((judged.verdict, judged.changes), (Ok(()), vec![]));
+    let other = |state: &agora_realm::State| (state.epoch(), state.grants().count(), state.tally());
+    assert_eq!(other(&before).0, other(&w.state).0);
+    assert_eq!(other(&before).1, other(&w.state).1);
+    assert_eq!(other(&before).2.void, other(&w.state).2.void);
+    let ends = w.state.epoch();
+    let fence = w.revoke_entry(Revoked::Fence { ends, hold: false });
+    assert_eq!(w.put(fence).verdict, Ok(()));
+    assert_eq!(w.put(told).verdict, Err(Refusal::StaleEpoch));
+    let now = marker(&w);
+    assert_eq!(w.put(now).verdict, Ok(()));
 }

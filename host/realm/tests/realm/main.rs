@@ -5,8 +5,11 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod audit;
 mod bytes;
+mod evidence;
 mod facts;
+mod keys;
 mod model;
 mod support;
 mod terms;

@@ -876,6 +876,31 @@ proptest! {
     }
 
     #[test]
+    fn a_log_whose_turns_are_stubs_is_judged_alike((ops, gone) in (vec(op(), 1..60), any::<u64>())) {
+        let w = run(ops);
+        let (mut whole, mut purged) = (State::new(), State::new());
+        for (at, stored) in w.log.iter().enumerate() {
+            let seq = at as u64 + 1;
+            let sealed = Sealed::open(stored.clone());
+            let kept = match &sealed {
+                Ok(sealed) if gone >> (at % 64) & 1 == 1 => match sealed.stub() {
+                    Some(stub) => {
+                        let back = Sealed::from_stub(sealed.leaf(), stub.clone()).unwrap();
+                        prop_assert!(back.is_purged() && back.id() == sealed.id() && back.leaf() == sealed.leaf());
+                        prop_assert_eq!(back.stub(), Some(stub));
+                        Ok(back)
+                    }
+                    None => Ok(sealed.clone()),
+                },
+                other => other.clone(),
+            };
+            let verdicts = judge(&mut whole, seq, sealed.as_ref());
+            prop_assert_eq!(judge(&mut purged, seq, kept.as_ref()), verdicts);
+        }
+        prop_assert_eq!(purged.digest(), w.state.digest());
+    }
+
+    #[test]
     fn a_snapshot_folded_further_equals_a_straight_fold((ops, at) in (vec(op(), 1..40), any::<Index>())) {
         let w = run(ops);
         let mut straight = State::new();

@@ -17,11 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use agora_guest::wire;
-use agora_membrane::{CallInfo, Membrane, Policy, Revoker, Side, Verdict, error};
+use agora_membrane::{CallInfo, Exchange, Membrane, Policy, Revoker, Side, Verdict, error};
 use agora_realm::ServiceName;
 use capnp::capability::Client;
+use capnp::private::capability::ClientHook;
 
 use crate::boot::manifest::ServiceSpec;
+use crate::channel::facet::Facets;
+use crate::channel::signer::not_passed_on;
 use crate::channel::speak::Counted;
 use crate::limits;
 use line::Line;
@@ -77,12 +80,19 @@ impl Services {
     }
 
     /// A service for one graft of the agent behind `agent`, on the vat thread that calls this. Connects when it is first called.
-    pub fn lease(&self, name: &ServiceName, agent: wire::End) -> Option<(Client, Lease)> {
+    /// `signers`: among the facets of the thread there are signers of this agent's, which are not passed on to it.
+    pub fn lease(
+        &self,
+        name: &ServiceName,
+        agent: wire::End,
+        signers: Option<Rc<Facets>>,
+    ) -> Option<(Client, Lease)> {
         let spec = self.specs.get(name)?;
         let line = Line::new(spec.clone(), self.connections.clone(), agent);
         let bounds = Bounds {
             spec: spec.clone(),
             line: line.clone(),
+            signers,
             asked: Rc::default(),
             asking: Rc::default(),
             calls: self.calls.clone(),
@@ -117,6 +127,8 @@ impl Drop for Lease {
 struct Bounds {
     spec: Arc<ServiceSpec>,
     line: Rc<Line>,
+    /// Where the agent's signers are known, if it has any.
+    signers: Option<Rc<Facets>>,
     /// Calls of the agent that the service has not answered.
     asked: Rc<Cell<usize>>,
     /// Calls of the service that the agent has not answered.
@@ -142,6 +154,18 @@ impl Drop for Under {
 }
 
 impl Policy for Bounds {
+    fn exchanges(&self) -> bool {
+        self.signers.is_some()
+    }
+
+    fn exchange(&self, capability: &dyn ClientHook, _lives: Side) -> Exchange {
+        let signers = self.signers.as_ref();
+        match signers.is_some_and(|signers| signers.is_signer(capability)) {
+            true => Exchange::Give(capnp_rpc::new_broken_cap(not_passed_on()).hook),
+            false => Exchange::Wrap,
+        }
+    }
+
     fn words_max(&self) -> u64 {
         limits::MESSAGE_WORDS_MAX
     }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use agora_capnp::signer_capnp::signer;
 use agora_membrane::error::{Kind, classify, reason};
 use capnp::Error;
 use capnp::capability::FromClientHook;
@@ -16,7 +17,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use super::*;
 
 /// Far above what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn play(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -62,8 +63,13 @@ impl Place {
     }
 
     fn lease(&self) -> (folder::Client, Lease) {
+        self.lease_to(None)
+    }
+
+    /// To an agent whose signers are known there.
+    fn lease_to(&self, signers: Option<Rc<Facets>>) -> (folder::Client, Lease) {
         let name = ServiceName::new("folder").expect("it is a name");
-        let leased = self.services.lease(&name, self.agent.0.clone());
+        let leased = self.services.lease(&name, self.agent.0.clone(), signers);
         let (client, lease) = leased.expect("it is declared");
         (folder::Client::new(client.hook), lease)
     }
@@ -252,7 +258,7 @@ fn a_connection_that_is_lost_fails_what_was_in_flight_and_what_it_gave_and_the_n
 #[test]
 fn a_deadline_holds_for_the_service_and_for_what_it_gave() {
     play(async {
-        let place = place(Duration::from_millis(50), 8);
+        let place = place(Duration::from_secs(2), 8);
         let tale = serve_all(place.listen());
         let (folder, _lease) = place.lease();
         let sub = folder
@@ -267,7 +273,7 @@ fn a_deadline_holds_for_the_service_and_for_what_it_gave() {
             .get_folder()
             .expect("a folder");
         for stalled in [&folder, &sub] {
-            assert_told(read(stalled).await, Kind::Failed, "no answer within 50ms");
+            assert_told(read(stalled).await, Kind::Failed, "no answer within 2s");
             until("the service is told to give up", || tale.reads.get() == 0).await;
         }
         assert!(list(&folder).await.expect("the connection stands"));
@@ -346,6 +352,46 @@ fn a_fallen_lease_hangs_up_at_once_and_takes_everything_with_it() {
         assert_eq!(heard.lines.get(), 1);
         until("nothing is left", || place.connections() == 0).await;
         assert_eq!(Rc::strong_count(&heard), 1, "the callback is let go of");
+    });
+}
+
+/// A signer, as far as anyone here can tell.
+struct Seal;
+
+impl signer::Server for Seal {}
+
+#[test]
+fn a_signer_does_not_reach_a_service_at_once_or_as_a_promise_and_all_else_does() {
+    play(async {
+        let place = place(PATIENCE, 8);
+        let tale = serve_all(place.listen());
+        let facets = Rc::new(Facets::default());
+        let (folder, _lease) = place.lease_to(Some(facets.clone()));
+        let signer = facets.know_signer(&Rc::new(Seal)).client.hook;
+        let promised = {
+            let signer = signer.add_ref();
+            let later = async { Ok(found::Client::new(signer)) };
+            capnp_rpc::new_future_client(later)
+        };
+        let heard = Rc::new(Hits::default());
+        let other: found::Client = capnp_rpc::new_client_from_rc(heard.clone());
+        for found in [found::Client::new(signer), promised, other] {
+            let mut search = folder.search_request();
+            search.get().set_found(found);
+            search.send().promise.await.expect("it answers");
+        }
+        let found = tale.found.borrow().clone();
+        for (at, found) in found.iter().enumerate() {
+            let called = found.line_request().send().promise.await.map(drop);
+            match at {
+                2 => called.expect("it is called"),
+                _ => {
+                    let error = called.expect_err("nothing is there");
+                    assert_eq!(classify(&error), Kind::Denied, "{at}: {error}");
+                }
+            }
+        }
+        assert_eq!(heard.lines.get(), 1);
     });
 }
 
@@ -542,7 +588,7 @@ fn random_bytes_harm_nobody() {
 #[test]
 fn a_service_that_takes_nothing_is_given_no_more_and_then_hung_up_on() {
     play(async {
-        let place = place(Duration::from_millis(300), 64);
+        let place = place(Duration::from_secs(3), 64);
         let listener = place.listen();
         let (folder, _lease) = place.lease();
         let big = "x".repeat(900 << 10);
@@ -572,7 +618,7 @@ fn a_service_that_takes_nothing_is_given_no_more_and_then_hung_up_on() {
         );
         assert!(calls.len() < 12, "{}", calls.len());
         for call in calls {
-            assert_told(call.await, Kind::Failed, "300ms");
+            assert_told(call.await, Kind::Failed, "3s");
         }
         until("it is hung up on", || place.connections() == 0).await;
     });

@@ -1,0 +1,132 @@
+//! `agora checkpoint`: what this host signed of its log, and the proofs between; from the data folder alone, host running or not.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use agora_realm::checkpoint::{Extension, Signed};
+
+use super::args::CheckpointArgs;
+use super::show;
+use crate::boot::data::check_format;
+use crate::delivery::checkpoints::{Kept, parse_file};
+use crate::delivery::forks;
+use crate::delivery::tree::LogTree;
+
+/// Prints a checkpoint, or one with the proof that it extends an older one; or keeps what a witness signed.
+pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
+    let data = args.data.data();
+    check_format(&data)?;
+    let kept = Kept::of(&data);
+    if let Some(file) = &args.cosigned {
+        return keep_cosigned(&kept, file);
+    }
+    let signed = match args.at {
+        None => kept.newest()?.ok_or_else(|| {
+            anyhow::anyhow!(
+                "{}: there is no checkpoint yet (a host makes one each second while entries arrive)",
+                data.display()
+            )
+        })?,
+        Some(seq) => kept.covering(seq)?.ok_or_else(|| {
+            anyhow::anyhow!(
+                "{}: no checkpoint covers entry {seq} yet",
+                data.display()
+            )
+        })?,
+    };
+    match args.since.or(args.for_witness) {
+        None => show::print(&signed.to_string()),
+        Some(old) => show::print(&extension(&data, old, signed)?.to_string()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A checkpoint with the proof that it extends the log of the first `old` places.
+fn extension(data: &Path, old: u64, signed: Signed) -> anyhow::Result<Extension> {
+    let size = signed.checkpoint().size;
+    if old > size {
+        anyhow::bail!("the checkpoint covers {size} places, so it extends no log of {old}");
+    }
+    let path = data.join("tree");
+    let tree = LogTree::read_only(&path, size)?;
+    if tree.now().1 != signed.checkpoint().root {
+        anyhow::bail!(
+            "{}: what it holds of the first {size} places is not what the checkpoint was made of, so nothing can be proved from it \
+             (the file is derived: a host mends it from its log when it starts)",
+            path.display()
+        );
+    }
+    let proof = futures::executor::block_on(tree.consistency(old, size))?;
+    Ok(Extension { old, proof, signed })
+}
+
+fn keep_cosigned(kept: &Kept, file: &Path) -> anyhow::Result<ExitCode> {
+    let cosigned: Signed = parse_file(file)?;
+    let size = cosigned.checkpoint().size;
+    if cosigned.witnesses().is_empty() {
+        anyhow::bail!(
+            "{}: no witness signed it, or not this checkpoint (`agora witness` writes what belongs here)",
+            file.display()
+        );
+    }
+    match kept.keep_cosigned(&cosigned)? {
+        None => anyhow::bail!(
+            "{}: no checkpoint of {size} places with this root is kept here; this host did not make it, or it was thinned out",
+            file.display()
+        ),
+        Some((witnesses, new)) => show::print(&format!(
+            "the checkpoint of {size} places has the signatures of {witnesses} witnesses, {new} of them new\n"
+        )),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the alarm that another host has another log.
+pub(super) fn accept_fork(data: &Path, reason: &str) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    match forks::accept(data, reason)? {
+        0 => show::print("no other host is known to have another log\n"),
+        n => show::print(&format!(
+            "{n} forks are accepted; what has not been mended will be told again\n"
+        )),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what is wrong with the checkpoints of a data folder.
+pub(super) fn examine(data: &Path, say: &mut impl FnMut(bool, String)) {
+    for fork in forks::kept(data) {
+        say(false, format!("FORKED: {}", fork.show()));
+    }
+    let kept = Kept::of(data);
+    let newest = match kept.newest() {
+        Ok(Some(newest)) => newest,
+        Ok(None) => return say(true, "there is no checkpoint yet".into()),
+        Err(error) => return say(false, error.to_string()),
+    };
+    let size = newest.checkpoint().size;
+    if newest.hosts().is_empty() {
+        return say(
+            false,
+            format!("nobody signed the newest checkpoint, of {size} entries"),
+        );
+    }
+    let tree = LogTree::read_only(&data.join("tree"), size);
+    match tree.map(|tree| tree.now().1) {
+        Ok(root) if root == newest.checkpoint().root => say(
+            true,
+            format!(
+                "the newest checkpoint covers {size} entries, and {} witnesses signed it",
+                newest.witnesses().len()
+            ),
+        ),
+        Ok(_) => say(
+            false,
+            format!(
+                "the newest checkpoint, of {size} entries, is not of what the file `tree` holds (a host mends the file from its log \
+                 when it starts; one that can't says why)"
+            ),
+        ),
+        Err(error) => say(false, error.to_string()),
+    }
+}
