@@ -13,6 +13,7 @@ const MEASURED: [(&str, &str, &str); 6] = [
     ("agora-membrane", "membrane-ratios", ""),
     ("agora-log", "log-ratios", ""),
     ("agora-log", "jetstream-ratios", ""),
+    ("agora-dial", "dial-ratios", ""),
     ("agora", "host-ratios", ""),
     ("agora", "checkpoint-ratios", ""),
     ("agora", "revocation-latency", "testbed"),
