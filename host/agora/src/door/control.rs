@@ -259,6 +259,11 @@ impl Control {
         self.keys.host_id()
     }
 
+    /// What it signs with.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// What an agent's seed is.
     pub fn insecure_seed(&self, name: &PersonaName) -> u128 {
         self.keys.secret().insecure_seed(name)
@@ -572,7 +577,11 @@ impl Control {
 
     /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is an agent whose start, if one is on
     /// its way, it goes behind in the log; it is kept here without waiting for that.
-    async fn make_durable(self: &Arc<Self>, body: Body, behind: Option<Arc<Agent>>) -> Decided {
+    pub(super) async fn make_durable(
+        self: &Arc<Self>,
+        body: Body,
+        behind: Option<Arc<Agent>>,
+    ) -> Decided {
         let epoch = self.record.state().epoch();
         let sealed = match self.seal(body, epoch).await {
             Ok(sealed) => sealed,

@@ -1,0 +1,212 @@
+//! A loss that the operator accepts: what is said again, and what the data folder must forget.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that fails should say so at once"
+)]
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agora::boot::data::DataFolder;
+use agora::boot::host::Host;
+use agora::testbed::{Plan, Puppet, all_of};
+use agora_log::{Class, Embedded, Log, Options, Seq};
+use agora_realm::{Body, Epoch, PersonaId, PersonaName, PublicKey, Revoked, Sealed};
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work)
+        .await
+        .expect("it comes in time")
+}
+
+/// Waits until it is so.
+async fn until(mut holds: impl FnMut() -> bool) {
+    within(async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// One agent on `square`.
+fn plan() -> Plan {
+    let puppet = Puppet::new();
+    Plan::new()
+        .channel("square")
+        .agent("worker", puppet.native(), vec![all_of("square")])
+}
+
+fn worker(host: &Host) -> PersonaId {
+    PersonaId::new(host.control.host_id(), PersonaName::new("worker").unwrap())
+}
+
+fn host_key(host: &Host) -> (PublicKey, u64) {
+    let state = host.control.record().state();
+    let known = state.host(&host.control.host_id()).unwrap();
+    (known.key, known.keys)
+}
+
+fn is_killed(host: &Host) -> bool {
+    let state = host.control.record().state();
+    state.persona(&worker(host)).unwrap().killed
+}
+
+fn accept(data: &Path) {
+    let folder = DataFolder::open(data).unwrap();
+    folder.accept_loss(Some("restored from a copy")).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+async fn reopened(data: &Path) -> Host {
+    plan().open(data).await.unwrap()
+}
+
+async fn refused(data: &Path) -> String {
+    match plan().open(data).await {
+        Ok(_) => panic!("a log that went back is refused"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_change_of_the_hosts_key_is_said_again_and_so_is_what_was_signed_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    reopened(&data).await.close().await;
+    copy(&data.join("log"), &backup);
+    let host = reopened(&data).await;
+    let control = &host.control;
+    let (first, one) = host_key(&host);
+    assert_eq!(one, 1);
+    // With its first key, with its second, and with its third.
+    control.bump("first", false, "test").await;
+    control.rotate_host().await.unwrap();
+    control.bump("second", false, "test").await;
+    control.rotate_host().await.unwrap();
+    control.kill("worker", "third", "test").await.unwrap();
+    let (third, keys) = host_key(&host);
+    assert_eq!((third == first, keys), (false, 3));
+    host.close().await;
+
+    copy(&backup, &data.join("log"));
+    let text = refused(&data).await;
+    assert!(text.contains("--accept-loss"), "{text}");
+    accept(&data);
+    for _ in 0..2 {
+        let host = reopened(&data).await;
+        assert_eq!(host_key(&host), (third, 3), "{:?}", host.notices);
+        assert_eq!(host.control.record().state().epoch(), Epoch(3));
+        assert!(is_killed(&host), "{:?}", host.notices);
+        host.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_predecessor_nobody_kept_is_said_again_as_one_that_the_secret_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    reopened(&data).await.close().await;
+    copy(&data.join("log"), &backup);
+    let host = reopened(&data).await;
+    host.control.rotate_host().await.unwrap();
+    host.control.rotate("worker").await.unwrap();
+    host.control.rotate_host().await.unwrap();
+    host.control.rotate("worker").await.unwrap();
+    host.close().await;
+    // A crash may come between an entry and its being kept.
+    let folder = DataFolder::open(&data).unwrap();
+    let mut dropped = 0;
+    let keep = |all: Vec<bytes::Bytes>| {
+        let rotated: Vec<_> = all.iter().rev().take(4).cloned().collect();
+        let gone = &rotated[2..];
+        dropped = gone.len();
+        all.into_iter().filter(|one| !gone.contains(one)).collect()
+    };
+    folder.own().shorten(keep).unwrap();
+    assert_eq!(dropped, 2);
+    drop(folder);
+
+    copy(&backup, &data.join("log"));
+    accept(&data);
+    let host = reopened(&data).await;
+    let (_, host_keys) = host_key(&host);
+    let worker_keys = {
+        let state = host.control.record().state();
+        state.persona(&worker(&host)).unwrap().keys
+    };
+    assert_eq!((host_keys, worker_keys), (2, 2));
+    // Both can sign with what they have, also later.
+    host.close().await;
+    let host = reopened(&data).await;
+    host.control.rotate("worker").await.unwrap();
+    host.close().await;
+}
+
+/// A log that several hosts share.
+fn shared(path: PathBuf) -> Arc<dyn Log> {
+    std::fs::create_dir(&path).unwrap();
+    Arc::new(Embedded::open(&path, Options::default()).unwrap().0)
+}
+
+async fn copied(log: &Arc<dyn Log>, path: PathBuf) -> Arc<dyn Log> {
+    let copy = shared(path);
+    for (seq, bytes) in log.read(Seq(1), 4096, 4 << 20).await.unwrap() {
+        let appended = copy.append([0; 32], bytes, Class::Ordinary).await.unwrap();
+        assert_eq!(appended.seq, seq);
+    }
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_of_a_host_whose_key_was_lost_too_is_said_again_by_who_heeded_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first_data, second_data) = (dir.path().join("first"), dir.path().join("second"));
+    let log = shared(dir.path().join("log"));
+    let first = plan().open_shared(&first_data, &log).await.unwrap();
+    let Err(stranger) = plan().open_shared(&second_data, &log).await else {
+        panic!("a stranger is refused");
+    };
+    let text = stranger.to_string();
+    let (_, key) = text.split_once("agora realm invite ").unwrap();
+    let invited = first.control.invite(key.trim_end_matches(')')).await;
+    invited.unwrap();
+    let second = plan().open_shared(&second_data, &log).await.unwrap();
+    let backup = copied(&log, dir.path().join("backup")).await;
+    first.control.rotate_host().await.unwrap();
+    first.control.bump("a test", false, "test").await;
+    // The second host heeds the fence, and keeps it.
+    let is_kept = || {
+        let kept = second.control.folder().own().all().unwrap();
+        kept.into_iter().any(|stored| {
+            let sealed = Sealed::open(stored).unwrap();
+            matches!(&sealed.entry().body, Body::Revoke(r) if matches!(r.what, Revoked::Fence { .. }))
+        })
+    };
+    until(is_kept).await;
+    first.close().await;
+    second.close().await;
+
+    // The one that says it again can't give the other its key.
+    accept(&second_data);
+    let second = plan().open_shared(&second_data, &backup).await.unwrap();
+    let epoch = second.control.record().state().epoch();
+    assert_eq!(epoch, Epoch(2), "{:?}", second.notices);
+    accept(&first_data);
+    let first = plan().open_shared(&first_data, &backup).await.unwrap();
+    assert_eq!(host_key(&first).1, 2);
+    assert_eq!(first.control.record().state().epoch(), Epoch(2));
+    first.close().await;
+    second.close().await;
+}
