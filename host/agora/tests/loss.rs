@@ -12,9 +12,13 @@ use std::time::Duration;
 
 use agora::boot::data::DataFolder;
 use agora::boot::host::Host;
+use agora::door::control::Said;
+use agora::door::prune::{Keep, PruneDone};
 use agora::testbed::{Plan, Puppet, all_of};
 use agora_log::{Class, Embedded, Log, Options, Seq};
-use agora_realm::{Body, Epoch, PersonaId, PersonaName, PublicKey, Revoked, Sealed};
+use agora_realm::{
+    Act, Body, ChannelName, Epoch, Ordinal, PersonaId, PersonaName, PublicKey, Revoked, Sealed,
+};
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work)
@@ -209,4 +213,136 @@ async fn a_stop_of_a_host_whose_key_was_lost_too_is_said_again_by_who_heeded_it(
     assert_eq!(first.control.record().state().epoch(), Epoch(2));
     first.close().await;
     second.close().await;
+}
+
+fn something(text: &str) -> Said {
+    Said {
+        channel: "square".into(),
+        act: Act::Inform,
+        text: text.into(),
+        parent: None,
+        owner: String::new(),
+        deadline_ms: 0,
+    }
+}
+
+async fn say(host: &Host, texts: &[&str]) {
+    for text in texts {
+        host.control.say(0, something(text)).await.unwrap();
+    }
+}
+
+async fn prune_all(host: &Host) -> PruneDone {
+    let pruned = host.control.prune("square", Keep::Count(0), false, true);
+    let done = pruned.await.unwrap();
+    assert_eq!(done.pending, None);
+    done
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_to_stand_where_something_pruned_was_lost_is_pruned_as_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    let host = reopened(&data).await;
+    say(&host, &["one", "two", "three"]).await;
+    host.close().await;
+    copy(&data.join("log"), &backup);
+    let host = reopened(&data).await;
+    say(&host, &["four", "five", "six"]).await;
+    assert!(prune_all(&host).await.freed > 0);
+    host.close().await;
+
+    copy(&backup, &data.join("log"));
+    accept(&data);
+    let host = reopened(&data).await;
+    say(&host, &["other four", "other five"]).await;
+    assert_eq!(prune_all(&host).await.messages, 5);
+    let record = host.control.record().clone();
+    let log = record.log();
+    for (seq, stored) in log.read(Seq(1), 4096, 4 << 20).await.unwrap() {
+        let text = String::from_utf8_lossy(&stored);
+        for said in ["one", "two", "three", "other four", "other five"] {
+            assert!(!text.contains(said), "{said} is in entry {seq}");
+        }
+    }
+    let (size, root) = record.tree().now();
+    drop(record);
+    host.close().await;
+    // Judged from its beginning, it is what it was.
+    std::fs::remove_file(data.join("state")).unwrap();
+    std::fs::remove_file(data.join("tree")).unwrap();
+    let host = reopened(&data).await;
+    assert_eq!(host.control.record().tree().root(size).await.unwrap(), root);
+    host.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_about_what_was_lost_is_forgotten_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    reopened(&data).await.close().await;
+    copy(&data.join("log"), &backup);
+    let host = reopened(&data).await;
+    say(&host, &["one", "two"]).await;
+    let (worker, square) = (worker(&host), ChannelName::new("square").unwrap());
+    host.close().await;
+    let folder = DataFolder::open(&data).unwrap();
+    let cursors = [((worker, square), Ordinal(2))];
+    folder.keep_cursors(&cursors.into()).unwrap();
+    drop(folder);
+
+    copy(&backup, &data.join("log"));
+    accept(&data);
+    reopened(&data).await.close().await;
+    // A host that is killed before it writes them anew must not find them.
+    let folder = DataFolder::open(&data).unwrap();
+    assert!(folder.cursors().unwrap().is_empty());
+    assert!(folder.accepted_loss().unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_that_only_a_checkpoint_tells_of_is_accepted_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    reopened(&data).await.close().await;
+    copy(&data.join("log"), &backup);
+    let host = reopened(&data).await;
+    host.control.bump("a test", false, "test").await;
+    host.close().await;
+
+    // As after a crash that came before the tip was kept.
+    copy(&backup, &data.join("log"));
+    std::fs::remove_file(data.join("tip")).unwrap();
+    std::fs::remove_file(data.join("state")).unwrap();
+    let text = refused(&data).await;
+    assert!(text.contains("--accept-loss"), "{text}");
+    let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_agora"))
+        .args(["doctor", "--accept-loss", "restored from a copy", "--data"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(doctor.status.success(), "{doctor:?}");
+    let host = reopened(&data).await;
+    let epoch = host.control.record().state().epoch();
+    assert_eq!(epoch, Epoch(2), "{:?}", host.notices);
+    host.close().await;
+    assert!(data.join("checkpoints.lost").exists());
+    reopened(&data).await.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_comes_to_nothing_sets_no_checkpoint_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, log) = (dir.path().join("data"), dir.path().join("log"));
+    reopened(&data).await.close().await;
+    // The log is elsewhere, and the operator forgets to say where.
+    std::fs::rename(data.join("log"), &log).unwrap();
+    accept(&data);
+    refused(&data).await;
+    assert!(data.join("checkpoint").exists() && !data.join("checkpoints.lost").exists());
+    copy(&log, &data.join("log"));
+    let host = reopened(&data).await;
+    assert_eq!(host.notices.len(), 1, "{:?}", host.notices);
+    host.close().await;
+    assert!(data.join("checkpoint").exists() && !data.join("checkpoints.lost").exists());
 }

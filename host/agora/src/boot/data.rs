@@ -35,7 +35,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use agora_realm::{ChannelName, Ordinal, PersonaId, RealmId};
@@ -90,6 +90,8 @@ pub struct DataFolder {
     _lock: File,
     stops: Stops,
     own: Own,
+    /// Held while the tip or the cursors are replaced: a host that ends may do so beside one of its own tasks.
+    replacing: Mutex<()>,
 }
 
 impl DataFolder {
@@ -149,6 +151,7 @@ impl DataFolder {
             _lock: lock,
             stops,
             own,
+            replacing: Mutex::default(),
         })
     }
 
@@ -214,6 +217,10 @@ impl DataFolder {
     /// It can't be written; the old one is still there.
     pub fn keep_tip(&self, tip: &Tip) -> Result<(), DataError> {
         let text = format!("{} {}\n", tip.seq, crate::hex(&tip.leaf));
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         replace(&self.join("tip"), text.as_bytes())
     }
 
@@ -307,6 +314,10 @@ impl DataFolder {
     /// They can't be written; the old ones are still there.
     pub fn keep_cursors(&self, cursors: &Cursors) -> Result<(), DataError> {
         let bytes = postcard::to_stdvec(cursors).expect("cursors are plain data");
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         replace(&self.join("cursors"), &bytes)
     }
 }

@@ -13,7 +13,10 @@ use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
+use crate::delivery::checkpoints::Kept;
 use crate::delivery::pruned::open_place;
+use crate::delivery::record::snapshot_place;
+use crate::delivery::tip::Tip;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -129,7 +132,18 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
         anyhow::bail!("--accept-loss takes the reason, which is signed and stays on the record");
     }
     let folder = DataFolder::open(data)?;
-    let Some(tip) = folder.tip()? else {
+    let tip = folder.tip()?.map(|tip| (tip.seq, tip.to_string()));
+    let signed = Kept::of(data).newest()?.map(|signed| {
+        let size = signed.checkpoint().size;
+        (size, format!("the {size} entries of its newest checkpoint"))
+    });
+    let judged = snapshot_place(&folder.join("state")).map(|(seq, leaf)| {
+        let tip = Tip { seq, leaf };
+        (seq, tip.to_string())
+    });
+    // A crash may have come before the tip was kept.
+    let seen = [tip, judged, signed].into_iter().flatten();
+    let Some((_, seen)) = seen.max_by_key(|(seq, _)| *seq) else {
         anyhow::bail!(
             "{}: no host has seen anything here yet, so nothing can be lost",
             data.display()
@@ -137,7 +151,7 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
     };
     folder.accept_loss(Some(reason))?;
     show::print(&format!(
-        "the next start accepts that the log does not hold {tip}, or what was before it, and signs that\n"
+        "the next start accepts that the log does not hold {seen}, or what was before it, and signs that\n"
     ));
     Ok(ExitCode::SUCCESS)
 }

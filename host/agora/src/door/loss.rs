@@ -168,7 +168,6 @@ impl Control {
         if let Some(tip) = self.record().tip() {
             self.folder().keep_tip(&tip).map_err(|e| e.to_string())?;
         }
-        self.folder().accept_loss(None).map_err(|e| e.to_string())?;
         Ok(notices)
     }
 
