@@ -73,6 +73,12 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+fn doctor(data: &Path, args: &[&str]) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_agora"));
+    command.arg("doctor").args(args).arg("--data").arg(data);
+    command.output().unwrap()
+}
+
 async fn reopened(data: &Path) -> Host {
     plan().open(data).await.unwrap()
 }
@@ -104,16 +110,33 @@ async fn a_lost_change_of_the_hosts_key_is_said_again_and_so_is_what_was_signed_
     assert_eq!((third == first, keys), (false, 3));
     host.close().await;
 
+    assert!(doctor(&data, &[]).status.success());
     copy(&backup, &data.join("log"));
     let text = refused(&data).await;
     assert!(text.contains("--accept-loss"), "{text}");
+    let examined = doctor(&data, &[]);
+    let said = String::from_utf8(examined.stdout).unwrap();
+    assert!(said.contains("the log has diverged"), "{said}");
+    assert_eq!(examined.status.code(), Some(1));
+    let both = ["--accept-loss", "one", "--accept-fork", "two"];
+    assert_eq!(doctor(&data, &both).status.code(), Some(2));
     accept(&data);
+    let kept = ["own", "tip", "accepted"];
+    for name in kept {
+        std::fs::copy(data.join(name), dir.path().join(name)).unwrap();
+    }
     for _ in 0..2 {
         let host = reopened(&data).await;
         assert_eq!(host_key(&host), (third, 3), "{:?}", host.notices);
         assert_eq!(host.control.record().state().epoch(), Epoch(3));
         assert!(is_killed(&host), "{:?}", host.notices);
+        let grants = host.control.record().state().grants().count();
+        assert_eq!(grants, 1, "{:?}", host.notices);
         host.close().await;
+        // As after a crash that came when all was said, and before that was kept.
+        for name in kept {
+            std::fs::copy(dir.path().join(name), data.join(name)).unwrap();
+        }
     }
 }
 
@@ -316,12 +339,8 @@ async fn a_loss_that_only_a_checkpoint_tells_of_is_accepted_like_any_other() {
     std::fs::remove_file(data.join("state")).unwrap();
     let text = refused(&data).await;
     assert!(text.contains("--accept-loss"), "{text}");
-    let doctor = std::process::Command::new(env!("CARGO_BIN_EXE_agora"))
-        .args(["doctor", "--accept-loss", "restored from a copy", "--data"])
-        .arg(&data)
-        .output()
-        .unwrap();
-    assert!(doctor.status.success(), "{doctor:?}");
+    let accepted = doctor(&data, &["--accept-loss", "restored from a copy"]);
+    assert!(accepted.status.success(), "{accepted:?}");
     let host = reopened(&data).await;
     let epoch = host.control.record().state().epoch();
     assert_eq!(epoch, Epoch(2), "{:?}", host.notices);

@@ -189,26 +189,7 @@ impl DataFolder {
     /// # Errors
     /// It can't be read, or is damaged.
     pub fn tip(&self) -> Result<Option<Tip>, DataError> {
-        let path = self.join("tip");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(&path)(error)),
-        };
-        let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
-            let leaf: agora_realm::EntryId = leaf.parse().ok()?;
-            Some(Tip {
-                seq: seq.parse().ok()?,
-                leaf: leaf.0,
-            })
-        });
-        match tip {
-            Some(tip) => Ok(Some(tip)),
-            None => Err(DataError::Format {
-                path,
-                found: text.trim().chars().take(64).collect(),
-            }),
-        }
+        kept_tip(&self.path)
     }
 
     /// Keeps the tip.
@@ -319,6 +300,33 @@ impl DataFolder {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         replace(&self.join("cursors"), &bytes)
+    }
+}
+
+/// The newest entry that a host of this data folder judged; without locking the folder.
+///
+/// # Errors
+/// It can't be read, or is damaged.
+pub fn kept_tip(data: &Path) -> Result<Option<Tip>, DataError> {
+    let path = data.join("tip");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(&path)(error)),
+    };
+    let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
+        let leaf: agora_realm::EntryId = leaf.parse().ok()?;
+        Some(Tip {
+            seq: seq.parse().ok()?,
+            leaf: leaf.0,
+        })
+    });
+    match tip {
+        Some(tip) => Ok(Some(tip)),
+        None => Err(DataError::Format {
+            path,
+            found: text.trim().chars().take(64).collect(),
+        }),
     }
 }
 

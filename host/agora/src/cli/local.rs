@@ -10,13 +10,13 @@ use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
 use super::source::{Pace, Source};
 use super::{checkpoint, facts, show};
 use crate::boot::build;
-use crate::boot::data::{DataError, DataFolder, check_format};
+use crate::boot::data::{DataError, DataFolder, check_format, kept_tip};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
 use crate::delivery::checkpoints::Kept;
 use crate::delivery::pruned::open_place;
 use crate::delivery::record::snapshot_place;
-use crate::delivery::tip::Tip;
+use crate::delivery::tip::{Tip, short};
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -230,8 +230,16 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }
+    // First: a host that runs may see more meanwhile.
+    let seen = match kept_tip(data) {
+        Ok(seen) => seen,
+        Err(error) => {
+            say(false, error.to_string());
+            None
+        }
+    };
     match Source::open(data, &args.log) {
-        Ok(source) => examine(source, &mut say),
+        Ok(source) => examine(source, seen, &mut say),
         Err(error) => say(false, format!("{error:#}")),
     }
     checkpoint::examine(data, &mut say);
@@ -253,7 +261,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads a log whole, and says what it is worth.
-fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
+fn examine(mut source: Source, seen: Option<Tip>, say: &mut dyn FnMut(bool, String)) {
     for found in &source.unsafe_settings {
         say(
             false,
@@ -265,6 +273,7 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
     let mut void: BTreeMap<String, u64> = BTreeMap::new();
     let mut messages: BTreeMap<String, u64> = BTreeMap::new();
     let mut at = 0;
+    let mut found = None;
     loop {
         pace.at(|| format!("reading {}: {at} of {} entries", source.place, source.end()));
         let batch = match source.next_batch() {
@@ -276,6 +285,9 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
         };
         at = last.0;
         for (seq, stored) in batch {
+            if seen.is_some_and(|tip| tip.seq == seq.0) {
+                found = Some(stored.leaf());
+            }
             let sealed = open_place(stored);
             let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
             match (&sealed, judged.verdict) {
@@ -319,6 +331,22 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
             ),
         ),
         _ => {}
+    }
+    if let Some(tip) = seen
+        && found != Some(tip.leaf)
+    {
+        let there = match found {
+            None => format!("it ends at {at}"),
+            Some(leaf) => format!("{} stands there", short(&leaf)),
+        };
+        say(
+            false,
+            format!(
+                "{}: the log has diverged: this host has seen {tip}, but {there} (restore the log from a copy that has it; or accept the \
+                 loss with --accept-loss REASON)",
+                source.place
+            ),
+        );
     }
     let tally = state.tally();
     say(
