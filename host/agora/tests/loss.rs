@@ -198,32 +198,14 @@ async fn copied(log: &Arc<dyn Log>, path: PathBuf) -> Arc<dyn Log> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_of_a_host_whose_key_was_lost_too_is_said_again_by_who_heeded_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (first_data, second_data) = (dir.path().join("first"), dir.path().join("second"));
-    let log = shared(dir.path().join("log"));
-    let first = plan().open_shared(&first_data, &log).await.unwrap();
-    let Err(stranger) = plan().open_shared(&second_data, &log).await else {
-        panic!("a stranger is refused");
-    };
-    let text = stranger.to_string();
-    let (_, key) = text.split_once("agora realm invite ").unwrap();
-    let invited = first.control.invite(key.trim_end_matches(')')).await;
-    invited.unwrap();
-    let second = plan().open_shared(&second_data, &log).await.unwrap();
-    let backup = copied(&log, dir.path().join("backup")).await;
-    first.control.rotate_host().await.unwrap();
-    first.control.bump("a test", false, "test").await;
-    // The second host heeds the fence, and keeps it.
-    let is_kept = || {
-        let kept = second.control.folder().own().all().unwrap();
-        kept.into_iter().any(|stored| {
-            let sealed = Sealed::open(stored).unwrap();
-            matches!(&sealed.entry().body, Body::Revoke(r) if matches!(r.what, Revoked::Fence { .. }))
-        })
-    };
-    until(is_kept).await;
-    first.close().await;
-    second.close().await;
+    let two = two().await;
+    let (first_data, second_data) = (two.data("first"), two.data("second"));
+    let backup = copied(&two.log, two.data("backup")).await;
+    two.first.control.rotate_host().await.unwrap();
+    two.first.control.bump("a test", false, "test").await;
+    until_kept(&two.second).await;
+    two.first.close().await;
+    two.second.close().await;
 
     // The one that says it again can't give the other its key.
     accept(&second_data);
@@ -236,6 +218,99 @@ async fn a_stop_of_a_host_whose_key_was_lost_too_is_said_again_by_who_heeded_it(
     assert_eq!(first.control.record().state().epoch(), Epoch(2));
     first.close().await;
     second.close().await;
+}
+
+/// Two hosts of a realm on a shared log.
+struct Two {
+    dir: tempfile::TempDir,
+    log: Arc<dyn Log>,
+    first: Host,
+    second: Host,
+}
+
+impl Two {
+    fn data(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+async fn two() -> Two {
+    let dir = tempfile::tempdir().unwrap();
+    let log = shared(dir.path().join("log"));
+    let second_data = dir.path().join("second");
+    let first = plan().open_shared(&dir.path().join("first"), &log).await;
+    let first = first.unwrap();
+    let Err(stranger) = plan().open_shared(&second_data, &log).await else {
+        panic!("a stranger is refused");
+    };
+    let text = stranger.to_string();
+    let (_, key) = text.split_once("agora realm invite ").unwrap();
+    let invited = first.control.invite(key.trim_end_matches(')')).await;
+    invited.unwrap();
+    let second = plan().open_shared(&second_data, &log).await.unwrap();
+    Two {
+        dir,
+        log,
+        first,
+        second,
+    }
+}
+
+/// Waits until the host has kept the fence, to say it again.
+async fn until_kept(host: &Host) {
+    let is_fence = |stored: bytes::Bytes| {
+        let sealed = Sealed::open(stored).unwrap();
+        matches!(&sealed.entry().body, Body::Revoke(r) if matches!(r.what, Revoked::Fence { .. }))
+    };
+    let own = host.control.folder().own();
+    until(|| own.all().unwrap().into_iter().any(is_fence)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_came_while_a_host_was_down_is_said_again_by_it() {
+    let two = two().await;
+    let data = two.data("second");
+    let backup = copied(&two.log, two.data("backup")).await;
+    two.second.close().await;
+    two.first.control.bump("a test", false, "test").await;
+    // It comes up, and heeds what it finds. The other one never comes back.
+    let second = plan().open_shared(&data, &two.log).await.unwrap();
+    until_kept(&second).await;
+    second.close().await;
+    two.first.close().await;
+
+    accept(&data);
+    let second = plan().open_shared(&data, &backup).await.unwrap();
+    let epoch = second.control.record().state().epoch();
+    assert_eq!(epoch, Epoch(2), "{:?}", second.notices);
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_whose_host_was_killed_before_it_was_kept_is_kept_by_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, backup) = (dir.path().join("data"), dir.path().join("backup"));
+    reopened(&data).await.close().await;
+    copy(&data.join("log"), &backup);
+    let kept = ["own", "tip", "state"];
+    for name in kept {
+        std::fs::copy(data.join(name), dir.path().join(name)).unwrap();
+    }
+    let host = reopened(&data).await;
+    host.control.bump("a test", false, "test").await;
+    host.control.rotate_host().await.unwrap();
+    host.close().await;
+    for name in kept {
+        std::fs::copy(dir.path().join(name), data.join(name)).unwrap();
+    }
+    reopened(&data).await.close().await;
+
+    copy(&backup, &data.join("log"));
+    accept(&data);
+    let host = reopened(&data).await;
+    assert_eq!(host.control.record().state().epoch(), Epoch(2));
+    assert_eq!(host_key(&host).1, 2, "{:?}", host.notices);
+    host.close().await;
 }
 
 fn something(text: &str) -> Said {

@@ -287,6 +287,8 @@ pub(crate) async fn open_with(
         ));
         control.open_gate();
     }
+    // Before anything new is decided, so that it is kept in its order.
+    control.keep_missed().await;
     if let Err(error) = control.finish_prunes().await {
         notices.push(format!(
             "pruned messages are still in the log: {error} (the next start, or the next prune, goes on)"

@@ -782,6 +782,13 @@ impl Record {
         )
     }
 
+    /// All from `seq` on that are still in memory.
+    pub fn recent_from(&self, seq: u64) -> Vec<Arc<Settled>> {
+        let recent = lock(&self.recent);
+        let older = recent.entries.partition_point(|settled| settled.seq < seq);
+        recent.entries.range(older..).cloned().collect()
+    }
+
     /// What is kept of pruned turns.
     pub fn pruned(&self) -> &Arc<Pruned> {
         &self.pruned

@@ -130,6 +130,8 @@ pub struct Control {
     /// The time of this host's latest entry.
     stamped: AtomicI64,
     bumping: tokio::sync::Mutex<()>,
+    /// The place up to which what would have to be said again is kept.
+    kept_through: AtomicU64,
     /// Held while the host's key is changed.
     rotating: tokio::sync::Mutex<()>,
     /// Held by the one prune that is at work.
@@ -174,6 +176,8 @@ impl Control {
         log_place: LogPlace,
     ) -> Arc<Self> {
         let forks = Arc::new(Forks::open(&folder.join("")));
+        let tip = folder.tip().ok().flatten().map_or(0, |tip| tip.seq);
+        let judged = stage.record.state().last_seq().unwrap_or(0);
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -193,6 +197,7 @@ impl Control {
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
+            kept_through: AtomicU64::new(tip.min(judged)),
             rotating: tokio::sync::Mutex::new(()),
             pruning: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
@@ -272,6 +277,11 @@ impl Control {
     /// Something is being done, until the answer is dropped.
     pub fn busy(&self) -> Counted {
         Counted::new(&self.busy)
+    }
+
+    /// The place up to which what would have to be said again is kept.
+    pub(super) fn kept_through(&self) -> &AtomicU64 {
+        &self.kept_through
     }
 
     /// What each marker on its way holds.

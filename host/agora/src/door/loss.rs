@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use agora_log::Class;
 use agora_realm::{
@@ -96,6 +97,54 @@ impl Control {
         if let Ok(Err(error)) = keeping.await {
             tracing::warn!("a decision could not be said again if the log lost it: {error}");
         }
+    }
+
+    /// Keeps what came by and was not looked at one by one: while this host was down, or in the moment before it was killed, or when its
+    /// news came faster than they were heeded. No more than is still in memory.
+    pub async fn keep_missed(self: &Arc<Self>) {
+        let from = self.kept_through().load(Ordering::Relaxed) + 1;
+        let missed = self.record().recent_from(from);
+        let Some(last) = missed.last().map(|settled| settled.seq) else {
+            return;
+        };
+        let me = self.host_id();
+        let mut stops = 0;
+        let mut wanted: Vec<_> = missed
+            .iter()
+            .rev()
+            .filter(|settled| settled.judged.verdict.is_ok())
+            .filter_map(|settled| settled.sealed.as_ref().ok())
+            .filter(|sealed| {
+                let entry = sealed.entry();
+                let is_stop = matches!(entry.body, Body::Revoke(_));
+                stops += usize::from(is_stop);
+                let is_meant = is_stop && stops <= limits::OWN_STOPS_MAX || entry.host == me;
+                is_meant && entry.realm.is_some() && is_worth_keeping(sealed)
+            })
+            .map(|sealed| sealed.stored().clone())
+            .collect();
+        wanted.reverse();
+        // Of all that comes by in a flood, this is the rare part.
+        if wanted.is_empty() {
+            self.kept_through().fetch_max(last, Ordering::Relaxed);
+            return;
+        }
+        let control = self.clone();
+        let keeping = tokio::task::spawn_blocking(move || {
+            let own = control.folder().own();
+            let kept: HashSet<Bytes> = own.all()?.into_iter().collect();
+            wanted.retain(|stored| !kept.contains(stored));
+            let is_shared = control.record().is_shared();
+            let last = wanted.len().saturating_sub(1);
+            wanted
+                .iter()
+                .enumerate()
+                .try_for_each(|(at, stored)| own.keep(stored, is_shared && at == last))
+        });
+        if let Ok(Err(error)) = keeping.await {
+            tracing::warn!("decisions could not be said again if the log lost them: {error}");
+        }
+        self.kept_through().fetch_max(last, Ordering::Relaxed);
     }
 
     /// Signs that the operator accepts what the log lost, and says again what this host had decided. Answers what the operator should
