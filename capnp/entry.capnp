@@ -164,7 +164,7 @@ struct Gap {
   # The operator accepts that the log lost what the host had seen.
   firstSeq @0 :UInt64;
   lastSeq @1 :UInt64;
-  leaf @2 :Data;          # The leaf hash the host kept for lastSeq.
+  leaf @2 :Data;          # The leaf hash the host kept for lastSeq; zeros: it kept a checkpoint alone.
   reason @3 :Text;
 }
 

@@ -258,7 +258,7 @@ pub enum NoteBody {
         first_seq: u64,
         /// Last seq lost.
         last_seq: u64,
-        /// The leaf hash that the host kept for `last_seq`.
+        /// The leaf hash that the host kept for `last_seq`; zeros: it kept a checkpoint alone.
         leaf: [u8; 32],
         /// Why, for people.
         reason: String,

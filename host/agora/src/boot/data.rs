@@ -35,7 +35,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use agora_realm::{ChannelName, Ordinal, PersonaId, RealmId};
@@ -90,6 +90,8 @@ pub struct DataFolder {
     _lock: File,
     stops: Stops,
     own: Own,
+    /// Held while the tip or the cursors are replaced: a host that ends may do so beside one of its own tasks.
+    replacing: Mutex<()>,
 }
 
 impl DataFolder {
@@ -149,6 +151,7 @@ impl DataFolder {
             _lock: lock,
             stops,
             own,
+            replacing: Mutex::default(),
         })
     }
 
@@ -186,26 +189,7 @@ impl DataFolder {
     /// # Errors
     /// It can't be read, or is damaged.
     pub fn tip(&self) -> Result<Option<Tip>, DataError> {
-        let path = self.join("tip");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(&path)(error)),
-        };
-        let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
-            let leaf: agora_realm::EntryId = leaf.parse().ok()?;
-            Some(Tip {
-                seq: seq.parse().ok()?,
-                leaf: leaf.0,
-            })
-        });
-        match tip {
-            Some(tip) => Ok(Some(tip)),
-            None => Err(DataError::Format {
-                path,
-                found: text.trim().chars().take(64).collect(),
-            }),
-        }
+        kept_tip(&self.path)
     }
 
     /// Keeps the tip.
@@ -214,6 +198,10 @@ impl DataFolder {
     /// It can't be written; the old one is still there.
     pub fn keep_tip(&self, tip: &Tip) -> Result<(), DataError> {
         let text = format!("{} {}\n", tip.seq, crate::hex(&tip.leaf));
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         replace(&self.join("tip"), text.as_bytes())
     }
 
@@ -307,7 +295,38 @@ impl DataFolder {
     /// They can't be written; the old ones are still there.
     pub fn keep_cursors(&self, cursors: &Cursors) -> Result<(), DataError> {
         let bytes = postcard::to_stdvec(cursors).expect("cursors are plain data");
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         replace(&self.join("cursors"), &bytes)
+    }
+}
+
+/// The newest entry that a host of this data folder judged; without locking the folder.
+///
+/// # Errors
+/// It can't be read, or is damaged.
+pub fn kept_tip(data: &Path) -> Result<Option<Tip>, DataError> {
+    let path = data.join("tip");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(&path)(error)),
+    };
+    let tip = text.trim().split_once(' ').and_then(|(seq, leaf)| {
+        let leaf: agora_realm::EntryId = leaf.parse().ok()?;
+        Some(Tip {
+            seq: seq.parse().ok()?,
+            leaf: leaf.0,
+        })
+    });
+    match tip {
+        Some(tip) => Ok(Some(tip)),
+        None => Err(DataError::Format {
+            path,
+            found: text.trim().chars().take(64).collect(),
+        }),
     }
 }
 

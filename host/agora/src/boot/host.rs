@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agora_log::{ConnectionState, Embedded, JetStream, JetStreamOptions, Log, Options};
+use agora_realm::checkpoint::Checkpoint;
 use agora_realm::{
     Body, ChannelBody, Entry, Epoch, Genesis, GrantBody, KeyBody, KeySubject, Object, PersonaId,
     PersonaName, REALM_FORMAT, RealmId, Sealed,
@@ -23,9 +24,10 @@ use super::image::Image;
 use super::manifest::{AgentSpec, GrantSpec, Manifest};
 use crate::channel::rates::Rates;
 use crate::channel::speak::Stage;
-use crate::delivery::checkpoints::{self, Checkpoints};
+use crate::delivery::checkpoints::{self, Checkpoints, Vouched};
 use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::{Derived, Loss, Record, Seen};
+use crate::delivery::tip::Tip;
 use crate::door::control::Control;
 use crate::door::gate::Gate;
 use crate::door::operator::Socket;
@@ -226,17 +228,27 @@ pub(crate) async fn open_with(
         }
     })
     .await?;
-    let loss = record.take_loss();
+    let mut vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
+    let loss = record.take_loss().or_else(|| {
+        let Checkpoint { size, .. } = vouched.lost()?;
+        // A crash came before the tip was kept, or what changed stands before it.
+        let first = size.min(record.log().end().0 + 1);
+        Some(record.loss_of(
+            first,
+            Tip {
+                seq: size,
+                leaf: [0; 32],
+            },
+        ))
+    });
     // The places they name are given out anew.
     let silent = match &loss {
         Some(_) => super::data::Cursors::new(),
         None => folder.cursors()?,
     };
-    let vouched = checkpoints::vouch(&folder, &record, accepted.is_some()).await?;
     let following = tokio::spawn(record.clone().follow());
     let realm = begin_realm(&record, &keys, &folder, genesis).await?;
     claim(data, keys.host_id())?;
-    let checkpoints = Checkpoints::open(vouched, record.clone(), keys.clone(), realm)?;
     let (epoch, held) = {
         let state = record.state();
         (state.epoch(), state.held())
@@ -258,8 +270,9 @@ pub(crate) async fn open_with(
     }
     // Before the stops that wait: what they stop may have to be said again first.
     if let Some(reason) = accepted {
-        notices.extend(settle_loss(&control, loss, &reason).await?);
+        notices.extend(settle_loss(&control, loss, &reason, &mut vouched).await?);
     }
+    let checkpoints = Checkpoints::open(vouched, record.clone(), keys.clone(), realm)?;
     let forks = control.forks().clone();
     notices.extend(
         forks
@@ -274,6 +287,8 @@ pub(crate) async fn open_with(
         ));
         control.open_gate();
     }
+    // Before anything new is decided, so that it is kept in its order.
+    control.keep_missed().await;
     if let Err(error) = control.finish_prunes().await {
         notices.push(format!(
             "pruned messages are still in the log: {error} (the next start, or the next prune, goes on)"
@@ -442,22 +457,29 @@ async fn settle_loss(
     control: &Arc<Control>,
     loss: Option<Loss>,
     reason: &str,
+    vouched: &mut Vouched,
 ) -> Result<Vec<String>, Failure> {
-    match loss {
-        Some(loss) => control
-            .accept_loss(loss, reason)
-            .await
-            .map_err(|error| Failure::msg(format!("the accepted loss: {error}")))
+    let folder = control.folder();
+    let notices = match loss {
+        Some(loss) => {
+            // What names places that are given out anew goes first: nothing else would tell a later start that they mean others.
+            folder.keep_cursors(&super::data::Cursors::new())?;
+            control.forget_purged()?;
+            let accepted = control.accept_loss(loss, reason).await;
+            let notices =
+                accepted.map_err(|error| Failure::msg(format!("the accepted loss: {error}")))?;
             // A fence may have been said again.
-            .inspect(|_| control.open_gate()),
-        None => {
-            control.folder().accept_loss(None)?;
-            Ok(vec![
-                "the log holds all that this host has seen, so the decision to accept a loss is dropped"
-                    .to_owned(),
-            ])
+            control.open_gate();
+            notices
         }
-    }
+        None => vec![
+            "the log holds all that this host has seen, so the decision to accept a loss is dropped"
+                .to_owned(),
+        ],
+    };
+    vouched.set_lost_aside()?;
+    folder.accept_loss(None)?;
+    Ok(notices)
 }
 
 /// Why this host has no place in the realm.

@@ -152,7 +152,7 @@ pub(super) struct DoctorArgs {
     pub(super) log: LogServerArgs,
     /// Accept that the log lost what this host has seen. The host must not run; its next start signs that, with this reason, and says
     /// again what the host itself had decided.
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", conflicts_with = "accept_fork")]
     pub(super) accept_loss: Option<String>,
     /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
     #[arg(long, value_name = "REASON")]

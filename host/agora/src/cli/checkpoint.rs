@@ -84,6 +84,9 @@ fn keep_cosigned(kept: &Kept, file: &Path) -> anyhow::Result<ExitCode> {
 /// Ends the alarm that another host has another log.
 pub(super) fn accept_fork(data: &Path, reason: &str) -> anyhow::Result<ExitCode> {
     check_format(data)?;
+    if reason.trim().is_empty() {
+        anyhow::bail!("--accept-fork takes the reason, which is kept beside what was known");
+    }
     match forks::accept(data, reason)? {
         0 => show::print("no other host is known to have another log\n"),
         n => show::print(&format!(

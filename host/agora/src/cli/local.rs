@@ -10,10 +10,13 @@ use super::args::{BuildArgs, DoctorArgs, ImageArgs, LogArgs};
 use super::source::{Pace, Source};
 use super::{checkpoint, facts, show};
 use crate::boot::build;
-use crate::boot::data::{DataError, DataFolder, check_format};
+use crate::boot::data::{DataError, DataFolder, check_format, kept_tip};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
+use crate::delivery::checkpoints::Kept;
 use crate::delivery::pruned::open_place;
+use crate::delivery::record::snapshot_place;
+use crate::delivery::tip::{Tip, short};
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -129,7 +132,18 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
         anyhow::bail!("--accept-loss takes the reason, which is signed and stays on the record");
     }
     let folder = DataFolder::open(data)?;
-    let Some(tip) = folder.tip()? else {
+    let tip = folder.tip()?.map(|tip| (tip.seq, tip.to_string()));
+    let signed = Kept::of(data).newest()?.map(|signed| {
+        let size = signed.checkpoint().size;
+        (size, format!("the {size} entries of its newest checkpoint"))
+    });
+    let judged = snapshot_place(&folder.join("state")).map(|(seq, leaf)| {
+        let tip = Tip { seq, leaf };
+        (seq, tip.to_string())
+    });
+    // A crash may have come before the tip was kept.
+    let seen = [tip, judged, signed].into_iter().flatten();
+    let Some((_, seen)) = seen.max_by_key(|(seq, _)| *seq) else {
         anyhow::bail!(
             "{}: no host has seen anything here yet, so nothing can be lost",
             data.display()
@@ -137,7 +151,7 @@ pub(super) fn accept_loss(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
     };
     folder.accept_loss(Some(reason))?;
     show::print(&format!(
-        "the next start accepts that the log does not hold {tip}, or what was before it, and signs that\n"
+        "the next start accepts that the log does not hold {seen}, or what was before it, and signs that\n"
     ));
     Ok(ExitCode::SUCCESS)
 }
@@ -216,8 +230,16 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => say(true, "the secret is the owner's alone".into()),
         Err(error) => say(false, error.to_string()),
     }
+    // First: a host that runs may see more meanwhile.
+    let seen = match kept_tip(data) {
+        Ok(seen) => seen,
+        Err(error) => {
+            say(false, error.to_string());
+            None
+        }
+    };
     match Source::open(data, &args.log) {
-        Ok(source) => examine(source, &mut say),
+        Ok(source) => examine(source, seen, &mut say),
         Err(error) => say(false, format!("{error:#}")),
     }
     checkpoint::examine(data, &mut say);
@@ -239,7 +261,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads a log whole, and says what it is worth.
-fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
+fn examine(mut source: Source, seen: Option<Tip>, say: &mut dyn FnMut(bool, String)) {
     for found in &source.unsafe_settings {
         say(
             false,
@@ -251,6 +273,7 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
     let mut void: BTreeMap<String, u64> = BTreeMap::new();
     let mut messages: BTreeMap<String, u64> = BTreeMap::new();
     let mut at = 0;
+    let mut found = None;
     loop {
         pace.at(|| format!("reading {}: {at} of {} entries", source.place, source.end()));
         let batch = match source.next_batch() {
@@ -262,6 +285,9 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
         };
         at = last.0;
         for (seq, stored) in batch {
+            if seen.is_some_and(|tip| tip.seq == seq.0) {
+                found = Some(stored.leaf());
+            }
             let sealed = open_place(stored);
             let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
             match (&sealed, judged.verdict) {
@@ -305,6 +331,22 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
             ),
         ),
         _ => {}
+    }
+    if let Some(tip) = seen
+        && found != Some(tip.leaf)
+    {
+        let there = match found {
+            None => format!("it ends at {at}"),
+            Some(leaf) => format!("{} stands there", short(&leaf)),
+        };
+        say(
+            false,
+            format!(
+                "{}: the log has diverged: this host has seen {tip}, but {there} (restore the log from a copy that has it; or accept the \
+                 loss with --accept-loss REASON)",
+                source.place
+            ),
+        );
     }
     let tally = state.tally();
     say(

@@ -276,15 +276,35 @@ pub struct Checkpoints {
     making: Mutex<Making>,
 }
 
-/// What a data folder keeps, and its log extends.
+/// What a data folder keeps, and its log extends, or is accepted not to.
 pub struct Vouched {
     kept: Kept,
     newest: Option<Checkpoint>,
+    /// What the log does not extend.
+    lost: Option<Checkpoint>,
 }
 
-/// Looks whether a log that was just opened extends the newest checkpoint in the data folder, before anything goes on. Where it does not
-/// and the operator accepts the loss, the checkpoints are set aside: what the host signed of the log that was stands in
-/// `checkpoints.lost`.
+impl Vouched {
+    /// What the host signed of the log that was, where the log is another now and the operator accepts that.
+    pub fn lost(&self) -> Option<Checkpoint> {
+        self.lost
+    }
+
+    /// Sets that aside: it stands in `checkpoints.lost`. Call it when the loss is signed: until then it is what tells of the loss.
+    ///
+    /// # Errors
+    /// The files can't be written.
+    pub fn set_lost_aside(&mut self) -> Result<(), CheckpointError> {
+        if self.lost.is_some() {
+            self.kept.set_aside()?;
+            self.lost = None;
+        }
+        Ok(())
+    }
+}
+
+/// Looks whether a log that was just opened extends the newest checkpoint in the data folder, before anything goes on, or the operator
+/// accepts that it does not.
 ///
 /// # Errors
 /// For people: the files can't be read, or the log is not what it was ([`NotExtended`]).
@@ -295,7 +315,11 @@ pub async fn vouch(
 ) -> anyhow::Result<Vouched> {
     let kept = Kept::of(&folder.join(""));
     let Some(signed) = kept.newest()? else {
-        return Ok(Vouched { kept, newest: None });
+        return Ok(Vouched {
+            kept,
+            newest: None,
+            lost: None,
+        });
     };
     let newest = *signed.checkpoint();
     let realm = record.state().realm();
@@ -308,14 +332,18 @@ pub async fn vouch(
     }
     match extends(record.tree(), &newest).await {
         Err(NotExtended::WentBack { .. } | NotExtended::Changed { .. }) if accepts_loss => {
-            kept.set_aside()?;
-            Ok(Vouched { kept, newest: None })
+            Ok(Vouched {
+                kept,
+                newest: None,
+                lost: Some(newest),
+            })
         }
         extends => {
             extends?;
             Ok(Vouched {
                 kept,
                 newest: Some(newest),
+                lost: None,
             })
         }
     }
@@ -332,7 +360,7 @@ impl Checkpoints {
         keys: Arc<Keys>,
         realm: RealmId,
     ) -> Result<Arc<Self>, CheckpointError> {
-        let Vouched { kept, newest } = vouched;
+        let Vouched { kept, newest, .. } = vouched;
         let count = several(&kept.history)?.len();
         Ok(Arc::new(Self {
             kept,

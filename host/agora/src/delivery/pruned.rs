@@ -120,7 +120,8 @@ impl Pruned {
         Ok(())
     }
 
-    /// Keeps these too, which rise; durable when this returns. One that is kept already stays as it is. Blocks.
+    /// Keeps these too, which rise; durable when this returns. One that is kept of the same place gives way: what is given was just read
+    /// from the log, and the other may be of a log that went back. Blocks.
     ///
     /// # Errors
     /// They can't be written; those that were kept are kept.
@@ -148,12 +149,14 @@ impl Pruned {
                 (None, None) => break,
                 (Some(stub), Some(new)) if new.seq < stub.seq => more.next().cloned(),
                 (None, Some(_)) => more.next().cloned(),
-                (Some(stub), _) => {
-                    while more.peek().is_some_and(|new| new.seq == stub.seq) {
-                        more.next();
-                    }
+                (Some(stub), new) => {
+                    let is_replaced = new.is_some_and(|new| new.seq == stub.seq);
                     let next = old.as_mut().map_or(Ok(None), Records::next_stub)?;
-                    std::mem::replace(&mut kept, next)
+                    let stub = std::mem::replace(&mut kept, next);
+                    match is_replaced {
+                        true => more.next().cloned(),
+                        false => stub,
+                    }
                 }
             };
             if let Some(stub) = first {
@@ -366,6 +369,15 @@ mod tests {
         pruned.add(&[]).unwrap();
         assert_eq!(all(&pruned), [1, 5, 9, 50, 100, 150]);
         assert_eq!(all(&Pruned::open(path).unwrap()), [1, 5, 9, 50, 100, 150]);
+        assert_eq!(pruned.count(), 6);
+        // The log went back, and something else came to stand there.
+        let other = Stub {
+            leaf: [77; 32],
+            ..stub(50)
+        };
+        pruned.add(std::slice::from_ref(&other)).unwrap();
+        assert_eq!(pruned.get(50).unwrap(), Some(other));
+        assert_eq!(pruned.get(100).unwrap(), Some(stub(100)));
         assert_eq!(pruned.count(), 6);
     }
 

@@ -161,6 +161,8 @@ pub struct Record {
     /// The newest entry that was judged, and its bytes.
     latest: Mutex<Option<Tip>>,
     loss: Mutex<Option<Loss>>,
+    /// Where the operator accepts a loss: the host's own decisions, and the stops of all hosts, that stood when this was opened.
+    stood: HashSet<EntryId>,
     tree: LogTree,
     fenced: Notify,
     /// What each host said last of the log, and nobody has compared yet.
@@ -261,15 +263,11 @@ impl Record {
                 return Err(RecordError::Diverged { seen: tip, found });
             }
             let first_seq = tip.seq.min(log.end().0 + 1);
-            loss.get_or_insert(Loss {
-                first_seq,
-                tip,
-                stood: HashSet::new(),
-            });
+            loss.get_or_insert((first_seq, tip));
         }
         let mut latest = None;
         // What a log lost is found by looking at all that it has.
-        if let (Some(snapshot), None) = (snapshot, &loss) {
+        if let (Some(snapshot), false) = (snapshot, seen.accepts_loss) {
             let ordinals = snapshot
                 .state
                 .channels()
@@ -293,7 +291,7 @@ impl Record {
         let kept = Some(pruned.clone());
         let tree =
             LogTree::open_with(derived.tree, log.clone(), kept, judged, &mut progress).await?;
-        let record = Arc::new(Self {
+        let mut record = Self {
             log,
             state: RwLock::new(state),
             index: Mutex::new(index),
@@ -313,11 +311,12 @@ impl Record {
             last_said: AtomicU64::new(0),
             latest: Mutex::new(latest),
             loss: Mutex::default(),
+            stood: HashSet::new(),
             tree,
             fenced: Notify::new(),
             trees_told: Mutex::default(),
             arrived: AtomicU64::new(0),
-        });
+        };
         record.count_hosts();
         let end = record.log.end().0;
         let mut next = judged + 1;
@@ -329,12 +328,12 @@ impl Record {
             next = last.0 + 1;
             let places = record.places_in(batch).await;
             for (seq, leaf, sealed) in open_all(places.map_err(io(derived.pruned.clone()))?).await {
-                if let (Some(loss), Ok(sealed)) = (&mut loss, &sealed)
+                if let (true, Ok(sealed)) = (seen.accepts_loss, &sealed)
                     && sealed.entry().author.is_none()
                     && (sealed.entry().host == seen.host
                         || matches!(sealed.entry().body, Body::Revoke(_)))
                 {
-                    loss.stood.insert(sealed.id());
+                    record.stood.insert(sealed.id());
                 }
                 record.settle(seq, leaf, sealed);
             }
@@ -343,8 +342,9 @@ impl Record {
             }
             progress(next - 1, end);
         }
+        let loss = loss.map(|(first_seq, tip)| record.loss_of(first_seq, tip));
         *lock(&record.loss) = loss;
-        Ok(record)
+        Ok(Arc::new(record))
     }
 
     /// Follows the log's tail from where [`Record::open`] left off, until the log fails or is closed.
@@ -469,6 +469,15 @@ impl Record {
     /// What the log lost before this start, where the operator accepts it. Answers once.
     pub fn take_loss(&self) -> Option<Loss> {
         lock(&self.loss).take()
+    }
+
+    /// The loss of these places, where something else than the tip tells of it and the operator accepts it.
+    pub fn loss_of(&self, first_seq: u64, tip: Tip) -> Loss {
+        Loss {
+            first_seq,
+            tip,
+            stood: self.stood.clone(),
+        }
     }
 
     /// Whether other hosts may append to the log.
@@ -771,6 +780,13 @@ impl Record {
                 .cloned()
                 .collect(),
         )
+    }
+
+    /// All from `seq` on that are still in memory.
+    pub fn recent_from(&self, seq: u64) -> Vec<Arc<Settled>> {
+        let recent = lock(&self.recent);
+        let older = recent.entries.partition_point(|settled| settled.seq < seq);
+        recent.entries.range(older..).cloned().collect()
     }
 
     /// What is kept of pruned turns.

@@ -130,6 +130,8 @@ pub struct Control {
     /// The time of this host's latest entry.
     stamped: AtomicI64,
     bumping: tokio::sync::Mutex<()>,
+    /// The place up to which what would have to be said again is kept.
+    kept_through: AtomicU64,
     /// Held while the host's key is changed.
     rotating: tokio::sync::Mutex<()>,
     /// Held by the one prune that is at work.
@@ -174,6 +176,8 @@ impl Control {
         log_place: LogPlace,
     ) -> Arc<Self> {
         let forks = Arc::new(Forks::open(&folder.join("")));
+        let tip = folder.tip().ok().flatten().map_or(0, |tip| tip.seq);
+        let judged = stage.record.state().last_seq().unwrap_or(0);
         Arc::new(Self {
             record: stage.record.clone(),
             keys: stage.keys.clone(),
@@ -193,6 +197,7 @@ impl Control {
             tokens: AtomicU64::new(0),
             stamped: AtomicI64::new(0),
             bumping: tokio::sync::Mutex::new(()),
+            kept_through: AtomicU64::new(tip.min(judged)),
             rotating: tokio::sync::Mutex::new(()),
             pruning: tokio::sync::Mutex::new(()),
             counts: Counts::default(),
@@ -259,6 +264,11 @@ impl Control {
         self.keys.host_id()
     }
 
+    /// What it signs with.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
     /// What an agent's seed is.
     pub fn insecure_seed(&self, name: &PersonaName) -> u128 {
         self.keys.secret().insecure_seed(name)
@@ -267,6 +277,11 @@ impl Control {
     /// Something is being done, until the answer is dropped.
     pub fn busy(&self) -> Counted {
         Counted::new(&self.busy)
+    }
+
+    /// The place up to which what would have to be said again is kept.
+    pub(super) fn kept_through(&self) -> &AtomicU64 {
+        &self.kept_through
     }
 
     /// What each marker on its way holds.
@@ -572,7 +587,11 @@ impl Control {
 
     /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is an agent whose start, if one is on
     /// its way, it goes behind in the log; it is kept here without waiting for that.
-    async fn make_durable(self: &Arc<Self>, body: Body, behind: Option<Arc<Agent>>) -> Decided {
+    pub(super) async fn make_durable(
+        self: &Arc<Self>,
+        body: Body,
+        behind: Option<Arc<Agent>>,
+    ) -> Decided {
         let epoch = self.record.state().epoch();
         let sealed = match self.seal(body, epoch).await {
             Ok(sealed) => sealed,

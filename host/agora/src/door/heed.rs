@@ -6,6 +6,7 @@
 //! Failure: news that were missed are made up for by comparing with the state.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use agora_realm::{Body, Change, PersonaId};
 use tokio::sync::broadcast::error::RecvError;
@@ -22,7 +23,18 @@ impl Control {
         self.heed_all().await;
         loop {
             match news.recv().await {
-                Ok(settled) => self.heed(&settled).await,
+                Ok(settled) => {
+                    self.heed(&settled).await;
+                    let kept = self.kept_through();
+                    // Behind something that was missed, this one is looked at again.
+                    let next = settled.seq.saturating_sub(1);
+                    let _ = kept.compare_exchange(
+                        next,
+                        settled.seq,
+                        Ordering::Relaxed,
+                        Ordering::Relaxed,
+                    );
+                }
                 Err(RecvError::Lagged(_)) => self.heed_all().await,
                 Err(RecvError::Closed) => return,
             }
@@ -82,6 +94,7 @@ impl Control {
         }
         self.cut_revoked("a grant was revoked by another host")
             .await;
+        self.keep_missed().await;
     }
 
     async fn heed_fence(self: &Arc<Self>) {

@@ -4,14 +4,17 @@
 //! operator accepts the loss, a signed entry that says so, and this host's own decisions said again.
 //! Promise: a host whose log is not what it was admits nothing and starts nothing. What it says again is what the log does not hold and
 //! what still means something: a stop as the same bytes, all else as new entries, in the order in which it was decided.
-//! Failure: a decision that can't be said again is told; a start that is interrupted goes on where it was.
+//! Failure: a decision that can't be said again is told; a start that is interrupted, or finds no room in the log, goes on where it was
+//! when it is tried again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use agora_log::Class;
 use agora_realm::{
-    Body, ChannelName, EntryId, GrantBody, GrantId, KeySubject, NoteBody, Revoked, Sealed, State,
+    Body, ChannelName, EntryId, GrantBody, GrantId, KeyBody, KeySubject, NoteBody, PersonaId,
+    Refusal, RevokeBody, Revoked, Sealed, State,
 };
 use bytes::Bytes;
 
@@ -96,6 +99,54 @@ impl Control {
         }
     }
 
+    /// Keeps what came by and was not looked at one by one: while this host was down, or in the moment before it was killed, or when its
+    /// news came faster than they were heeded. No more than is still in memory.
+    pub async fn keep_missed(self: &Arc<Self>) {
+        let from = self.kept_through().load(Ordering::Relaxed) + 1;
+        let missed = self.record().recent_from(from);
+        let Some(last) = missed.last().map(|settled| settled.seq) else {
+            return;
+        };
+        let me = self.host_id();
+        let mut stops = 0;
+        let mut wanted: Vec<_> = missed
+            .iter()
+            .rev()
+            .filter(|settled| settled.judged.verdict.is_ok())
+            .filter_map(|settled| settled.sealed.as_ref().ok())
+            .filter(|sealed| {
+                let entry = sealed.entry();
+                let is_stop = matches!(entry.body, Body::Revoke(_));
+                stops += usize::from(is_stop);
+                let is_meant = is_stop && stops <= limits::OWN_STOPS_MAX || entry.host == me;
+                is_meant && entry.realm.is_some() && is_worth_keeping(sealed)
+            })
+            .map(|sealed| sealed.stored().clone())
+            .collect();
+        wanted.reverse();
+        // Of all that comes by in a flood, this is the rare part.
+        if wanted.is_empty() {
+            self.kept_through().fetch_max(last, Ordering::Relaxed);
+            return;
+        }
+        let control = self.clone();
+        let keeping = tokio::task::spawn_blocking(move || {
+            let own = control.folder().own();
+            let kept: HashSet<Bytes> = own.all()?.into_iter().collect();
+            wanted.retain(|stored| !kept.contains(stored));
+            let is_shared = control.record().is_shared();
+            let last = wanted.len().saturating_sub(1);
+            wanted
+                .iter()
+                .enumerate()
+                .try_for_each(|(at, stored)| own.keep(stored, is_shared && at == last))
+        });
+        if let Ok(Err(error)) = keeping.await {
+            tracing::warn!("decisions could not be said again if the log lost them: {error}");
+        }
+        self.kept_through().fetch_max(last, Ordering::Relaxed);
+    }
+
     /// Signs that the operator accepts what the log lost, and says again what this host had decided. Answers what the operator should
     /// know.
     ///
@@ -141,12 +192,12 @@ impl Control {
             .filter(|sealed| !loss.stood.contains(&sealed.id()))
             .collect();
         for sealed in &lost {
-            match self.say_again(sealed, &cut, &last, &mut renamed).await {
-                Ok(is_said) => said += usize::from(is_said),
-                Err(error) => notices.push(format!(
-                    "{} is not said again: {error}",
-                    sealed.id().short()
-                )),
+            match self.say_again(sealed, &cut, &last, &mut renamed).await? {
+                Again::Said => said += 1,
+                Again::Moot => {}
+                Again::Refused(why) => {
+                    notices.push(format!("{} is not said again: {why}", sealed.id().short()))
+                }
             }
         }
         if said > 0 {
@@ -166,73 +217,137 @@ impl Control {
         if let Some(tip) = self.record().tip() {
             self.folder().keep_tip(&tip).map_err(|e| e.to_string())?;
         }
-        self.folder().accept_loss(None).map_err(|e| e.to_string())?;
         Ok(notices)
     }
 
-    /// Says one decision again, if it still means something. Says whether it did.
+    /// Says one decision again, if it still means something.
+    ///
+    /// # Errors
+    /// For people: the log can't take it now.
     async fn say_again(
         self: &Arc<Self>,
         sealed: &Sealed,
         cut: &HashSet<GrantId>,
         last: &HashMap<ChannelName, EntryId>,
         renamed: &mut HashMap<GrantId, GrantId>,
-    ) -> Result<bool, String> {
-        let again = {
-            let state = self.record().state();
-            match &sealed.entry().body {
-                Body::Revoke(revoke) => match &revoke.what {
-                    Revoked::Grant(grant) => state.grant(grant).is_some(),
-                    Revoked::Persona(persona) => state.persona(persona).is_some_and(|p| !p.killed),
-                    Revoked::Host(host) => state.host(host).is_some_and(|h| !h.revoked),
-                    Revoked::Fence { ends, .. } => state.epoch() == *ends,
-                }
-                .then(|| sealed.entry().body.clone()),
-                Body::Key(key) => {
-                    let is_lost = match &key.subject {
-                        KeySubject::Host(host) => state.host(host).is_none(),
-                        KeySubject::Persona(name) => {
-                            let id = agora_realm::PersonaId::new(self.host_id(), name.clone());
-                            let known = state.persona(&id);
-                            known.is_none_or(|p| p.key != key.public_key || p.killed)
-                        }
-                    };
-                    is_lost.then(|| sealed.entry().body.clone())
-                }
-                Body::Channel(channel) => {
-                    let is_last = last.get(&channel.name) == Some(&sealed.id());
-                    is_last.then(|| sealed.entry().body.clone())
-                }
-                Body::Grant(grant) => {
-                    let is_cut = cut.contains(&GrantId::from(sealed.id()));
-                    let again = (!is_cut).then(|| granted_again(&state, grant, renamed));
-                    again.flatten().map(Body::Grant)
-                }
-                _ => None,
+    ) -> Result<Again, String> {
+        let again = match &sealed.entry().body {
+            Body::Revoke(revoke) => return self.stop_again(sealed, revoke).await,
+            Body::Key(key) => self.key_again(key).map(Body::Key),
+            Body::Channel(channel) => {
+                let is_last = last.get(&channel.name) == Some(&sealed.id());
+                is_last.then(|| sealed.entry().body.clone())
             }
+            Body::Grant(_) if cut.contains(&GrantId::from(sealed.id())) => None,
+            Body::Grant(grant) => match granted_again(&self.record().state(), grant, renamed) {
+                None => None,
+                Some(Ok(body)) => Some(Body::Grant(body)),
+                Some(Err(twin)) => {
+                    // What was lent under it hangs on that one.
+                    renamed.insert(GrantId::from(sealed.id()), twin);
+                    None
+                }
+            },
+            _ => None,
         };
-        match again {
-            None => Ok(false),
-            Some(Body::Revoke(_)) => {
-                // It was signed once, and is what was answered; a stop stands in whatever epoch.
-                let committed = self.record().commit(sealed.clone(), Class::Control).await;
-                let committed = committed.map_err(|error| error.to_string())?;
-                let verdict = committed.settled.judged.verdict;
-                verdict
-                    .map(|()| true)
-                    .map_err(|refusal| refusal.to_string())
-            }
-            Some(body) => {
-                let committed = self.decide(body).await?;
+        let Some(body) = again else {
+            return Ok(Again::Moot);
+        };
+        match self.decide(body).await {
+            Ok(committed) => {
                 if let (Body::Grant(_), Some(id)) =
                     (&sealed.entry().body, committed.settled.judged.id)
                 {
                     renamed.insert(GrantId::from(sealed.id()), GrantId::from(id));
                 }
-                Ok(true)
+                Ok(Again::Said)
             }
+            // It is kept, and the next start goes on here.
+            Err(error) if error.starts_with("logUnavailable") => Err(error),
+            Err(error) => Ok(Again::Refused(error)),
         }
     }
+
+    /// A stop is said as the same bytes: it was signed once, is what was answered, and stands in whatever epoch. Where the log lost also
+    /// what made its signer one of the realm, which may not be this host's to say, this host stops it in its own name.
+    async fn stop_again(
+        self: &Arc<Self>,
+        sealed: &Sealed,
+        revoke: &RevokeBody,
+    ) -> Result<Again, String> {
+        let means_something = {
+            let state = self.record().state();
+            match &revoke.what {
+                Revoked::Grant(grant) => state.grant(grant).is_some(),
+                Revoked::Persona(persona) => state.persona(persona).is_some_and(|p| !p.killed),
+                Revoked::Host(host) => state.host(host).is_some_and(|h| !h.revoked),
+                Revoked::Fence { ends, .. } => state.epoch() == *ends,
+            }
+        };
+        if !means_something {
+            return Ok(Again::Moot);
+        }
+        let committed = self.record().commit(sealed.clone(), Class::Control).await;
+        let committed = committed.map_err(|error| error.to_string())?;
+        match committed.settled.judged.verdict {
+            Ok(()) => Ok(Again::Said),
+            Err(Refusal::WrongKey | Refusal::NotAuthorised | Refusal::Revoked) => {
+                let body = sealed.entry().body.clone();
+                let decided = self.make_durable(body, None).await;
+                match (decided.pending, decided.void) {
+                    (Some(pending), _) => Err(pending),
+                    (None, Some(refusal)) => Ok(Again::Refused(refusal.to_string())),
+                    (None, None) => Ok(Again::Said),
+                }
+            }
+            Err(refusal) => Ok(Again::Refused(refusal.to_string())),
+        }
+    }
+
+    /// A lost key as it is to be said now; none when the log has had it. An own one is the next that the secret gives after those that
+    /// the log has had, since by their number it is found from then on.
+    fn key_again(&self, key: &KeyBody) -> Option<KeyBody> {
+        let id = self.host_id();
+        let (had, current) = {
+            let state = self.record().state();
+            match &key.subject {
+                KeySubject::Host(host) => {
+                    let known = state.host(host);
+                    if *host != id {
+                        return known.is_none().then(|| key.clone());
+                    }
+                    known.map_or((0, None), |known| (known.keys, Some(known.key)))
+                }
+                KeySubject::Persona(name) => {
+                    let known = state.persona(&PersonaId::new(id, name.clone()));
+                    known.map_or((0, None), |known| (known.keys, Some(known.key)))
+                }
+            }
+        };
+        let secret = self.keys().secret();
+        let given = |generation| match &key.subject {
+            KeySubject::Host(_) => secret.host_key(generation).public(),
+            KeySubject::Persona(name) => secret
+                .persona_key(name, key.component.as_ref(), generation)
+                .public(),
+        };
+        let was_said = current == Some(key.public_key)
+            || (1..=had).any(|generation| given(generation) == key.public_key);
+        (!was_said).then(|| KeyBody {
+            public_key: given(had + 1),
+            ..key.clone()
+        })
+    }
+}
+
+/// What became of a decision that the log lost.
+enum Again {
+    /// It stands again.
+    Said,
+    /// It means nothing any more.
+    Moot,
+    /// It can't be said again, for this reason.
+    Refused(String),
 }
 
 /// The grant that an entry cuts.
@@ -246,12 +361,12 @@ fn cuts(sealed: &Sealed) -> Option<GrantId> {
     }
 }
 
-/// A lost grant as it can be issued now; none when it can't, or stands already.
+/// A lost grant as it can be issued now, or the one that stands in its place already; none when it can't.
 fn granted_again(
     state: &State,
     grant: &GrantBody,
     renamed: &HashMap<GrantId, GrantId>,
-) -> Option<GrantBody> {
+) -> Option<Result<GrantBody, GrantId>> {
     state.persona(&grant.persona)?;
     let parent = match grant.parent {
         None => None,
@@ -267,9 +382,12 @@ fn granted_again(
             && known.parent == parent
             && known.lasting == grant.lasting
     });
-    twins.next().is_none().then(|| GrantBody {
-        parent,
-        ..grant.clone()
+    Some(match twins.next() {
+        Some((twin, _)) => Err(*twin),
+        None => Ok(GrantBody {
+            parent,
+            ..grant.clone()
+        }),
     })
 }
 

@@ -14,7 +14,7 @@ use agora_log::Seq;
 use agora_realm::{Body, ChannelName, NoteBody, Object, Ordinal, Rights, Sealed};
 
 use super::control::Control;
-use crate::boot::data::replace;
+use crate::boot::data::{DataError, replace};
 use crate::boot::host::LogPlace;
 use crate::delivery::pruned::Stub;
 use crate::limits;
@@ -206,6 +206,20 @@ impl Control {
         Ok(())
     }
 
+    /// Forgets how far the log has let go of what was pruned: it went back, and may hold that again, or something else in its place.
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn forget_purged(&self) -> Result<(), DataError> {
+        let path = self.folder().join("purged");
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(DataError::Io { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn finish_prune(self: &Arc<Self>, channel: &ChannelName) -> Result<u64, String> {
         // One at a time: each writes the same files.
         let _one = self.pruning().lock().await;
@@ -228,10 +242,16 @@ impl Control {
         let place = |ordinal| record.place_of(channel, ordinal).map_err(io);
         let first = match before {
             Ordinal(0) => 1,
-            before => place(before)?.map_or(1, |place| place.seq + 1),
+            // That one too: a note that was written elsewhere may have ended within it.
+            before => place(before)?.map_or(1, |place| place.seq),
         };
         let Some(last) = place(through)?.map(|place| place.seq) else {
             return Err(format!("message {through} of '{channel}' has no place"));
+        };
+        let last = match place(Ordinal(through.0 + 1))? {
+            // The rest of it goes by a later note.
+            Some(next) if next.seq == last => last - 1,
+            _ => last,
         };
         let (mut next, mut freed) = (first, 0);
         while next <= last {
