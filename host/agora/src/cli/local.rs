@@ -13,7 +13,7 @@ use crate::boot::build;
 use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
-use crate::delivery::pruned::open_place;
+use crate::delivery::pruned::open_places;
 use crate::door::operator::replay_one;
 use crate::door::service::Services;
 use crate::persona::engine::Workshop;
@@ -85,9 +85,14 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
             break;
         };
         at = last.0;
-        for (seq, stored) in batch {
-            let signature = facts::signature_of(&stored);
-            for told in replay_one(&mut state, seq.0, stored) {
+        let signatures: Vec<_> = batch
+            .iter()
+            .map(|(_, place)| facts::signature_of(place))
+            .collect();
+        let places = batch.into_iter().map(|(seq, place)| (seq.0, place));
+        let opened = open_places(places.collect());
+        for ((seq, sealed), signature) in opened.into_iter().zip(signatures) {
+            for told in replay_one(&mut state, seq, sealed) {
                 facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,
@@ -261,9 +266,9 @@ fn examine(mut source: Source, say: &mut dyn FnMut(bool, String)) {
             break;
         };
         at = last.0;
-        for (seq, stored) in batch {
-            let sealed = open_place(stored);
-            let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+        let places = batch.into_iter().map(|(seq, place)| (seq.0, place));
+        for (seq, sealed) in open_places(places.collect()) {
+            let judged = agora_realm::judge(&mut state, seq, sealed.as_ref());
             match (&sealed, judged.verdict) {
                 (Err(junk), _) => {
                     // Not in its own words, of which there may be any number.

@@ -383,6 +383,8 @@ impl Checkpoints {
 
     fn try_make(&self, making: &mut Making) -> Result<(), CheckpointError> {
         let tree = self.record.tree();
+        // The key before the size, so that a checkpoint covers the entry that introduces the key it is signed with.
+        let key = self.keys.host();
         let (size, root) = tree.now();
         if making.newest.is_some_and(|newest| newest.size >= size) || size == 0 {
             return Ok(());
@@ -395,7 +397,7 @@ impl Checkpoints {
         tree.keep().map_err(io(&self.kept.history))?;
         let realm = self.realm;
         let checkpoint = Checkpoint { realm, size, root };
-        let signed = checkpoint.sign(&self.keys.host(), &random_bytes()?);
+        let signed = checkpoint.sign(&key, &random_bytes()?);
         let text = in_a_row(&signed);
         let mut history = OpenOptions::new()
             .append(true)
