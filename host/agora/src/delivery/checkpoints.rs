@@ -408,12 +408,14 @@ impl Checkpoints {
         history
             .write_all(text.as_bytes())
             .map_err(io(&self.kept.history))?;
-        replace(&self.kept.newest, signed.to_string().as_bytes())?;
-        making.newest = Some(checkpoint);
+        let replaced = replace(&self.kept.newest, signed.to_string().as_bytes());
+        // Also when that failed, and is tried again each second: the history must not grow without bound.
         making.count += 1;
         if making.count > limits::CHECKPOINTS_KEPT_MAX {
             making.count = self.thin()?;
         }
+        replaced?;
+        making.newest = Some(checkpoint);
         Ok(())
     }
 
