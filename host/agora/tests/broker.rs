@@ -260,7 +260,14 @@ async fn is_found_out(lie: Lie) {
         })
     };
     let mut said = vec!["before".to_owned(), MARK.to_owned(), "behind".to_owned()];
-    for text in &said {
+    say(&realm.first.1, &said[0]).await;
+    within(async {
+        while heard.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    for text in &said[1..] {
         say(&realm.first.1, text).await;
     }
     realm.until_found_out(&mut said).await;
