@@ -16,7 +16,7 @@ use crate::act::Refusal;
 use crate::causes::{Cause, cause};
 use crate::checkpoint::Signed;
 use crate::entry::{Body, Entry, Junk, KeySubject, Sealed};
-use crate::ids::{ChannelName, Epoch, HostId, PersonaName, PublicKey, RealmId};
+use crate::ids::{ChannelName, Epoch, HostId, Ordinal, PersonaName, PublicKey, RealmId};
 use crate::judge::{Change, Judged, MessageVerdict, judge};
 use crate::key::Verifier;
 use crate::limits::FINDINGS_MAX;
@@ -136,6 +136,16 @@ pub enum Wrong {
         /// What was kept, and where.
         whence: String,
     },
+    /// What was said there is gone, and no note of a host's lets it go.
+    #[error(
+        "what was said here is gone, and nothing on the record lets message {ordinal} of '{channel}' go (should a host be pruning just now, verify again)"
+    )]
+    NotPruned {
+        /// Of which channel.
+        channel: ChannelName,
+        /// The last message that is gone.
+        ordinal: Ordinal,
+    },
     /// A checkpoint of another realm.
     #[error("{whence} is of realm {found}")]
     OtherCheckpoint {
@@ -236,6 +246,8 @@ pub struct Audit {
     keys: BTreeMap<Signer, BTreeSet<PublicKey>>,
     /// Channels whose settings were changed.
     changed: BTreeSet<ChannelName>,
+    /// By channel, the latest message of a turn that was pruned, and where it stood.
+    gone: BTreeMap<ChannelName, (Ordinal, u64)>,
     totals: Totals,
     findings: Vec<Finding>,
     found: u64,
@@ -349,8 +361,12 @@ impl Audit {
     fn stands(&mut self, seq: u64, sealed: &Sealed, judged: &Judged) {
         for (index, verdict) in judged.messages.iter().enumerate() {
             let refusal = match verdict {
-                MessageVerdict::Counts(_) => {
+                MessageVerdict::Counts(placed) => {
                     self.totals.messages += 1;
+                    if sealed.is_purged() {
+                        let gone = (placed.ordinal, seq);
+                        self.gone.insert(placed.channel.clone(), gone);
+                    }
                     continue;
                 }
                 MessageVerdict::Void(refusal) => *refusal,
@@ -483,6 +499,7 @@ impl Audit {
     pub fn broken_off(mut self) -> Report {
         self.held.clear();
         self.seen.clear();
+        self.gone.clear();
         self.end()
     }
 
@@ -508,6 +525,7 @@ impl Audit {
             let wrong = Wrong::Short { end, size, whence };
             self.find(end + 1, self.agreed + 1, wrong);
         }
+        self.unpruned();
         self.whose();
         Report {
             realm: self.state.realm(),
@@ -521,6 +539,16 @@ impl Audit {
                 .collect(),
             findings: self.findings,
             found: self.found,
+        }
+    }
+
+    /// What is gone, and that no note on the record lets go.
+    fn unpruned(&mut self) {
+        for (channel, (ordinal, seq)) in std::mem::take(&mut self.gone) {
+            let pruned = self.state.channel(&channel).map(|view| view.pruned);
+            if pruned.is_none_or(|through| through < ordinal) {
+                self.find(seq, seq, Wrong::NotPruned { channel, ordinal });
+            }
         }
     }
 

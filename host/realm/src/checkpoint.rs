@@ -162,8 +162,18 @@ impl Signed {
         self.hosts().contains(host)
     }
 
-    /// The good signatures of witnesses.
+    /// The good signatures of witnesses, one of each.
     pub fn witnesses(&self) -> Vec<Cosignature> {
+        let mut each = Vec::<Cosignature>::new();
+        for good in self.cosignatures() {
+            if !each.iter().any(|known| known.witness == good.witness) {
+                each.push(good);
+            }
+        }
+        each
+    }
+
+    fn cosignatures(&self) -> Vec<Cosignature> {
         let body = self.checkpoint.body();
         let ours = self.lines.iter();
         ours.filter_map(|line| {
@@ -570,6 +580,19 @@ mod tests {
             time_s: 1_800_000_000,
         };
         assert_eq!(read.witnesses(), [witnessed]);
+    }
+
+    #[test]
+    fn a_witness_that_signed_twice_is_one_witness() {
+        let signed = checkpoint(&tree(9, ""), 9).sign(&key(1), &[0; 32]);
+        let [once, again] = [1, 2].map(|time_s| {
+            let mut signed = signed.clone();
+            signed.cosign(&key(2), time_s, &[0; 32]).unwrap();
+            signed.to_string()
+        });
+        let more = again.lines().last().unwrap();
+        let read: Signed = format!("{once}{more}\n").parse().unwrap();
+        assert_eq!((read.cosignatures().len(), read.witnesses().len()), (2, 1));
     }
 
     #[test]

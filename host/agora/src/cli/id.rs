@@ -4,11 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use agora_log::{Embedded, Seq};
-use agora_realm::{RealmId, Sealed, State, judge};
+use agora_realm::{RealmId, State, judge};
 
 use super::args::IdArgs;
 use super::show;
 use crate::boot::data::{DataFolder, check_format};
+use crate::delivery::pruned::{Pruned, open_places};
 use crate::delivery::record;
 use crate::persona::identity::{Identity, claim};
 
@@ -87,12 +88,16 @@ fn state_of(data: &Path) -> Option<State> {
     let Ok((log, _)) = Embedded::open_read_only(&data.join("log")) else {
         return snapshot.map(|snapshot| snapshot.state);
     };
+    let pruned = Pruned::open(data.join("pruned")).ok()?;
+    let place = |seq: Seq, stored| {
+        let place = pruned.place(seq.0, stored, || log.is_purged(seq)).ok()?;
+        Some((seq.0, place))
+    };
     let fits = |snapshot: &record::Snapshot| {
         let stored = log.read(Seq(snapshot.seq), 1, usize::MAX).ok();
-        stored.is_some_and(|stored| {
-            let first = stored.first();
-            first.is_some_and(|(seq, bytes)| seq.0 == snapshot.seq && snapshot.stops_at(bytes))
-        })
+        let first = stored.and_then(|stored| stored.into_iter().next());
+        let found = first.and_then(|(seq, stored)| place(seq, stored));
+        found.is_some_and(|(seq, place)| seq == snapshot.seq && snapshot.stops_at(&place.leaf()))
     };
     let mut state = match snapshot.filter(fits) {
         Some(snapshot) => snapshot.state,
@@ -104,9 +109,12 @@ fn state_of(data: &Path) -> Option<State> {
         if batch.is_empty() {
             return state.realm().is_some().then_some(state);
         }
-        for (seq, stored) in batch {
-            // Not verified again: this host did that before it judged the entry the first time.
-            judge(&mut state, seq.0, Sealed::reread(stored).as_ref());
+        let places = batch
+            .into_iter()
+            .map(|(seq, stored)| place(seq, stored))
+            .collect::<Option<Vec<_>>>()?;
+        for (seq, sealed) in open_places(places) {
+            judge(&mut state, seq, sealed.as_ref());
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::boot::data::{DataError, DataFolder, check_format, kept_tip};
 use crate::boot::host::prepare_all;
 use crate::boot::image::Image;
 use crate::delivery::checkpoints::Kept;
-use crate::delivery::pruned::open_place;
+use crate::delivery::pruned::open_places;
 use crate::delivery::record::snapshot_place;
 use crate::delivery::tip::{Tip, short};
 use crate::door::operator::replay_one;
@@ -88,9 +88,14 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
             break;
         };
         at = last.0;
-        for (seq, stored) in batch {
-            let signature = facts::signature_of(&stored);
-            for told in replay_one(&mut state, seq.0, stored) {
+        let signatures: Vec<_> = batch
+            .iter()
+            .map(|(_, place)| facts::signature_of(place))
+            .collect();
+        let places = batch.into_iter().map(|(seq, place)| (seq.0, place));
+        let opened = open_places(places.collect());
+        for ((seq, sealed), signature) in opened.into_iter().zip(signatures) {
+            for told in replay_one(&mut state, seq, sealed) {
                 facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,
@@ -284,12 +289,13 @@ fn examine(mut source: Source, seen: Option<Tip>, say: &mut dyn FnMut(bool, Stri
             break;
         };
         at = last.0;
-        for (seq, stored) in batch {
-            if seen.is_some_and(|tip| tip.seq == seq.0) {
-                found = Some(stored.leaf());
-            }
-            let sealed = open_place(stored);
-            let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+        let places: Vec<_> = batch.into_iter().map(|(seq, place)| (seq.0, place)).collect();
+        if let Some(tip) = seen {
+            let there = places.iter().find(|(seq, _)| *seq == tip.seq);
+            found = there.map(|(_, place)| place.leaf()).or(found);
+        }
+        for (seq, sealed) in open_places(places) {
+            let judged = agora_realm::judge(&mut state, seq, sealed.as_ref());
             match (&sealed, judged.verdict) {
                 (Err(junk), _) => {
                     // Not in its own words, of which there may be any number.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use agora_log::{LogError, Whole};
 use agora_realm::{Audit, Finding, Held, Judged, RealmId, Refusal, Report, Stored};
+use anyhow::Context;
 use serde_json::json;
 
 use super::args::VerifyArgs;
@@ -43,8 +44,13 @@ fn what(path: &Path) -> anyhow::Result<What> {
         true => path.join("format"),
         false => path.to_owned(),
     };
-    if let Ok(file) = std::fs::File::open(&named) {
-        file.take(16).read_to_end(&mut head)?;
+    match std::fs::File::open(&named) {
+        Ok(file) => {
+            let read = file.take(16).read_to_end(&mut head);
+            read.with_context(|| format!("{}: can't be read", named.display()))?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => anyhow::bail!("{}: can't be read: {error}", named.display()),
     }
     if path.is_dir() {
         if head.starts_with(b"agora-log ") {
@@ -123,7 +129,6 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let told = match place {
         _ if on_servers => on_the_servers(args, realm, audit)?,
         What::Export => {
-            use anyhow::Context;
             let file = std::fs::File::open(&path)?;
             let reader = agora_log::export::Reader::new(std::io::BufReader::new(file))
                 .with_context(|| path.display().to_string())?;
@@ -175,7 +180,6 @@ pub(super) fn open_folder(folder: &Path) -> anyhow::Result<Result<Whole, Broken>
 
 /// The checkpoint in a file.
 pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
-    use anyhow::Context;
     let mut text = String::new();
     std::fs::File::open(file)
         .and_then(|opened| {

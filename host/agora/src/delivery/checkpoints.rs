@@ -411,6 +411,8 @@ impl Checkpoints {
 
     fn try_make(&self, making: &mut Making) -> Result<(), CheckpointError> {
         let tree = self.record.tree();
+        // The key before the size, so that a checkpoint covers the entry that introduces the key it is signed with.
+        let key = self.keys.host();
         let (size, root) = tree.now();
         if making.newest.is_some_and(|newest| newest.size >= size) || size == 0 {
             return Ok(());
@@ -423,7 +425,7 @@ impl Checkpoints {
         tree.keep().map_err(io(&self.kept.history))?;
         let realm = self.realm;
         let checkpoint = Checkpoint { realm, size, root };
-        let signed = checkpoint.sign(&self.keys.host(), &random_bytes()?);
+        let signed = checkpoint.sign(&key, &random_bytes()?);
         let text = in_a_row(&signed);
         let mut history = OpenOptions::new()
             .append(true)
@@ -434,12 +436,14 @@ impl Checkpoints {
         history
             .write_all(text.as_bytes())
             .map_err(io(&self.kept.history))?;
-        replace(&self.kept.newest, signed.to_string().as_bytes())?;
-        making.newest = Some(checkpoint);
+        let replaced = replace(&self.kept.newest, signed.to_string().as_bytes());
+        // Also when that failed, and is tried again each second: the history must not grow without bound.
         making.count += 1;
         if making.count > limits::CHECKPOINTS_KEPT_MAX {
             making.count = self.thin()?;
         }
+        replaced?;
+        making.newest = Some(checkpoint);
         Ok(())
     }
 

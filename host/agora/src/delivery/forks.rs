@@ -97,8 +97,8 @@ pub fn accept(data: &Path, reason: &str) -> Result<usize, DataError> {
 /// Compares what other hosts say with this host's tree.
 pub struct Forks {
     data: PathBuf,
-    /// Known in this run, by host.
-    known: Mutex<BTreeMap<HostId, Fork>>,
+    /// What could not be kept, by host.
+    unkept: Mutex<BTreeMap<HostId, Fork>>,
 }
 
 impl Forks {
@@ -109,24 +109,19 @@ impl Forks {
         }
         Self {
             data: data.to_owned(),
-            known: Mutex::default(),
+            unkept: Mutex::default(),
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<HostId, Fork>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unkept(&self) -> MutexGuard<'_, BTreeMap<HostId, Fork>> {
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The forks that stand.
     pub fn standing(&self) -> Vec<Fork> {
-        let kept = kept(&self.data);
-        let unkept = self.known().values().cloned().collect::<Vec<_>>();
-        match kept.is_empty() && self.data.join("forked.accepted").exists() {
-            // An operator accepted them while this host runs.
-            true => kept,
-            false if kept.is_empty() => unkept,
-            false => kept,
-        }
+        let mut standing = kept(&self.data);
+        standing.extend(self.unkept().values().cloned());
+        standing
     }
 
     /// Compares what a host says with the tree. Says whether they agree.
@@ -158,16 +153,18 @@ impl Forks {
         tracing::error!("FORKED: {}", fork.show());
         let mut forks = kept(&self.data);
         // The earliest of a host is where to look.
-        if !forks.iter().any(|known| known.host == fork.host)
-            && forks.len() < limits::FORKS_KEPT_MAX
+        if forks.iter().any(|known| known.host == fork.host)
+            || forks.len() >= limits::FORKS_KEPT_MAX
         {
-            forks.push(fork.clone());
-            let bytes = serde_json::to_vec(&forks).expect("forks are plain data");
-            if let Err(error) = replace(&self.data.join("forked"), &bytes) {
-                tracing::error!("the fork is not kept: {error}");
-            }
+            return;
         }
-        self.known().entry(host).or_insert(fork);
+        let mut unkept = self.unkept();
+        forks.push(unkept.remove(&host).unwrap_or(fork));
+        let bytes = serde_json::to_vec(&forks).expect("forks are plain data");
+        if let Err(error) = replace(&self.data.join("forked"), &bytes) {
+            tracing::error!("the fork is not kept: {error}");
+            unkept.extend(forks.pop().map(|fork| (host, fork)));
+        }
     }
 }
 
@@ -196,6 +193,16 @@ mod tests {
         assert_eq!(accept(dir.path(), "restored").unwrap(), 2);
         assert!(forks.standing().is_empty() && again.standing().is_empty());
         assert_eq!(accept(dir.path(), "again").unwrap(), 0);
+        // One that can't be kept stands nevertheless, also where others were accepted.
+        let kept = dir.path().join("forked");
+        std::fs::create_dir(&kept).unwrap();
+        again.alarm(HostId([3; 32]), fork(3));
+        assert_eq!(again.standing(), [fork(3)]);
+        std::fs::remove_dir(&kept).unwrap();
+        again.alarm(HostId([3; 32]), fork(3));
+        assert_eq!(again.standing(), [fork(3)]);
+        assert_eq!(accept(dir.path(), "once more").unwrap(), 1);
+        assert!(again.standing().is_empty());
         // What is not mended is told again.
         again.alarm(HostId([2; 32]), fork(2));
         assert_eq!(again.standing(), [fork(2)]);

@@ -26,6 +26,8 @@ use super::record::RecordError;
 const MAGIC: &[u8; 16] = b"agora pruned 1\n\0";
 const HEAD: usize = 8;
 const FIXED: usize = 8 + 32;
+/// Entries that are not worth another thread.
+const FEW: usize = 16;
 /// More than any stub takes.
 const RECORD_BYTES_MAX: usize = 2 * agora_realm::limits::ENTRY_BYTES_MAX;
 
@@ -227,15 +229,28 @@ pub fn open_place(place: Place) -> Result<Sealed, Junk> {
     }
 }
 
-/// The entry of a place whose signature was checked before.
-///
-/// # Errors
-/// There is none.
-pub fn reread_place(place: Place) -> Result<Sealed, Junk> {
-    match place {
-        Place::Entry(stored) => Sealed::reread(stored),
-        Place::Purged { leaf, stub } => Sealed::from_stub(leaf, stub),
-    }
+/// The entries of places, in their order, their signatures checked on all cores.
+pub fn open_places(mut places: Vec<(u64, Place)>) -> Vec<(u64, Result<Sealed, Junk>)> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let lot = places.len().div_ceil(cores).max(FEW);
+    let open = |lot: Vec<(u64, Place)>| -> Vec<_> {
+        let opened = lot.into_iter().map(|(seq, place)| (seq, open_place(place)));
+        opened.collect()
+    };
+    std::thread::scope(|scope| {
+        let rest = places.split_off(lot.min(places.len()));
+        let mut rest = rest.into_iter().peekable();
+        let mut lots = Vec::new();
+        while rest.peek().is_some() {
+            let lot: Vec<_> = rest.by_ref().take(lot).collect();
+            lots.push(scope.spawn(move || open(lot)));
+        }
+        let mut opened = open(places);
+        for lot in lots {
+            opened.extend(lot.join().expect("verifying does not panic"));
+        }
+        opened
+    })
 }
 
 fn length(head: &[u8; HEAD]) -> Option<usize> {

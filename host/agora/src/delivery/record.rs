@@ -97,6 +97,17 @@ pub enum RecordError {
         /// What the folder says.
         pinned: String,
     },
+    /// The index names what is not a message of the channel.
+    #[error(
+        "the index of '{channel}' is damaged at message {ordinal} (stop the host and move the files of the folder `index` and the file \
+         `state` away: they are made anew from the log)"
+    )]
+    Index {
+        /// Of which channel.
+        channel: ChannelName,
+        /// Where.
+        ordinal: Ordinal,
+    },
     /// The log does not hold what this host has seen.
     #[error(
         "the log has diverged: this host has seen {seen}, but {found} (restore the log from a copy that has it; if it is on a server, say \
@@ -368,6 +379,11 @@ impl Record {
             if self.diverged.borrow().is_some() {
                 break;
             }
+            let expected = self.state().last_seq().unwrap_or(0) + 1;
+            if seq.0 != expected {
+                self.diverge(format!("entry {seq} came where entry {expected} is next"));
+                break;
+            }
             let id = Sealed::reread(bytes.clone()).ok().map(|s| s.id());
             let (own, acknowledged) = {
                 let mut waiting = lock(&self.waiting);
@@ -496,6 +512,8 @@ impl Record {
 
     /// `leaf`: the hash of what is stored there.
     fn settle(&self, seq: u64, leaf: merkle::Hash, sealed: Result<Sealed, Junk>) -> Arc<Settled> {
+        // First, so that whatever follows from an entry finds its place in the tree.
+        self.tree.push(seq, leaf);
         let settled = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let judged = judge(&mut state, seq, sealed.as_ref());
@@ -517,7 +535,6 @@ impl Record {
                 judged,
             })
         };
-        self.tree.push(seq, leaf);
         let bytes = settled
             .sealed
             .as_ref()
@@ -848,21 +865,21 @@ impl Record {
         let mut fetched: VecDeque<(u64, Sealed)> = VecDeque::new();
         let mut bytes = 0;
         for (i, place) in places.into_iter().enumerate() {
+            let ordinal = Ordinal(from.0.max(1) + i as u64);
+            let damaged = || RecordError::Index {
+                channel: channel.clone(),
+                ordinal,
+            };
             let sealed = match self.recent(place.seq, 1) {
-                Some(found) if !found.is_empty() => match &found[0].sealed {
-                    Ok(sealed) => sealed.clone(),
-                    Err(junk) => unreachable!("junk holds no message: {junk}"),
-                },
+                Some(found) if !found.is_empty() => {
+                    found[0].sealed.clone().map_err(|_| damaged())?
+                }
                 _ => {
                     while fetched.front().is_some_and(|(seq, _)| *seq < place.seq) {
                         fetched.pop_front();
                     }
                     if fetched.front().is_none_or(|(seq, _)| *seq != place.seq) {
-                        let read = self.log.read(Seq(place.seq), 64, 1 << 20).await?;
-                        fetched = read
-                            .into_iter()
-                            .filter_map(|(seq, b)| Some((seq.0, Sealed::reread(b).ok()?)))
-                            .collect();
+                        fetched = self.read_again(place.seq).await?;
                     }
                     match fetched.front() {
                         Some((seq, sealed)) if *seq == place.seq => sealed.clone(),
@@ -872,8 +889,13 @@ impl Record {
                     }
                 }
             };
+            let is_there = matches!(&sealed.entry().body, Body::Turn(turn)
+                if turn.channel == *channel && usize::from(place.index) < turn.messages.len());
+            if !is_there {
+                return Err(damaged());
+            }
             let message = Kept {
-                ordinal: Ordinal(from.0.max(1) + i as u64),
+                ordinal,
                 place,
                 sealed,
             };
@@ -884,6 +906,61 @@ impl Record {
             kept.push(message);
         }
         Ok(kept)
+    }
+
+    /// Entries from a place on, which were judged before: what the log gives now must be what it gave then.
+    async fn read_again(&self, from: u64) -> Result<VecDeque<(u64, Sealed)>, RecordError> {
+        let read = self.log.read(Seq(from), 64, 1 << 20).await?;
+        let leaves = self.leaves_of(&read).await?;
+        let mut fetched = VecDeque::with_capacity(read.len());
+        for ((seq, stored), leaf) in read.into_iter().zip(leaves) {
+            // What was pruned reads as empty, and is nobody's to read any more.
+            if stored.is_empty() {
+                continue;
+            }
+            self.is_as_judged(seq.0, &stored, &leaf)?;
+            if let Ok(sealed) = Sealed::reread(stored) {
+                fetched.push_back((seq.0, sealed));
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// What the tree has for each of these places, as far as they were judged.
+    ///
+    /// # Errors
+    /// The tree's.
+    pub async fn leaves_of(
+        &self,
+        read: &[(Seq, bytes::Bytes)],
+    ) -> Result<Vec<merkle::Hash>, RecordError> {
+        let Some((first, _)) = read.first() else {
+            return Ok(Vec::new());
+        };
+        let last = first.0.saturating_add(read.len() as u64 - 1);
+        let last = last.min(self.tree.size());
+        if last < first.0 {
+            return Ok(Vec::new());
+        }
+        Ok(self.tree.leaves(first.0, last).await?)
+    }
+
+    /// Whether what the log gives for a place is what stood there when it was judged.
+    ///
+    /// # Errors
+    /// It is something else: the log has diverged.
+    pub fn is_as_judged(
+        &self,
+        seq: u64,
+        stored: &[u8],
+        leaf: &merkle::Hash,
+    ) -> Result<(), LogError> {
+        match merkle::leaf(stored) == *leaf {
+            true => Ok(()),
+            false => Err(self.diverge(format!(
+                "entry {seq} reads as something else than what was judged there"
+            ))),
+        }
     }
 
     /// Writes a snapshot, so that the next start need not judge everything again. Blocks. What can't be written is said in the
@@ -951,9 +1028,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether this is what stands where it stops.
-    pub fn stops_at(&self, stored: &[u8]) -> bool {
-        merkle::leaf(stored) == self.leaf
+    /// Whether what has this leaf hash is what stands where it stops.
+    pub fn stops_at(&self, leaf: &merkle::Hash) -> bool {
+        *leaf == self.leaf
     }
 }
 
@@ -986,10 +1063,10 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
 }
 
 /// What stands at a place: its seq, its hash in the tree, and the entry.
-type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
+pub(crate) type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
 
 /// Parses, hashes and verifies entries on all cores, keeping their order.
-async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
+pub(crate) async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = batch.len().div_ceil(cores).max(1);
     let mut batch = batch.into_iter().peekable();

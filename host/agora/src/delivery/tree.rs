@@ -456,6 +456,52 @@ impl LogTree {
             .await
     }
 
+    /// The leaves of the places from `first` to `last`.
+    ///
+    /// # Errors
+    /// It covers less, or a damaged part can't be mended.
+    pub async fn leaves(&self, first: u64, last: u64) -> Result<Vec<Hash>, TreeError> {
+        self.covers(last)?;
+        let (first, last) = (first.max(1), last);
+        let mut all = Vec::new();
+        let mut next = first;
+        while next <= last {
+            let (block, at) = ((next - 1) / PLACES, ((next - 1) % PLACES) as usize);
+            let leaves = self.made(|| self.block(block)).await?;
+            let count = leaves
+                .len()
+                .saturating_sub(at)
+                .min((last - next + 1) as usize);
+            if count == 0 {
+                return Err(TreeError::Beyond {
+                    size: next - 1,
+                    wanted: last,
+                });
+            }
+            all.extend_from_slice(&leaves[at..at + count]);
+            next += count as u64;
+        }
+        Ok(all)
+    }
+
+    /// The leaves of one block, checked against its root; of the last one, as many as it has.
+    fn block(&self, block: u64) -> Result<Arc<Vec<Hash>>, Missing> {
+        let root = {
+            let inner = lock(&self.inner);
+            if block == inner.whole.size() {
+                return Ok(Arc::new(inner.tail.clone()));
+            }
+            if let Some(leaves) = inner.unwritten.get(&block) {
+                return Ok(leaves.clone());
+            }
+            inner.whole.node(0, block)
+        };
+        match read_leaves(&self.file, block, PLACES as usize) {
+            Ok(leaves) if root == Some(root_over(&leaves)) => Ok(Arc::new(leaves)),
+            _ => Err(Missing(block)),
+        }
+    }
+
     fn covers(&self, wanted: u64) -> Result<(), TreeError> {
         match self.size() {
             size if size < wanted => Err(TreeError::Beyond { size, wanted }),
@@ -607,6 +653,11 @@ mod tests {
     async fn assert_is(tree: &LogTree, expected: &Tree) {
         let size = expected.size();
         assert_eq!(tree.now(), (size, expected.root(size).unwrap()));
+        for (first, last) in [(1, 1), (1, size), (255, 257), (256, 600), (size, size)] {
+            let leaves = (first - 1..last).map(|at| expected.node(0, at).unwrap());
+            let leaves: Vec<_> = leaves.collect();
+            assert_eq!(tree.leaves(first, last).await.unwrap(), leaves);
+        }
         for old in [1, 2, 255, 256, 257, 511, 512, 700] {
             let root = expected.root(old).unwrap();
             assert_eq!(tree.root(old).await.unwrap(), root, "{old}");

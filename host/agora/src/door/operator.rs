@@ -22,8 +22,7 @@ use super::control::{Control, Decided, Grantable, Said};
 use super::prune::Keep;
 use crate::delivery::feed::{Told, tell};
 use crate::delivery::message::write_outcome;
-use crate::delivery::pruned::reread_place;
-use crate::delivery::record::Record;
+use crate::delivery::record::{Record, open_all};
 use crate::limits;
 
 /// The open socket; dropping it closes it.
@@ -718,13 +717,26 @@ impl Replay {
         if batch.is_empty() {
             return Ok(None);
         }
-        let mut all = Vec::new();
-        for (seq, stored) in batch {
+        let failed = |error: &dyn std::fmt::Display| Error::failed(error.to_string());
+        let leaves = self.record.leaves_of(&batch).await;
+        let leaves = leaves.map_err(|error| failed(&error))?;
+        let (log, pruned) = (self.record.log(), self.record.pruned());
+        let mut places = Vec::with_capacity(batch.len());
+        for ((seq, stored), leaf) in batch.into_iter().zip(leaves) {
             self.next = seq.0 + 1;
-            let (log, pruned) = (self.record.log(), self.record.pruned());
+            if !stored.is_empty() {
+                let judged = self.record.is_as_judged(seq.0, &stored, &leaf);
+                judged.map_err(|error| failed(&error))?;
+            }
             let place = pruned.place_in(&**log, seq.0, stored).await;
-            let place = place.map_err(|error| Error::failed(error.to_string()))?;
-            all.extend(replay_one(&mut self.state, seq.0, place));
+            places.push((seq.0, place.map_err(|error| failed(&error))?));
+        }
+        if places.is_empty() {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for (seq, _, sealed) in open_all(places).await {
+            all.extend(replay_one(&mut self.state, seq, sealed));
         }
         // A long replay leaves room for others on this thread.
         tokio::task::yield_now().await;
@@ -732,14 +744,12 @@ impl Replay {
     }
 }
 
-/// Judges one stored entry again and tells it.
+/// Judges one stored entry again and tells it. It was opened with its signature checked: what a host takes for void must not be told here.
 pub fn replay_one(
     state: &mut agora_realm::State,
     seq: u64,
-    place: agora_log::export::Place,
+    sealed: Result<agora_realm::Sealed, agora_realm::Junk>,
 ) -> Vec<Told> {
-    // Not verified again: this host did that before it judged the entry the first time.
-    let sealed = reread_place(place);
     let judged = agora_realm::judge(state, seq, sealed.as_ref());
     tell(&crate::delivery::record::Settled {
         seq,

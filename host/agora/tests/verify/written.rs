@@ -1,5 +1,5 @@
-//! A record that two real hosts wrote together, from a seed: grants, attenuated ones, messages, answers, revocations, kills, starts and
-//! fences, some of them at once.
+//! A record that two real hosts wrote together, from a seed: grants, attenuated ones, messages, answers, revocations, kills, starts,
+//! new keys and fences, some of them at once.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -163,6 +163,18 @@ pub(crate) async fn written(seed: u64, steps: usize) -> Written {
             let _ = within(puppet.subscribe("square")).await;
         }
         let channel = ["square", "yard"][draw.below(2)];
+        if step == steps / 2 {
+            // From here on all is signed with other keys, some of it while something is on its way.
+            let speaking = puppet.speak(channel, vec![Draft::inform("meanwhile")]);
+            let rotating = async {
+                // What has said nothing has no key to rotate.
+                let _ = control.rotate(name).await;
+                for host in &hosts {
+                    host.control.rotate_host().await.unwrap();
+                }
+            };
+            within(futures::future::join(speaking, rotating)).await.1
+        }
         match draw.below(16) {
             0..=6 => {
                 let drafts = (0..=draw.below(3)).map(|n| Draft::inform(format!("{step} {n}")));

@@ -71,6 +71,57 @@ fn world() -> (World, PersonaId, GrantId) {
 }
 
 #[test]
+fn what_is_gone_is_a_finding_unless_a_note_lets_it_go() {
+    let (mut world, ..) = world();
+    let is_turn = |stored: &&Bytes| {
+        let sealed = Sealed::open((*stored).clone()).unwrap();
+        matches!(sealed.entry().body, Body::Turn(_))
+    };
+    let last = world
+        .log
+        .iter()
+        .rposition(|stored| is_turn(&stored))
+        .unwrap();
+    let with_stub = |log: &[Bytes]| {
+        let (mut audit, mut verifier) = (Audit::new(), Verifier::new());
+        for (seq, stored) in (1..).zip(log) {
+            let stored = Stored::open(seq, stored.clone(), &mut verifier);
+            let stored = match seq == last as u64 + 1 {
+                true => {
+                    let stub = stored.entry.unwrap().stub().unwrap();
+                    Stored::pruned(seq, stored.leaf, stub)
+                }
+                false => stored,
+            };
+            audit.take(&stored);
+        }
+        audit
+    };
+    let report = with_stub(&world.log).end();
+    let through = Ordinal(5);
+    let gone = Wrong::NotPruned {
+        channel: channel("c"),
+        ordinal: through,
+    };
+    assert_eq!((report.found, report.totals.pruned), (1, 1));
+    assert_eq!(
+        (report.findings[0].seq, &report.findings[0].wrong),
+        (last as u64 + 1, &gone)
+    );
+    // Of a record that breaks off, the note may be in what is missing.
+    assert!(with_stub(&world.log).broken_off().is_well());
+    for (through, found) in [(Ordinal(4), 1), (through, 0)] {
+        let note = NoteBody::Prune {
+            channel: channel("c"),
+            through,
+        };
+        let judged = world.put(world.entry_of(1, Body::Note(note)));
+        assert_eq!(judged.verdict, Ok(()));
+        assert_eq!(with_stub(&world.log).end().found, found);
+    }
+}
+
+#[test]
 fn what_correct_hosts_wrote_has_no_finding() {
     let (world, ..) = world();
     let report = plain(&world.log);
