@@ -9,12 +9,15 @@ use anyhow::{Context, Result};
 use crate::{build_agents, cargo, nats, target_dir};
 
 /// The packages that are measured, the example that does it, and the features that it needs.
-const MEASURED: [(&str, &str, &str); 6] = [
+const MEASURED: [(&str, &str, &str); 9] = [
     ("agora-membrane", "membrane-ratios", ""),
     ("agora-log", "log-ratios", ""),
     ("agora-log", "jetstream-ratios", ""),
     ("agora", "host-ratios", ""),
+    ("agora", "nats-ratios", "bench,testbed"),
+    ("agora", "record-ratios", "bench,testbed"),
     ("agora", "checkpoint-ratios", ""),
+    ("agora", "verify-ratio", ""),
     ("agora", "revocation-latency", "testbed"),
 ];
 
@@ -27,7 +30,7 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
         let mut command = cargo();
         command.args(["run", "--release", "--package", package]);
         command.args(["--features", features, "--example", example]);
-        if example == "jetstream-ratios"
+        if ["jetstream-ratios", "nats-ratios"].contains(&example)
             && let Some(server) = nats::server()?
         {
             command.env(nats::VARIABLE, server);
