@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use crate::{build_agents, cargo, nats, target_dir};
 
 /// The packages that are measured, the example that does it, and the features that it needs.
-const MEASURED: [(&str, &str, &str); 9] = [
+const MEASURED: &[(&str, &str, &str)] = &[
     ("agora-membrane", "membrane-ratios", ""),
     ("agora-log", "log-ratios", ""),
     ("agora-log", "jetstream-ratios", ""),
+    ("agora-dial", "dial-ratios", ""),
     ("agora", "host-ratios", ""),
     ("agora", "nats-ratios", "bench,testbed"),
     ("agora", "record-ratios", "bench,testbed"),
@@ -25,7 +26,7 @@ const MEASURED: [(&str, &str, &str); 9] = [
 pub(crate) fn run(bumps: u32) -> Result<()> {
     build_agents()?;
     let mut rows = Vec::new();
-    for (package, example, features) in MEASURED {
+    for (package, example, features) in MEASURED.iter().copied() {
         eprintln!("\n== {package}: {example}");
         let mut command = cargo();
         command.args(["run", "--release", "--package", package]);

@@ -110,6 +110,7 @@ async fn until_covered(data: &Path, host: &Host) -> Signed {
     .await
 }
 
+/// Copies a folder that its host may be writing in; a draft that is renamed meanwhile is not there any more.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -118,7 +119,10 @@ fn copy(from: &Path, to: &Path) {
         if kind.is_dir() {
             copy(&entry.path(), &to.join(entry.file_name()));
         } else if kind.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            match std::fs::copy(entry.path(), to.join(entry.file_name())) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn id(args: &IdArgs) -> anyhow::Result<ExitCode> {
     }
     let its = |generation: u64| match generation {
         1 => String::new(),
-        later => format!("  its {later}."),
+        later => format!("  number {later}"),
     };
     show::print(&format!(
         "host    {host}\nkey     {key}{}\nrealm   {}\nsecret  {}\n",

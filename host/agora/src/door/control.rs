@@ -855,7 +855,7 @@ impl Control {
         };
         Ok(Decided {
             entry: committed.settled.judged.id,
-            note: format!("{name} signs with key {key} from here on, its {generation}."),
+            note: format!("{name} signs with key {key} from here on, its key number {generation}"),
             ..Decided::default()
         })
     }
@@ -888,7 +888,9 @@ impl Control {
         let committed = self.decide(body).await?;
         Ok(Decided {
             entry: committed.settled.judged.id,
-            note: format!("the host signs with key {key} from here on, its {generation}."),
+            note: format!(
+                "the host signs with key {key} from here on, its key number {generation}"
+            ),
             ..Decided::default()
         })
     }

@@ -14,6 +14,7 @@ mod reader;
 mod settings;
 mod shared;
 mod tail;
+mod tls;
 
 use std::{
     sync::Arc,

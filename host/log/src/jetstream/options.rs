@@ -161,6 +161,7 @@ impl JetStreamOptions {
         &self,
         part: &str,
     ) -> Result<async_nats::ConnectOptions, LogError> {
+        super::tls::settle();
         let mut options = async_nats::ConnectOptions::new()
             .name(format!("{} {part}", self.name))
             .custom_inbox_prefix(&self.inbox_prefix)

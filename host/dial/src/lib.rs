@@ -1,0 +1,33 @@
+//! Keeps this host connected to its peers, over lanes that don't delay each other, and hands out streams.
+//!
+//! A stream's way: [`Dialer::open`] -> the connection that carries the lane -> one negotiation -> [`Stream`] here, and in the
+//! peer's [`Inbound`] queue there. What the streams carry is nobody's business here.
+//!
+//! - [`Dialer`]: dials, listens, opens streams, tells how each peer is.
+//! - [`Options`], [`Policy`]: what it starts with, and who is let in as what.
+//! - [`Lane`]: what a stream is for. Control and bulk are connections of their own.
+//! - [`Stream`], [`HangUp`]: bytes both ways, and the end of them from elsewhere.
+//! - [`PeerStatus`], [`Why`]: how a peer is, and why it isn't connected.
+//! - [`limits`]: every bound.
+
+mod backoff;
+mod dialer;
+mod error;
+mod greeting;
+mod handler;
+mod lane;
+pub mod limits;
+mod links;
+mod muxer;
+mod options;
+mod status;
+mod stream;
+mod transport;
+
+pub use dialer::{Dialer, Inbound};
+pub use error::{OpenError, StartError, Why};
+pub use lane::Lane;
+pub use libp2p::{Multiaddr, PeerId};
+pub use options::{KnownPeer, Options, Policy, Standing, Timing};
+pub use status::{LaneStatus, PeerState, PeerStatus, Snapshot, Traffic};
+pub use stream::{HangUp, Incoming, Stream};

@@ -1,0 +1,42 @@
+//! QUIC, and TCP with Noise and Yamux, as one transport.
+
+use std::time::Duration;
+
+use libp2p::{
+    PeerId, Transport as _,
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, OrTransport},
+        upgrade::Version,
+    },
+    identity::Keypair,
+    noise, quic, tcp,
+};
+
+use crate::{StartError, limits, muxer::Yamux};
+
+pub(crate) fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+    let patience = Duration::from_millis(limits::HANDSHAKE_PATIENCE_MS);
+    let noise =
+        noise::Config::new(keypair).map_err(|cause| StartError::Transport(cause.to_string()))?;
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1)
+        .authenticate(noise)
+        .multiplex(Yamux)
+        .timeout(patience)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+
+    let mut config = quic::Config::new(keypair);
+    config.handshake_timeout = patience;
+    config.max_idle_timeout = limits::QUIC_IDLE_MS;
+    config.keep_alive_interval = Duration::from_millis(limits::QUIC_KEEP_ALIVE_MS);
+    config.max_concurrent_stream_limit = limits::QUIC_STREAMS_IN_MAX;
+    config.max_stream_data = limits::QUIC_STREAM_WINDOW_BYTES;
+    config.max_connection_data = limits::QUIC_CONNECTION_WINDOW_BYTES;
+    let quic = quic::tokio::Transport::new(config)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+
+    Ok(OrTransport::new(quic, tcp)
+        .map(|either, _| either.into_inner())
+        .boxed())
+}
