@@ -1,8 +1,9 @@
-//! Prints what a host costs on a JetStream log beside the client library alone. Run by `cargo xtask bench`, which brings a nats-server.
+//! Prints what a host costs on a JetStream log beside the client library alone. Run by `cargo xtask bench`, which brings a server.
 //!
-//! Publishing: messages of 256 bytes, signed, appended, acknowledged, come back on the tail, judged. The floor publishes the same messages over
-//! async-nats, as many on their way, and does nothing else. Delivering: a host that has not seen the record follows its tail, verifies,
-//! judges, and reads each message as a subscription does. The floor is an ordered consumer of a stream of the same messages.
+//! Publishing: messages of 256 bytes, signed, appended, acknowledged, come back on the tail, judged. The floor publishes the same
+//! messages over async-nats, as many on their way, and does nothing else. Delivering: a host that has not seen the record follows
+//! its tail, verifies, judges, and reads each message as a subscription does. The floor is an ordered consumer of a stream of the
+//! same messages.
 //!
 //! Rows end in the ratio of the rates, higher is better: the median of rounds that take turns, against one server without sync.
 

@@ -1,8 +1,8 @@
-//! Prints what signing costs agents that publish: on the embedded log, synced, 64 messages on their way at once over 8 personas. The floor is
-//! the same with signing off. Run by `cargo xtask bench`.
+//! Prints what signing costs agents that publish: on the embedded log, synced, 64 messages on their way at once over 8 personas.
+//! The floor is the same with signing off. Run by `cargo xtask bench`.
 //!
-//! The agents are functions of this process on the host's own vat threads; what they say crosses wire, wall, speaker, log and judge as
-//! a component's does.
+//! The agents are functions of this process on the host's own vat threads; what they say crosses wire, wall, speaker, log and
+//! judge as a component's does.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,8 +59,8 @@ async fn measure() {
     unsigned::set_signing_off(false);
     let (ratio, rate) = (median(&mut ratios), median(&mut rates));
     println!(
-        "agents publishing signed / unsigned, embedded log, {} at once over {PERSONAS} personas ({rate:.0} per second, {:.1} messages an entry, \
-         {:.1} unsigned): agora / floor = {ratio:.2} (middle half {:.2} to {:.2})",
+        "agents publishing signed / unsigned, embedded log, {} at once over {PERSONAS} personas ({rate:.0} per second, \
+         {:.1} messages an entry, {:.1} unsigned): agora / floor = {ratio:.2} (middle half {:.2} to {:.2})",
         PERSONAS * EACH,
         median(&mut signed),
         median(&mut not_signed),

@@ -1,5 +1,5 @@
-//! Signing and verifying, turned off in this process, to measure what they cost. Only with feature `bench`, and only by who calls this:
-//! nothing a host reads turns it off.
+//! Signing and verifying, turned off in this process, to measure what they cost. Only with feature `bench`, and only by who calls
+//! this: nothing that a host reads turns them off.
 //!
 //! What is signed then has a signature of zeros, and any signature verifies.
 

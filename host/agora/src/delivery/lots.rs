@@ -1,7 +1,7 @@
 //! What comes by on a log's tail, in lots that are verified together.
 //!
-//! In: the tail. Out: lots, in order: as much as is there already, and never waited for. Promise: entries keep their order; what one lot holds is
-//! bounded; verifying uses all cores, and nobody's turn on the runtime.
+//! In: the tail. Out: lots, in order: as much as is there already, and never waited for.
+//! Promise: entries keep their order; what one lot holds is bounded; verifying uses all cores, and nobody's turn on the runtime.
 //! Failure: why a tail ended comes behind the last lot.
 
 use agora_log::export::Place;
