@@ -15,7 +15,10 @@ const MEASURED: &[(&str, &str, &str)] = &[
     ("agora-log", "jetstream-ratios", ""),
     ("agora-dial", "dial-ratios", ""),
     ("agora", "host-ratios", ""),
+    ("agora", "nats-ratios", "bench,testbed"),
+    ("agora", "record-ratios", "bench,testbed"),
     ("agora", "checkpoint-ratios", ""),
+    ("agora", "verify-ratio", ""),
     ("agora", "revocation-latency", "testbed"),
 ];
 
@@ -28,7 +31,7 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
         let mut command = cargo();
         command.args(["run", "--release", "--package", package]);
         command.args(["--features", features, "--example", example]);
-        if example == "jetstream-ratios"
+        if ["jetstream-ratios", "nats-ratios"].contains(&example)
             && let Some(server) = nats::server()?
         {
             command.env(nats::VARIABLE, server);

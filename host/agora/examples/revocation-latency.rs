@@ -5,7 +5,7 @@
 //! calls is rejected, and to the one that the last of the agents is told. Then all graft again. The floor, in the same round: a message
 //! to each agent over a channel of this process, until the last of them has it.
 //!
-//! Rows end in: agora, its floor, their ratio; microseconds. `--bumps` and `--agents` say how many.
+//! Rows end in: agora, its floor, their ratio; microseconds, but for the first, which counts the entries that a bump appends. `--bumps` and `--agents` say how many.
 
 #![allow(
     clippy::unwrap_used,
@@ -171,6 +171,8 @@ async fn main() {
     let data = tempfile::tempdir().unwrap();
     let host = plan.open(data.path()).await.unwrap();
     let (mut rejected, mut told, mut floor) = (Vec::new(), Vec::new(), Vec::new());
+    let log = host.control.record().log().clone();
+    let mut appended = Vec::new();
     for round in 0..=bumps {
         marks.in_flight.wait().await;
         let began = origin.elapsed();
@@ -178,11 +180,13 @@ async fn main() {
             line.send(()).unwrap();
         }
         let reached = marks.reached.wait().await - began;
+        let end = log.end();
         let began = origin.elapsed();
         let bumping = host.control.bump("", false, "a measurement");
         let (bumped, last_rejected, last_told) =
             tokio::join!(bumping, marks.rejected.wait(), marks.told.wait());
         assert_eq!(bumped.0.pending, None);
+        appended.push(log.end().0 - end.0);
         // The first round warms up.
         if round > 0 {
             floor.push(reached);
@@ -191,6 +195,8 @@ async fn main() {
         }
     }
     let floor = spread(floor);
+    let most = appended.iter().max().copied().unwrap_or_default() as f64;
+    println!("bump, entries appended at most / one, {agents} agents {most:.1} 1.0 {most:.3}");
     for (what, times) in [("call rejected", rejected), ("agent told", told)] {
         for ((part, agora), (_, floor)) in spread(times).into_iter().zip(floor) {
             println!(

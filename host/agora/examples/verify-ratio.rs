@@ -1,4 +1,4 @@
-//! What `agora verify` adds to verifying signatures: `cargo run --release -p agora --example verify-ratio`.
+//! What `agora verify` adds to verifying signatures: Run by `cargo xtask bench`.
 //!
 //! The floor verifies the same signatures by the same keys on as many threads, and does nothing else: what k256 does, times cores. Beside it,
 //! reading the log's folder whole, parsing, hashing the tree, and judging. Rounds take turns.
@@ -41,11 +41,11 @@ fn main() {
         .collect();
     ratios.sort_by(f64::total_cmp);
     println!(
-        "agora verify / bare k256 times {threads} cores = {:.2} ({:.2} to {:.2}), {} entries",
+        "agora verify of {} entries / bare k256 times {threads} cores: agora / floor = {:.2} (middle half {:.2} to {:.2})",
+        entries.len(),
         ratios[ROUNDS / 2],
         ratios[ROUNDS / 4],
         ratios[ROUNDS * 3 / 4],
-        entries.len()
     );
 }
 

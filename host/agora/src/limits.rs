@@ -26,6 +26,9 @@ pub const SPEAKS_WAITING_MAX: usize = 1024;
 pub const SPEAK_BYTES_WAITING_MAX: usize = 4 << 20;
 /// Entries of one persona on one channel that may be on their way through the log at once.
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
+/// Payload bytes of an entry that its speaker signs itself, which takes less than handing it to another thread would; a larger one is
+/// signed elsewhere.
+pub const SIGNED_BY_SPEAKER_BYTES_MAX: usize = 64 << 10;
 /// Payload bytes folded into one entry; with the rest of an entry it stays below `agora_realm::limits::ENTRY_BYTES_MAX`.
 pub const FOLD_BYTES_MAX: usize = 512 << 10;
 /// How long a turn waits for its grant's rate before it is not taken.
@@ -63,6 +66,15 @@ pub const RECENT_BYTES_MAX: usize = 64 << 20;
 pub const FEED_WAITING_MAX: usize = 128;
 const _: () =
     assert!(FEED_WAITING_MAX * agora_realm::limits::ENTRY_BYTES_MAX <= 2 * RECENT_BYTES_MAX);
+
+/// Entries that come by on the log's tail and are verified together, if they are there already.
+pub const TAIL_LOT_ENTRIES: usize = 256;
+/// The same in bytes, except for the last of them.
+pub const TAIL_LOT_BYTES: usize = 1 << 20;
+/// Lots that are verified while one before them is judged.
+pub const TAIL_LOTS_AHEAD_MAX: usize = 4;
+/// Fewer entries than this are not worth a thread of their own to verify.
+pub const VERIFIED_BY_ONE_MIN: usize = 8;
 
 // -- Pruning
 

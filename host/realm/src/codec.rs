@@ -7,7 +7,7 @@
 use agora_capnp::entry_capnp::{self as schema, entry, grant, key, note, revoke};
 use bytes::Bytes;
 use capnp::Word;
-use capnp::message::{Builder, Reader, ReaderOptions, SegmentArray};
+use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions, SegmentArray};
 
 use crate::entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
@@ -24,10 +24,26 @@ const WORD: usize = 8;
 // -- Writing
 
 pub(crate) fn encode(entry: &Entry) -> capnp::Result<Vec<u8>> {
-    let mut message = Builder::new_default();
+    // As much as it takes, about; the default is zeroed each time, and larger than most entries.
+    let segment = HeapAllocator::new().first_segment_words(words_about(entry));
+    let mut message = Builder::new(segment);
     write(entry, message.init_root());
     let words = message.into_reader().canonicalize()?;
     Ok(Word::words_to_bytes(&words).to_vec())
+}
+
+fn words_about(entry: &Entry) -> u32 {
+    const FIXED: usize = 128;
+    const A_MESSAGE: usize = 32;
+    let messages = match &entry.body {
+        Body::Turn(turn) => turn.messages.as_slice(),
+        _ => &[],
+    };
+    let words = |message: &Message| {
+        A_MESSAGE + (message.payload.len() + message.content_type.len()).div_ceil(WORD)
+    };
+    let words = FIXED + messages.iter().map(words).sum::<usize>();
+    u32::try_from(words).unwrap_or(u32::MAX)
 }
 
 fn write(from: &Entry, mut to: entry::Builder<'_>) {

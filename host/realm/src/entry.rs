@@ -359,7 +359,7 @@ impl Entry {
         let mut stored = Vec::with_capacity(bytes);
         stored.extend_from_slice(&key.sign(&id.0, aux));
         stored.extend_from_slice(&words);
-        Sealed::reread(stored.into()).map_err(|junk| Malformed::Encoding(junk.to_string()))
+        Sealed::read(id, stored.into()).map_err(|junk| Malformed::Encoding(junk.to_string()))
     }
 
     /// The bounds that both writer and reader hold an entry to.
@@ -459,6 +459,11 @@ impl Sealed {
             return Err(Junk::Malformed("shorter than a signature".into()));
         };
         let id = entry_id(words);
+        Sealed::read(id, stored)
+    }
+
+    /// Bytes that have this id.
+    fn read(id: EntryId, stored: Bytes) -> Result<Sealed, Junk> {
         let entry = codec::decode(&stored, SIGNATURE_BYTES)?;
         entry
             .bounded()
@@ -469,6 +474,11 @@ impl Sealed {
             entry,
             purged: None,
         })
+    }
+
+    /// The id that these bytes have if they are an entry, which is not looked at.
+    pub fn id_of(stored: &[u8]) -> Option<EntryId> {
+        stored.get(SIGNATURE_BYTES..).map(entry_id)
     }
 
     /// What may be kept in a turn's stead when what was said is to go: all that judge asks for, without payloads and content types.

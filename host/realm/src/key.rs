@@ -41,6 +41,10 @@ impl SigningKey {
     /// Signs 32 bytes. `aux` should be fresh randomness; without it (zeros) the signature is deterministic, and
     /// only its resistance to side channels is lost.
     pub fn sign(&self, digest: &[u8; 32], aux: &[u8; 32]) -> [u8; 64] {
+        #[cfg(feature = "bench")]
+        if crate::unsigned::is_signing_off() {
+            return [0; 64];
+        }
         let mut aux = *aux;
         loop {
             if let Ok(signature) = self.0.sign_raw(digest, &aux) {
@@ -77,6 +81,10 @@ impl Verifier {
 
     /// As [`PublicKey::verifies`].
     pub fn verifies(&mut self, key: &PublicKey, digest: &[u8; 32], signature: &[u8; 64]) -> bool {
+        #[cfg(feature = "bench")]
+        if crate::unsigned::is_verifying_off() {
+            return true;
+        }
         if self.0.len() >= VERIFIER_KEYS_MAX && !self.0.contains_key(key) {
             self.0.clear();
         }
@@ -92,6 +100,10 @@ impl Verifier {
 }
 
 fn verifies(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
+    #[cfg(feature = "bench")]
+    if crate::unsigned::is_verifying_off() {
+        return true;
+    }
     let Ok(key) = schnorr::VerifyingKey::from_slice(key) else {
         return false;
     };

@@ -35,6 +35,8 @@ mod rules;
 mod signer;
 mod state;
 mod terms;
+#[cfg(feature = "bench")]
+pub mod unsigned;
 
 pub use act::{Act, Refusal};
 pub use audit::{Audit, Compared, Finding, Held, Report, Stored, Totals, Wrong};

@@ -279,6 +279,14 @@ struct Speaker {
     untaken: Option<(u64, Ordinal)>,
 }
 
+/// An entry on its way to be signed.
+enum Begun<Sign> {
+    Signed(Result<Sealed, String>, Passing),
+    Signing(tokio::task::JoinHandle<Result<Sealed, String>>, Passing),
+    /// The persona's key is being changed.
+    Waiting(Sign),
+}
+
 type Signing = futures::future::BoxFuture<'static, (Batch, Result<(Sealed, Passing), String>)>;
 type Committing = futures::future::BoxFuture<'static, (Batch, Result<Committed, LogError>)>;
 
@@ -311,6 +319,8 @@ impl Speaker {
                 held = next;
                 if let Some(signing) = batch {
                     flight.signing.push_back(signing);
+                    // Signing took this thread's time; and what comes meanwhile shares the next entry.
+                    tokio::task::yield_now().await;
                 }
                 while flight.len() >= limits::ENTRIES_IN_FLIGHT_MAX {
                     self.advance(&mut flight).await;
@@ -736,6 +746,7 @@ impl Speaker {
         let (epoch, grant) = (standing.epoch, standing.grant);
         let runtime = self.stage.runtime.clone();
         let turnstile = keys.turnstile(&persona.name);
+        let bytes: usize = turn.messages.iter().map(|m| m.payload.len()).sum();
         let sign = move || {
             let (realm, key) = {
                 let state = record.state();
@@ -756,13 +767,17 @@ impl Speaker {
         };
         // Where nothing stands in the way it begins at once, and not when it is first looked at.
         let begun = match turnstile.clone().try_read_owned() {
-            Ok(passing) => Ok((runtime.spawn_blocking(sign), passing)),
-            Err(_) => Err(sign),
+            Ok(passing) if bytes <= limits::SIGNED_BY_SPEAKER_BYTES_MAX => {
+                Begun::Signed(sign(), passing)
+            }
+            Ok(passing) => Begun::Signing(runtime.spawn_blocking(sign), passing),
+            Err(_) => Begun::Waiting(sign),
         };
         async move {
             let (signing, passing) = match begun {
-                Ok(begun) => begun,
-                Err(sign) => {
+                Begun::Signed(sealed, passing) => return Ok((sealed?, passing)),
+                Begun::Signing(signing, passing) => (signing, passing),
+                Begun::Waiting(sign) => {
                     let passing = turnstile.read_owned().await;
                     (runtime.spawn_blocking(sign), passing)
                 }

@@ -289,7 +289,10 @@ fn examine(mut source: Source, seen: Option<Tip>, say: &mut dyn FnMut(bool, Stri
             break;
         };
         at = last.0;
-        let places: Vec<_> = batch.into_iter().map(|(seq, place)| (seq.0, place)).collect();
+        let places: Vec<_> = batch
+            .into_iter()
+            .map(|(seq, place)| (seq.0, place))
+            .collect();
         if let Some(tip) = seen {
             let there = places.iter().find(|(seq, _)| *seq == tip.seq);
             found = there.map(|(_, place)| place.leaf()).or(found);

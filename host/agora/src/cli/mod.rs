@@ -30,6 +30,13 @@ use diary::Diary;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    // Tests turn every feature on; a release is for use.
+    if cfg!(all(feature = "bench", not(debug_assertions))) {
+        eprintln!(
+            "agora: this command was built for measuring (feature 'bench'), which can do without signatures (build it without)"
+        );
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => "warn,agora::agent=info",

@@ -8,6 +8,7 @@ pub mod forks;
 pub mod hearing;
 pub mod index;
 pub mod lease;
+pub(crate) mod lots;
 pub mod message;
 pub mod proofs;
 pub mod pruned;

@@ -18,7 +18,7 @@ use std::sync::{PoisonError, RwLock};
 
 use agora_log::export::Place;
 use agora_log::{Log, LogError, Seq};
-use agora_realm::{Junk, Sealed};
+use agora_realm::{Junk, Sealed, Verifier};
 use bytes::Bytes;
 
 use super::record::RecordError;
@@ -251,6 +251,17 @@ pub fn open_places(mut places: Vec<(u64, Place)>) -> Vec<(u64, Result<Sealed, Ju
         }
         opened
     })
+}
+
+/// As [`open_place`], with a verifier that remembers keys: for who opens many.
+///
+/// # Errors
+/// There is none.
+pub fn open_place_with(place: Place, verifier: &mut Verifier) -> Result<Sealed, Junk> {
+    match place {
+        Place::Entry(stored) => Sealed::open_with(stored, verifier),
+        Place::Purged { leaf, stub } => Sealed::from_stub(leaf, stub),
+    }
 }
 
 fn length(head: &[u8; HEAD]) -> Option<usize> {

@@ -18,13 +18,15 @@ use agora_realm::{
     Ordinal, Refusal, Sealed, State, judge, merkle,
 };
 use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 
 use super::forks::Told;
 use super::hearing::Hearing;
 use super::index::{Index, Place};
-use super::pruned::{Pruned, open_place};
+use super::lots;
+use super::pruned::Pruned;
 use super::tip::Tip;
 use super::tree::{LogTree, TreeError};
 use crate::limits;
@@ -135,6 +137,24 @@ struct Commit {
     settled: Waiter,
     /// When it was handed to the log; none: it may have been before, and so proves nothing of when it came to stand there.
     handed: Option<Duration>,
+}
+
+/// What came by on the tail, and is yet to be judged.
+struct Came {
+    seq: u64,
+    /// Of what stands there, if that is an entry.
+    id: Option<EntryId>,
+    /// For one that this process waited for when it came: when that was handed to the log.
+    handed: Option<Duration>,
+    leaf: merkle::Hash,
+    opened: Opened,
+}
+
+enum Opened {
+    /// What this process signed, to the byte.
+    Own(bytes::Bytes),
+    /// Verified.
+    Other(Result<Sealed, Junk>),
 }
 
 #[derive(Default)]
@@ -338,7 +358,8 @@ impl Record {
             };
             next = last.0 + 1;
             let places = record.places_in(batch).await;
-            for (seq, leaf, sealed) in open_all(places.map_err(io(derived.pruned.clone()))?).await {
+            let places = places.map_err(io(derived.pruned.clone()))?;
+            for (seq, leaf, sealed) in lots::open_all(places).await {
                 if let (true, Ok(sealed)) = (seen.accepts_loss, &sealed)
                     && sealed.entry().author.is_none()
                     && (sealed.entry().host == seen.host
@@ -362,77 +383,149 @@ impl Record {
     pub async fn follow(self: Arc<Self>) {
         let next = self.state().last_seq().unwrap_or(0) + 1;
         let mut tail = self.log.tail(Seq(next));
-        while let Some(next) = tail.next().await {
-            let (seq, bytes) = match next {
-                Ok(next) => next,
-                Err(LogError::Closed) => break,
-                Err(LogError::Diverged { why, .. }) => {
-                    self.diverge(why);
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!("the log's tail ended: {error}");
-                    self.failed.send_replace(Some(error.to_string()));
-                    break;
-                }
-            };
-            if self.diverged.borrow().is_some() {
-                break;
-            }
-            let expected = self.state().last_seq().unwrap_or(0) + 1;
-            if seq.0 != expected {
-                self.diverge(format!("entry {seq} came where entry {expected} is next"));
-                break;
-            }
-            let id = Sealed::reread(bytes.clone()).ok().map(|s| s.id());
-            let (own, acknowledged) = {
-                let mut waiting = lock(&self.waiting);
-                let acknowledged = waiting.acknowledged.remove(&seq.0);
-                (id.and_then(|id| waiting.commits.remove(&id)), acknowledged)
-            };
-            if acknowledged.is_some_and(|acknowledged| id != Some(acknowledged)) {
-                self.diverge(format!(
-                    "entry {seq} is not the one that was acknowledged to stand there"
-                ));
-                break;
-            }
-            let (leaf, sealed, waiter, handed) = match own {
-                // Signed by this very process, and the same to the byte.
-                Some(own) if own.sealed.stored() == &bytes => {
-                    let leaf = merkle::leaf(&bytes);
-                    (leaf, Ok(own.sealed), Some(own.settled), own.handed)
-                }
-                other => {
-                    let waiter = other.map(|own| own.settled);
-                    let places = match self.places_in(vec![(seq, bytes)]).await {
-                        Ok(places) => places,
+        let mut lots = FuturesOrdered::new();
+        let mut end = None;
+        'following: loop {
+            let may_read = end.is_none() && lots.len() < limits::TAIL_LOTS_AHEAD_MAX;
+            tokio::select! {
+                biased;
+                Some(came) = lots.next(), if !lots.is_empty() => {
+                    let came: Vec<Came> = match came {
+                        Ok(came) => came,
                         Err(error) => {
+                            let error: std::io::Error = error;
                             tracing::error!("the log's tail ended: {error}");
                             self.failed.send_replace(Some(error.to_string()));
-                            break;
+                            break 'following;
                         }
                     };
-                    let opened = open_all(places).await;
-                    let (_, leaf, sealed) = opened.into_iter().next().expect("one in, one out");
-                    (leaf, sealed, waiter, None)
+                    for came in came {
+                        if !self.settle_next(came) {
+                            break 'following;
+                        }
+                    }
                 }
-            };
-            let settled = self.settle(seq.0, leaf, sealed);
-            if let Some(handed) = handed {
-                self.hearing.seen(handed);
-            }
-            // Somebody may have come to wait for it while it was verified: for an entry of an earlier attempt.
-            if let Some(waiter) = waiter.or_else(|| self.late(seq.0, id)) {
-                let _ = waiter.send(Ok(settled));
-            }
-            let since = seq.0 - self.snapshot_seq.load(Ordering::Relaxed);
-            if since >= limits::SNAPSHOT_EVERY {
-                self.snapshot_seq.store(seq.0, Ordering::Relaxed);
-                let record = self.clone();
-                tokio::task::spawn_blocking(move || record.keep_snapshot());
+                lot = lots::next(&mut tail), if may_read => {
+                    end = lot.end;
+                    if !lot.places.is_empty() {
+                        lots.push_back(self.open_lot(lot.places));
+                    }
+                }
+                else => {
+                    match end {
+                        None | Some(LogError::Closed) => {}
+                        Some(LogError::Diverged { why, .. }) => {
+                            self.diverge(why);
+                        }
+                        Some(error) => {
+                            tracing::error!("the log's tail ended: {error}");
+                            self.failed.send_replace(Some(error.to_string()));
+                        }
+                    }
+                    break 'following;
+                }
             }
         }
         self.end_waiting(LogError::Closed);
+    }
+
+    /// Opens what came by together. What this very process signed, and is the same to the byte, is known and needs no verifying.
+    fn open_lot(
+        self: &Arc<Self>,
+        places: Vec<(Seq, bytes::Bytes)>,
+    ) -> impl Future<Output = std::io::Result<Vec<Came>>> + Send + use<> {
+        let named: Vec<_> = places
+            .into_iter()
+            .map(|(seq, bytes)| (seq, Sealed::id_of(&bytes), bytes))
+            .collect();
+        let (mut came, mut others) = (Vec::with_capacity(named.len()), Vec::new());
+        let mut known = Vec::new();
+        {
+            let waiting = lock(&self.waiting);
+            for (seq, id, bytes) in named {
+                let own = id.and_then(|id| waiting.commits.get(&id));
+                let own = own.filter(|own| own.sealed.stored() == &bytes);
+                let handed = own.and_then(|own| own.handed);
+                match own {
+                    Some(_) => known.push((came.len(), bytes)),
+                    None => others.push((seq, bytes)),
+                }
+                came.push(Came {
+                    seq: seq.0,
+                    id,
+                    handed,
+                    leaf: [0; 32],
+                    opened: Opened::Own(bytes::Bytes::new()),
+                });
+            }
+        }
+        for (at, bytes) in known {
+            came[at].leaf = merkle::leaf(&bytes);
+            came[at].opened = Opened::Own(bytes);
+        }
+        let record = self.clone();
+        async move {
+            if others.is_empty() {
+                return Ok(came);
+            }
+            let mut at = 0;
+            for (seq, leaf, sealed) in lots::open_all(record.places_in(others).await?).await {
+                while came[at].seq != seq {
+                    at += 1;
+                }
+                came[at].leaf = leaf;
+                came[at].opened = Opened::Other(sealed);
+            }
+            Ok(came)
+        }
+    }
+
+    /// Judges what came by next, and tells who waits for it. False: the log has diverged.
+    fn settle_next(self: &Arc<Self>, came: Came) -> bool {
+        let Came { seq, id, .. } = came;
+        if self.diverged.borrow().is_some() {
+            return false;
+        }
+        let expected = self.state().last_seq().unwrap_or(0) + 1;
+        if seq != expected {
+            self.diverge(format!("entry {seq} came where entry {expected} is next"));
+            return false;
+        }
+        let (own, acknowledged) = {
+            let mut waiting = lock(&self.waiting);
+            let acknowledged = waiting.acknowledged.remove(&seq);
+            (id.and_then(|id| waiting.commits.remove(&id)), acknowledged)
+        };
+        if acknowledged.is_some_and(|acknowledged| id != Some(acknowledged)) {
+            self.diverge(format!(
+                "entry {seq} is not the one that was acknowledged to stand there"
+            ));
+            return false;
+        }
+        let (own, waiter) = own.map(|own| (own.sealed, own.settled)).unzip();
+        let sealed = match came.opened {
+            Opened::Other(sealed) => sealed,
+            Opened::Own(bytes) => match own {
+                Some(own) if own.stored() == &bytes => Ok(own),
+                // Whoever waited for it was told meanwhile that it failed.
+                _ => Sealed::reread(bytes),
+            },
+        };
+        let settled = self.settle(seq, came.leaf, sealed);
+        if let Some(handed) = came.handed {
+            self.hearing.seen(handed);
+        }
+        // Somebody may have come to wait for it while it was judged: for an entry of an earlier attempt.
+        if let Some(waiter) = waiter.or_else(|| self.late(seq, id)) {
+            let _ = waiter.send(Ok(settled));
+        }
+        let since = seq - self.snapshot_seq.load(Ordering::Relaxed);
+        if since >= limits::SNAPSHOT_EVERY {
+            self.snapshot_seq.store(seq, Ordering::Relaxed);
+            let record = self.clone();
+            tokio::task::spawn_blocking(move || record.keep_snapshot());
+        }
+        true
     }
 
     /// Nothing comes by any more.
@@ -1060,31 +1153,4 @@ fn read_snapshot(path: &std::path::Path) -> Option<Snapshot> {
         leaf: *leaf,
         state: postcard::from_bytes(body).ok()?,
     })
-}
-
-/// What stands at a place: its seq, its hash in the tree, and the entry.
-pub(crate) type Read = (u64, merkle::Hash, Result<Sealed, Junk>);
-
-/// Parses, hashes and verifies entries on all cores, keeping their order.
-pub(crate) async fn open_all(batch: Vec<(u64, agora_log::export::Place)>) -> Vec<Read> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let chunk = batch.len().div_ceil(cores).max(1);
-    let mut batch = batch.into_iter().peekable();
-    let mut tasks = Vec::new();
-    while batch.peek().is_some() {
-        let part: Vec<_> = batch.by_ref().take(chunk).collect();
-        tasks.push(tokio::task::spawn_blocking(move || {
-            part.into_iter()
-                .map(|(seq, place)| (seq, place.leaf(), open_place(place)))
-                .collect::<Vec<_>>()
-        }));
-    }
-    let mut opened = Vec::new();
-    for task in tasks {
-        opened.extend(
-            task.await
-                .expect("verifying does not panic, and is never aborted"),
-        );
-    }
-    opened
 }

@@ -21,8 +21,9 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use super::control::{Control, Decided, Grantable, Said};
 use super::prune::Keep;
 use crate::delivery::feed::{Told, tell};
+use crate::delivery::lots::open_all;
 use crate::delivery::message::write_outcome;
-use crate::delivery::record::{Record, open_all};
+use crate::delivery::record::Record;
 use crate::limits;
 
 /// The open socket; dropping it closes it.
