@@ -23,7 +23,7 @@ const MEASURED: &[(&str, &str, &str)] = &[
 pub(crate) fn run(bumps: u32) -> Result<()> {
     build_agents()?;
     let mut rows = Vec::new();
-    for (package, example, features) in MEASURED {
+    for (package, example, features) in MEASURED.iter().copied() {
         eprintln!("\n== {package}: {example}");
         let mut command = cargo();
         command.args(["run", "--release", "--package", package]);
