@@ -281,7 +281,7 @@ struct Speaker {
 
 /// An entry on its way to be signed.
 enum Begun<Sign> {
-    Signed(Result<Sealed, String>, Passing),
+    Signed(Box<Result<Sealed, String>>, Passing),
     Signing(tokio::task::JoinHandle<Result<Sealed, String>>, Passing),
     /// The persona's key is being changed.
     Waiting(Sign),
@@ -768,14 +768,14 @@ impl Speaker {
         // Where nothing stands in the way it begins at once, and not when it is first looked at.
         let begun = match turnstile.clone().try_read_owned() {
             Ok(passing) if bytes <= limits::SIGNED_BY_SPEAKER_BYTES_MAX => {
-                Begun::Signed(sign(), passing)
+                Begun::Signed(Box::new(sign()), passing)
             }
             Ok(passing) => Begun::Signing(runtime.spawn_blocking(sign), passing),
             Err(_) => Begun::Waiting(sign),
         };
         async move {
             let (signing, passing) = match begun {
-                Begun::Signed(sealed, passing) => return Ok((sealed?, passing)),
+                Begun::Signed(sealed, passing) => return Ok(((*sealed)?, passing)),
                 Begun::Signing(signing, passing) => (signing, passing),
                 Begun::Waiting(sign) => {
                     let passing = turnstile.read_owned().await;

@@ -143,7 +143,7 @@ enum Opened {
     /// What this process signed, to the byte.
     Own(bytes::Bytes),
     /// Verified.
-    Other(Result<Sealed, Junk>),
+    Other(Box<Result<Sealed, Junk>>),
 }
 
 #[derive(Default)]
@@ -463,7 +463,7 @@ impl Record {
                     at += 1;
                 }
                 came[at].leaf = leaf;
-                came[at].opened = Opened::Other(sealed);
+                came[at].opened = Opened::Other(Box::new(sealed));
             }
             Ok(came)
         }
@@ -488,7 +488,7 @@ impl Record {
         }
         let (own, waiter) = own.map(|own| (own.sealed, own.settled)).unzip();
         let sealed = match came.opened {
-            Opened::Other(sealed) => sealed,
+            Opened::Other(sealed) => *sealed,
             Opened::Own(bytes) => match own {
                 Some(own) if own.stored() == &bytes => Ok(own),
                 // Whoever waited for it was told meanwhile that it failed.
