@@ -1,8 +1,10 @@
 //! Forks: what another host of the realm says the log was, where it was something else here.
 //!
 //! In: the notes of other hosts, and this host's tree. Out: an alarm, kept in the data folder (`forked`) until an operator accepts it.
-//! Promise: a note that disagrees with this host's tree is never passed over; the alarm stands across restarts.
-//! Failure: an alarm that can't be kept is said in the host's log nevertheless, and stands while this host runs.
+//! Promise: a host's newest note is compared each second, and one that disagrees is never passed over; a later root covers all that an
+//! earlier one did, so a fork that goes on is found by the later. The alarm stands across restarts.
+//! Failure: an alarm that can't be kept is said in the host's log nevertheless, and stands while this host runs. A note that can't be
+//! compared now is said there, too; the next one is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
