@@ -360,8 +360,10 @@ impl Puppet {
     /// Waits until the agent has begun this many lives.
     pub async fn until_life(&self, number: u64) {
         let mut lives = self.lives.subscribe();
-        // This puppet holds the sender.
-        let _ = lives.wait_for(|lives| *lives >= number).await;
+        // Far above what it takes, so that a test that would wait for ever says what for.
+        let patience = std::time::Duration::from_secs(60);
+        let begun = tokio::time::timeout(patience, lives.wait_for(|lives| *lives >= number));
+        assert!(begun.await.is_ok(), "life {number} begins");
     }
 
     /// Does anything at all. It is on its way when this returns; the answer is waited for by whoever wants it.

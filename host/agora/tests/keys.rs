@@ -286,6 +286,7 @@ async fn a_key_that_came_into_the_log_while_its_host_died_is_the_one_that_the_ne
     let (plan, ann) = plan();
     let host = plan.open(data.path()).await.unwrap();
     let realm = host.control.record().state().realm().unwrap();
+    ann.until_life(1).await;
     host.close().await;
     let keys = Keys::new(Secret::open(&data.path().join("secret")).unwrap());
     let name = PersonaName::new("ann").unwrap();
