@@ -324,3 +324,54 @@ pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
 pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;
 /// A proof's file, in bytes.
 pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;
+
+// -- Peers
+
+/// Peers of one host; as many as its dialer has room for.
+pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
+/// Personas of one peer that may speak here in one graft.
+pub const PEER_SPEAKERS_MAX: usize = 256;
+/// Channels that one peer may follow at once in one graft.
+pub const PEER_FOLLOWS_MAX: usize = 256;
+/// Frames of a peer that may wait for the RPC system before no more is read from it.
+pub const PEER_FRAMES_AHEAD_MAX: usize = 64;
+/// Their bytes.
+pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
+/// What is read from a peer's stream at once, at least.
+pub const PEER_READ_BYTES: usize = 64 << 10;
+/// Segments of a message from a peer.
+pub const PEER_SEGMENTS_MAX: usize = 512;
+/// How long a peer may take nothing that waits for it.
+pub const PEER_STALL_MAX: Duration = Duration::from_secs(20);
+/// How long the end of a connection to a peer may take to tell those who wait.
+pub const PEER_ENDING_MAX: Duration = Duration::from_secs(1);
+/// What a connection on the vat lane bears.
+pub const PEER_WIRE: Limits = Limits {
+    queue_bytes_max: 16 << 20,
+    queue_frames_max: 16 * 1024,
+    questions_max: 2048,
+    unanswered_bytes_max: 8 << 20,
+    exports_max: 4096,
+    asked_max: 4096,
+    ..Limits::HOST
+};
+/// What a connection on the control lane, or of a login, bears.
+pub const PEER_CONTROL_WIRE: Limits = Limits {
+    queue_bytes_max: 2 << 20,
+    queue_frames_max: 256,
+    questions_max: 32,
+    cancelled_max: 1024,
+    unanswered_bytes_max: 256 << 10,
+    exports_max: 16,
+    caps_per_message_max: 4,
+    asked_max: 32,
+    ..Limits::HOST
+};
+/// How long a peer isn't heard on the control lane before calls on what it lent fail.
+pub const PEER_LEASE: Duration = Duration::from_secs(2);
+/// How often it is pinged there.
+pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How long a login's signer may take.
+pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Orders that may wait for the peers' thread.
+pub const PEER_ORDERS_MAX: usize = 64;

@@ -26,6 +26,7 @@ pub mod checkpoint;
 mod codec;
 mod entry;
 pub mod evidence;
+mod greeting;
 mod ids;
 mod judge;
 mod key;
@@ -47,6 +48,7 @@ pub use entry::{
     LapseBody, Malformed, Message, NoteBody, Object, REALM_FORMAT, RevokeBody, Revoked, Sealed,
     TurnBody, message_id,
 };
+pub use greeting::{Challenge, hello_digest};
 pub use ids::{
     ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, NotAName,
     NotAnId, Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,

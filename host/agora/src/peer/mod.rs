@@ -1,0 +1,15 @@
+//! Other hosts, of other realms: a door for those who come, a link to those we use.
+//!
+//! - [`spec`]: what the manifest says of a peer.
+//! - [`peers`]: all of them, as the rest of the host knows them.
+//! - [`thread`]: the thread they live on, and who is let in there.
+//! - [`vat`]: one Cap'n Proto connection over a stream.
+//! - [`door`]: what a peer finds here: its graft, its channels.
+//! - [`told`]: the control lane: what a peer is told at once.
+
+pub mod door;
+pub mod peers;
+pub mod spec;
+pub mod thread;
+pub mod told;
+pub mod vat;

@@ -1,0 +1,261 @@
+//! All peers of a host, as its other rooms know them. Everything here may be held by any thread.
+//!
+//! In: stops, and changes of what a peer is granted. Out: their doors' walls felled, their links told.
+//! Promise: a peer that is refused is let in by nobody from that moment; what it is told on the control lane waits for nothing.
+//! Failure: without a thread (no peers, or the host is ending) there are no doors, and nothing to fell.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
+use agora_realm::{Epoch, PersonaId, PersonaName};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::spec::{PeerSpec, Peering};
+use super::thread::{self, Order};
+use crate::door::control::Control;
+use crate::persona::agent::Shared;
+
+/// What a peer is told on the control lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The epoch that is, or was when its walls fell.
+    pub epoch: Epoch,
+    /// How often what it has here has fallen or changed.
+    pub revision: u64,
+    /// Why, the last time.
+    pub reason: Arc<str>,
+}
+
+/// One peer.
+pub struct Peer {
+    /// What it is called here.
+    pub name: String,
+    /// What it speaks as here.
+    pub persona: PersonaName,
+    /// What the manifest says of it.
+    pub spec: PeerSpec,
+    /// What its doors show of themselves.
+    pub shared: Arc<Shared>,
+    /// What it is told.
+    pub told: watch::Sender<Told>,
+    /// It is let in by nobody.
+    refused: AtomicBool,
+    /// By which id it is known: the manifest's, or the one it logged in with.
+    id: RwLock<Option<PeerId>>,
+}
+
+impl Peer {
+    fn new(name: String, spec: PeerSpec) -> Option<Self> {
+        let persona = PersonaName::peer(&name).ok()?;
+        let (told, _) = watch::channel(Told {
+            epoch: Epoch(0),
+            revision: 0,
+            reason: "".into(),
+        });
+        Some(Self {
+            persona,
+            shared: Arc::default(),
+            told,
+            refused: AtomicBool::new(false),
+            id: RwLock::new(spec.id),
+            name,
+            spec,
+        })
+    }
+
+    /// Its libp2p id, once it is known.
+    pub fn id(&self) -> Option<PeerId> {
+        *self.id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is let in by nobody.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    /// What it has here has fallen, or changed.
+    pub fn tell(&self, epoch: Epoch, reason: &str) {
+        self.told.send_modify(|told| {
+            told.epoch = epoch;
+            told.revision += 1;
+            told.reason = reason.into();
+        });
+    }
+}
+
+/// All peers of a host.
+pub struct Peers {
+    by_name: BTreeMap<String, Arc<Peer>>,
+    by_id: RwLock<HashMap<PeerId, Arc<Peer>>>,
+    peering: Peering,
+    dialer: OnceLock<Dialer>,
+    orders: OnceLock<mpsc::Sender<Order>>,
+}
+
+impl Peers {
+    /// Those of a manifest, none of them connected.
+    pub fn new(peering: Peering) -> Arc<Self> {
+        let named = peering.peers.iter();
+        let by_name: BTreeMap<_, _> = named
+            .filter_map(|(name, spec)| {
+                let peer = Peer::new(name.clone(), spec.clone())?;
+                Some((name.clone(), Arc::new(peer)))
+            })
+            .collect();
+        let by_id = by_name
+            .values()
+            .filter_map(|peer| Some((peer.id()?, peer.clone())))
+            .collect();
+        Arc::new(Self {
+            by_name,
+            by_id: RwLock::new(by_id),
+            peering,
+            dialer: OnceLock::new(),
+            orders: OnceLock::new(),
+        })
+    }
+
+    /// How peers are dealt with.
+    pub fn peering(&self) -> &Peering {
+        &self.peering
+    }
+
+    /// The peer of that name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Peer>> {
+        self.by_name.get(name)
+    }
+
+    /// The peer with this libp2p id.
+    pub fn with_id(&self, id: &PeerId) -> Option<Arc<Peer>> {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.get(id).cloned()
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_name.values()
+    }
+
+    /// What keeps them connected, once it runs.
+    pub fn dialer(&self) -> Option<&Dialer> {
+        self.dialer.get()
+    }
+
+    /// How the connections to a peer are now.
+    pub fn connection(&self, peer: &Peer) -> Option<PeerStatus> {
+        let snapshot = self.dialer.get()?.peers();
+        snapshot.peers.get(&peer.id()?).cloned()
+    }
+
+    /// What a caller with this id is.
+    pub(super) fn standing(&self, id: &PeerId) -> Standing {
+        match self.with_id(id) {
+            Some(peer) if peer.is_refused() => Standing::Refused,
+            Some(_) => Standing::Known,
+            // A guest may log in, where there is anybody who could.
+            None => match self.all().any(|peer| peer.id().is_none()) {
+                true => Standing::Guest,
+                false => Standing::Refused,
+            },
+        }
+    }
+
+    /// A peer has proved by its key who it is: it is known by this id from here on, until the host ends.
+    pub(super) fn bind(&self, peer: &Arc<Peer>, id: PeerId) {
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        let mut own = peer.id.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = own.replace(id) {
+            by_id.remove(&old);
+        }
+        by_id.insert(id, peer.clone());
+    }
+
+    /// Begins to listen and to dial, where there is anybody.
+    ///
+    /// # Errors
+    /// For people: an address can't be listened at.
+    pub async fn start(self: &Arc<Self>, control: &Arc<Control>) -> Result<(), String> {
+        for peer in self.all() {
+            let id = PersonaId::new(control.host_id(), peer.persona.clone());
+            let killed = control.record().state().persona(&id).is_some_and(|p| p.killed);
+            peer.refused.store(killed, Ordering::SeqCst);
+        }
+        if !self.peering.is_on() {
+            return Ok(());
+        }
+        let started = thread::start(self.clone(), control.clone()).await?;
+        let _ = self.dialer.set(started.dialer);
+        let _ = self.orders.set(started.orders);
+        Ok(())
+    }
+
+    /// Ends every connection, and the thread.
+    pub async fn close(&self) {
+        self.order(Order::End).await;
+        if let Some(dialer) = self.dialer.get() {
+            dialer.shutdown().await;
+        }
+    }
+
+    async fn order(&self, order: impl Into<Order>) {
+        if let Some(orders) = self.orders.get() {
+            let _ = orders.send(order.into()).await;
+        }
+    }
+
+    /// Fells the walls of one peer, or of all. Answers when they have fallen.
+    pub async fn fell(&self, only: Option<&PersonaName>, epoch: Epoch, reason: &str) {
+        for peer in self.all() {
+            if only.is_none_or(|only| *only == peer.persona) {
+                peer.tell(epoch, reason);
+            }
+        }
+        let (done, felled) = oneshot::channel();
+        let order = Order::Fell {
+            only: only.cloned(),
+            reason: reason.to_owned(),
+            done,
+        };
+        self.order(order).await;
+        if self.orders.get().is_some() {
+            let _ = felled.await;
+        }
+    }
+
+    /// Cuts, at the peers' doors, what hangs on grants that are cut. Answers when that is done.
+    pub async fn cut_revoked(&self, reason: &str) {
+        let (done, cut) = oneshot::channel();
+        let reason = reason.to_owned();
+        self.order(Order::CutRevoked { reason, done }).await;
+        if self.orders.get().is_some() {
+            let _ = cut.await;
+        }
+    }
+
+    /// From here on nobody lets this peer in, or somebody does again. What it has here falls either way.
+    pub async fn refuse(&self, peer: &Peer, is_refused: bool, epoch: Epoch, reason: &str) {
+        peer.refused.store(is_refused, Ordering::SeqCst);
+        self.fell(Some(&peer.persona), epoch, reason).await;
+        if let (Some(dialer), Some(id)) = (self.dialer.get(), peer.id()) {
+            dialer.reconsider(id).await;
+        }
+    }
+
+    /// How long a round trip on the control connection takes now.
+    ///
+    /// # Errors
+    /// For people: it is not connected, or didn't answer.
+    pub async fn ping(&self, peer: &Peer) -> Result<Duration, String> {
+        let (answer, answered) = oneshot::channel();
+        let name = peer.name.clone();
+        let order = Order::Ping { name: name.clone(), answer };
+        self.order(order).await;
+        match answered.await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("{name}: this host keeps no connections to peers now")),
+        }
+    }
+}

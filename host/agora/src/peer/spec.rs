@@ -1,0 +1,41 @@
+//! What the manifest says of a peer, and the command line of how peers are reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agora_dial::{Multiaddr, PeerId};
+use agora_realm::{ChannelName, PublicKey};
+
+use crate::boot::manifest::GrantSpec;
+
+/// One peer.
+#[derive(Debug, Clone, Default)]
+pub struct PeerSpec {
+    /// Its libp2p id. None: it is let in by its key only, after a login.
+    pub id: Option<PeerId>,
+    /// Its host's key. What it says on its own behalf must verify with it.
+    pub key: Option<PublicKey>,
+    /// Where it may be; none: it is waited for.
+    pub addresses: Vec<Multiaddr>,
+    /// What it is granted here.
+    pub grants: Vec<GrantSpec>,
+    /// Of its channels, as they are called there: those of which a copy is kept here.
+    pub mirror: BTreeSet<ChannelName>,
+}
+
+/// How a host deals with other realms' hosts.
+#[derive(Debug, Clone, Default)]
+pub struct Peering {
+    /// Where it listens for them; nowhere if empty.
+    pub listen: Vec<Multiaddr>,
+    /// The peers, by the names they have here.
+    pub peers: BTreeMap<String, PeerSpec>,
+    /// Keep no connections although there are peers (`--offline`, and tests).
+    pub offline: bool,
+}
+
+impl Peering {
+    /// Whether there is anything to connect or wait for.
+    pub fn is_on(&self) -> bool {
+        !self.offline && (!self.listen.is_empty() || self.peers.values().any(|p| p.id.is_some()))
+    }
+}
