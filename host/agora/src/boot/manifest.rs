@@ -17,6 +17,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::limits;
+use crate::peer::spec::Peering;
 
 /// What an image asks for. The log decides: what was revoked or killed there stays so.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,8 @@ pub struct Manifest {
     pub services: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The agents, by name.
     pub agents: BTreeMap<PersonaName, AgentSpec>,
+    /// Other realms' hosts.
+    pub peering: Peering,
 }
 
 /// A channel's settings.

@@ -190,7 +190,9 @@ impl session::Server for Session {
         _params: session::ServeParams,
         _results: session::ServeResults,
     ) -> Result<(), Error> {
-        Err(error::denied("a peer serves nothing to the agents of another host"))
+        Err(error::denied(
+            "a peer serves nothing to the agents of another host",
+        ))
     }
 
     /// Answered by the wall's fall.
@@ -286,10 +288,12 @@ impl peer_channel::Server for PeerFacet {
                 let _ = tokio::time::timeout(limits::PEER_ENDING_MAX, request.send().promise).await;
             }
         });
-        results.get().set_following(capnp_rpc::new_client(Following {
-            task,
-            _place: place,
-        }));
+        results
+            .get()
+            .set_following(capnp_rpc::new_client(Following {
+                task,
+                _place: place,
+            }));
         Ok(())
     }
 }
@@ -314,10 +318,14 @@ impl Speaking {
                 limits::PEER_SPEAKERS_MAX
             )));
         }
-        let origin = self.origin(theirs, introduction)?;
+        let at_home = PersonaName::new(theirs).map_err(|error| {
+            error::denied(&format!("'{theirs}' is no name of a persona: {error}"))
+        })?;
+        let origin = self.origin(at_home, introduction)?;
         let _busy = self.control.busy();
         let keyed = self.control.key_guest(&name, origin).await;
-        keyed.map_err(|error| error::busy(&format!("{name} can't be put on the record: {error}")))?;
+        keyed
+            .map_err(|error| error::busy(&format!("{name} can't be put on the record: {error}")))?;
         let persona = PersonaId::new(self.control.host_id(), name.clone());
         let holder = Holder::new(
             self.control.clone(),
@@ -335,13 +343,16 @@ impl Speaking {
     /// Who a persona of the peer's is at home, as far as the peer says so.
     fn origin(
         &self,
-        theirs: &str,
+        at_home: PersonaName,
         introduction: agora_capnp::peer_capnp::introduction::Reader<'_>,
     ) -> Result<Origin, Error> {
-        let malformed = |what: &str| error::denied(&format!("an introduction whose {what} is malformed"));
+        let malformed =
+            |what: &str| error::denied(&format!("an introduction whose {what} is malformed"));
         let optional = |bytes: &[u8], what: &str| match bytes {
             [] => Ok(None),
-            bytes => <[u8; 32]>::try_from(bytes).map(Some).map_err(|_| malformed(what)),
+            bytes => <[u8; 32]>::try_from(bytes)
+                .map(Some)
+                .map_err(|_| malformed(what)),
         };
         let signature = match introduction.get_signature()? {
             [] => None,
@@ -352,7 +363,7 @@ impl Speaking {
             peer: self.peer.id().map(|id| id.to_bytes()).unwrap_or_default(),
             host: known.as_ref().map(|known| known.host),
             realm: known.as_ref().map(|known| known.realm),
-            persona: theirs.to_owned(),
+            persona: Some(at_home),
             public_key: optional(introduction.get_public_key()?, "key")?.map(PublicKey),
             component: optional(introduction.get_component()?, "component")?.map(ComponentHash),
             signature,

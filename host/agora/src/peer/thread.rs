@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agora_capnp::membrane_capnp::membrane;
-use agora_capnp::peer_capnp::link;
+use agora_capnp::peer_capnp::{link, terminal};
 use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
 use agora_realm::PersonaName;
 use tokio::sync::{mpsc, oneshot};
 
 use super::door::PeerDoor;
 use super::peers::Peers;
+use super::terminal::{Logins, Terminal};
 use super::told::Link;
 use super::vat::Vat;
 use crate::channel::facet::Facets;
@@ -71,6 +72,8 @@ pub struct Ctx {
     pub dialer: Dialer,
     /// The facets of this thread.
     pub facets: Rc<Facets>,
+    /// Those of guests.
+    pub logins: Logins,
     doors: RefCell<HashMap<String, (Rc<PeerDoor>, Resident)>>,
     links: RefCell<HashMap<String, Resident>>,
 }
@@ -123,6 +126,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
             peers,
             dialer: kept,
             facets: Rc::default(),
+            logins: Logins::default(),
             doors: RefCell::default(),
             links: RefCell::default(),
         });
@@ -159,7 +163,10 @@ impl Ctx {
         match order {
             Order::Fell { only, reason, done } => {
                 for door in self.doors() {
-                    if only.as_ref().is_none_or(|only| *only == door.peer().persona) {
+                    if only
+                        .as_ref()
+                        .is_none_or(|only| *only == door.peer().persona)
+                    {
                         door.fall(&reason);
                     }
                 }
@@ -214,15 +221,20 @@ impl Ctx {
                     // Unless a newer one has its place.
                     let mut doors = ctx.doors.borrow_mut();
                     let name = &own.peer().name;
-                    if doors.get(name).is_some_and(|(door, _)| Rc::ptr_eq(door, &own)) {
+                    if doors
+                        .get(name)
+                        .is_some_and(|(door, _)| Rc::ptr_eq(door, &own))
+                    {
                         let ended = doors.remove(name);
                         drop(doors);
-                        // This very task is in it.
-                        std::mem::forget(ended.map(|(_, resident)| resident));
+                        drop(ended);
                     }
                 });
                 let name = peer.name.clone();
-                let old = self.doors.borrow_mut().insert(name, (door, Resident(living)));
+                let old = self
+                    .doors
+                    .borrow_mut()
+                    .insert(name, (door, Resident(living)));
                 if let Some((old, _)) = &old {
                     old.fall("a newer connection took its place");
                 }
@@ -241,8 +253,23 @@ impl Ctx {
                 let living = tokio::task::spawn_local(async move {
                     vat.ended().await;
                 });
-                let old = self.links.borrow_mut().insert(peer.name.clone(), Resident(living));
+                let old = self
+                    .links
+                    .borrow_mut()
+                    .insert(peer.name.clone(), Resident(living));
                 drop(old);
+            }
+            (Lane::Login, None) => {
+                let from = incoming.peer;
+                let vat = Vat::serve(incoming.stream, limits::PEER_CONTROL_WIRE, |wire| {
+                    let terminal = Terminal::new(self.clone(), from, wire);
+                    let offered: terminal::Client = capnp_rpc::new_client(terminal);
+                    offered.client
+                });
+                // The dialer ends it when a guest's time is over.
+                tokio::task::spawn_local(async move {
+                    vat.ended().await;
+                });
             }
             // The policy was asked when it connected, and may answer otherwise by now: the stream is dropped, and with it the peer's hope.
             _ => {}

@@ -233,6 +233,11 @@ impl Secret {
         ])
     }
 
+    /// What this host's libp2p id comes from: an ed25519 seed.
+    pub fn peer_seed(&self) -> Zeroizing<[u8; 32]> {
+        self.derive(&[b"libp2p"])
+    }
+
     /// What an agent's `wasi:random/insecure-seed` gives: fixed per persona, and unknown to others.
     pub fn insecure_seed(&self, name: &PersonaName) -> u128 {
         let bytes = self.derive(&[b"insecure-seed", name.as_str().as_bytes()]);
