@@ -236,6 +236,7 @@ impl terminal::Server for Terminal {
         let (control, facets) = (ctx.control.clone(), ctx.facets.clone());
         let door = PeerDoor::new(control, peer, facets, self.wire.clone());
         let offered: membrane::Client = capnp_rpc::new_client_from_rc(door.clone());
+        ctx.keep_guest(&door);
         self.door.replace(Some(door));
         to.set_granted(offered);
         // From here on it is known by its id. Its connection as a guest ends once it has the answer, and it connects anew.

@@ -75,6 +75,8 @@ pub struct Ctx {
     /// Those of guests.
     pub logins: Logins,
     doors: RefCell<HashMap<String, (Rc<PeerDoor>, Resident)>>,
+    /// Those of guests that have logged in, until they connect as who they are.
+    guests: RefCell<Vec<std::rc::Weak<PeerDoor>>>,
     links: RefCell<HashMap<String, Resident>>,
 }
 
@@ -128,6 +130,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
             facets: Rc::default(),
             logins: Logins::default(),
             doors: RefCell::default(),
+            guests: RefCell::default(),
             links: RefCell::default(),
         });
         local.block_on(&runtime, live(ctx, inbound, ordered));
@@ -194,7 +197,21 @@ impl Ctx {
 
     fn doors(&self) -> Vec<Rc<PeerDoor>> {
         let doors = self.doors.borrow();
-        doors.values().map(|(door, _)| door.clone()).collect()
+        let mut all: Vec<_> = doors.values().map(|(door, _)| door.clone()).collect();
+        all.extend(
+            self.guests
+                .borrow()
+                .iter()
+                .filter_map(std::rc::Weak::upgrade),
+        );
+        all
+    }
+
+    /// A guest that has logged in has this door: stops find it.
+    pub(super) fn keep_guest(&self, door: &Rc<PeerDoor>) {
+        let mut guests = self.guests.borrow_mut();
+        guests.retain(|guest| guest.strong_count() > 0);
+        guests.push(Rc::downgrade(door));
     }
 
     /// A stream that a peer opened.
