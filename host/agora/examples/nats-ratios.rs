@@ -154,6 +154,7 @@ impl Scene {
                 component: None,
                 started: false,
                 genesis,
+                origin: None,
             })
         };
         let genesis = Genesis {
@@ -243,6 +244,7 @@ impl Scene {
                 through: Ordinal(0),
                 origin: None,
                 messages: (first..=self.key).map(message).collect(),
+                peer_epoch: Epoch(0),
             }),
         };
         self.keys.seal(entry, &self.own).unwrap()

@@ -20,7 +20,9 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
 };
-use crate::limits::{AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX};
+use crate::limits::{
+    AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, GUESTS_PER_PEER_MAX, HOSTS_MAX, PERSONAS_MAX,
+};
 use crate::rules::{Hops, Offer, Speaking};
 use crate::state::{Grant, Host, Persona, State, placed};
 use crate::terms::Rights;
@@ -361,6 +363,7 @@ impl Judging<'_> {
             component: None,
             started: false,
             genesis: Some(genesis),
+            origin: None,
         }) = &entry.body
         else {
             return Err(Refusal::WrongRealm);
@@ -405,14 +408,48 @@ impl Judging<'_> {
             return Err(Refusal::Malformed);
         }
         match &body.subject {
-            KeySubject::Host(_) if body.started || body.component.is_some() => {
+            KeySubject::Host(_)
+                if body.started || body.component.is_some() || body.origin.is_some() =>
+            {
                 Err(Refusal::Malformed)
             }
             KeySubject::Host(host) => self.host_key(*host, body.public_key),
             KeySubject::Persona(name) => {
+                let origin = body.origin.as_deref();
+                let at_home = origin.map(|origin| origin.persona.is_none());
+                let expected = if name.is_peer() {
+                    Some(true)
+                } else {
+                    name.is_guest().then_some(false)
+                };
+                if at_home != expected {
+                    return Err(Refusal::Malformed);
+                }
                 self.persona_key(PersonaId::new(self.entry.host, name.clone()), body)
             }
         }
+    }
+
+    /// A guest comes with its peer. Answers the peer, when the guest is new and there is room for it.
+    fn comes_with(&self, guest: &PersonaId) -> Result<Option<PersonaId>, Refusal> {
+        let Some(id) = guest.brought_by() else {
+            return Ok(None);
+        };
+        let peer = self
+            .state
+            .personas
+            .get(&id)
+            .ok_or(Refusal::UnknownPersona)?;
+        if peer.killed {
+            return Err(Refusal::Revoked);
+        }
+        if self.state.personas.contains_key(guest) {
+            return Ok(None);
+        }
+        if peer.guests >= GUESTS_PER_PEER_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(Some(id))
     }
 
     fn host_key(&mut self, host: HostId, key: PublicKey) -> Result<(), Refusal> {
@@ -439,6 +476,7 @@ impl Judging<'_> {
     }
 
     fn persona_key(&mut self, id: PersonaId, body: &KeyBody) -> Result<(), Refusal> {
+        let peer = self.comes_with(&id)?;
         let (joined, revived) = match self.state.personas.get_mut(&id) {
             Some(known) => {
                 if known.killed && !body.started {
@@ -447,6 +485,7 @@ impl Judging<'_> {
                 if !known.killed
                     && known.key == body.public_key
                     && known.component == body.component
+                    && known.origin == body.origin
                 {
                     return Ok(());
                 }
@@ -455,6 +494,7 @@ impl Judging<'_> {
                 known.keys += 1;
                 known.key = body.public_key;
                 known.component = body.component;
+                known.origin = body.origin.clone();
                 (false, revived)
             }
             None => {
@@ -471,7 +511,12 @@ impl Judging<'_> {
                     decided: Default::default(),
                     no: PersonaNo::try_from(no).map_err(|_| Refusal::Overloaded)?,
                     grants: Default::default(),
+                    origin: body.origin.clone(),
+                    guests: 0,
                 };
+                if let Some(peer) = peer.and_then(|peer| self.state.personas.get_mut(&peer)) {
+                    peer.guests += 1;
+                }
                 self.state.roster.push(id.clone());
                 self.state.personas.insert(id.clone(), persona);
                 (true, false)
@@ -723,6 +768,9 @@ impl Judging<'_> {
         let speaking = self
             .state
             .speaking(&persona, self.entry.grant.as_ref(), &body.channel)?;
+        if body.channel.is_remote() != (body.peer_epoch > Epoch(0)) {
+            return Err(Refusal::Malformed);
+        }
         let in_turn = body.through.0 > 0;
         if !in_turn && body.messages.is_empty() {
             return Err(Refusal::Malformed);
@@ -843,7 +891,8 @@ impl Judging<'_> {
                 host: self.entry.host,
             });
         }
-        if opened {
+        // What answers what on a remote channel is the peer's to say, and so are its breakers.
+        if opened && !name.is_remote() {
             self.change(Change::BreakerOpened {
                 thread: receipt.thread,
                 channel: name.clone(),

@@ -400,6 +400,7 @@ fn genesis(keys: &Keys) -> Result<Sealed, Failure> {
                 nonce: random_bytes()?,
                 fencers: Vec::new(),
             }),
+            origin: None,
         }),
     };
     keys.seal(entry, &keys.host()).map_err(Failure::msg)

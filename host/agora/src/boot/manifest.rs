@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
         if let Some(entries) = channels.and_then(|value| self.table(value, "channels")) {
             for (key, value) in entries.iter() {
                 let spec = self.channel(key.get_ref(), value);
-                match ChannelName::new(key.get_ref()) {
+                match ChannelName::plain(key.get_ref()) {
                     Ok(name) => drop(manifest.channels.insert(name, spec)),
                     Err(error) => self.fault(key.span(), format!("channels: {error}")),
                 }
@@ -267,6 +267,10 @@ impl<'a> Reader<'a> {
                     (Ok(name), _) if name.is_operator() => self.fault(
                         key.span(),
                         format!("agents: '{name}' is a name of operators; choose another"),
+                    ),
+                    (Ok(name), _) if !name.is_plain() => self.fault(
+                        key.span(),
+                        format!("agents: '{name}' is a name of another host's; choose another"),
                     ),
                     (Ok(name), Some(spec)) => drop(manifest.agents.insert(name, spec)),
                     (Ok(_), None) => {}

@@ -508,6 +508,7 @@ impl Speaker {
             through,
             origin: None,
             messages,
+            peer_epoch: Epoch(0),
         };
         let sealing = self.seal(&standing, turn);
         (Some(Box::pin(async move { (batch, sealing.await) })), next)
@@ -597,6 +598,7 @@ impl Speaker {
             through,
             origin: Some(origin),
             messages,
+            peer_epoch: Epoch(0),
         };
         let (sealed, _passing) = self
             .seal(&standing, turn)

@@ -99,7 +99,7 @@ impl Index {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(self.folder.join(name.as_str()))
+            .open(self.folder.join(name.file_name()))
     }
 
     /// Adds the channel's next message.

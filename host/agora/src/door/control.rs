@@ -816,12 +816,16 @@ impl Control {
     ) -> Result<(), String> {
         let (key, is_new) = self.persona_key(name, component.as_ref(), started)?;
         if is_new {
+            let id = PersonaId::new(self.host_id(), name.clone());
+            let known = self.record.state().persona(&id).cloned();
             let body = Body::Key(KeyBody {
                 subject: KeySubject::Persona(name.clone()),
                 public_key: key.public(),
                 component,
                 started,
                 genesis: None,
+                // Who it is elsewhere stays as it was told.
+                origin: known.and_then(|known| known.origin),
             });
             self.decide(body).await?;
         }
@@ -864,6 +868,7 @@ impl Control {
             component: known.component,
             started: false,
             genesis: None,
+            origin: known.origin.clone(),
         });
         let decided = self.decide(body).await;
         let committed = match decided {
@@ -903,6 +908,7 @@ impl Control {
             component: None,
             started: false,
             genesis: None,
+            origin: None,
         });
         let committed = self.decide(body).await?;
         Ok(Decided {
@@ -1290,6 +1296,7 @@ impl Control {
             component: None,
             started: false,
             genesis: None,
+            origin: None,
         });
         let committed = self.decide(body).await?;
         Ok(Decided {

@@ -177,6 +177,7 @@ fn said(world: &World, by: &PersonaId, grant: Option<GrantId>, message: Message)
         through: Ordinal(0),
         origin: None,
         messages: vec![message],
+        peer_epoch: Epoch(0),
     };
     world.turn_entry(by, grant, body)
 }

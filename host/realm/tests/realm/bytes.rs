@@ -76,6 +76,7 @@ fn body() -> impl Strategy<Value = Body> {
                 component,
                 started,
                 genesis,
+                origin: None,
             })
         });
     let channel = (name(), any::<u16>(), any::<u32>(), any::<bool>()).prop_map(
@@ -126,6 +127,7 @@ fn body() -> impl Strategy<Value = Body> {
                 through: Ordinal(through),
                 origin,
                 messages,
+                peer_epoch: Epoch(0),
             })
         },
     );
@@ -251,6 +253,7 @@ fn turn_of(messages: Vec<Message>) -> Entry {
         through: Ordinal(0),
         origin: None,
         messages,
+        peer_epoch: Epoch(0),
     });
     Entry {
         realm: Some(RealmId([1; 32])),

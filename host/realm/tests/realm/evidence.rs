@@ -116,6 +116,7 @@ fn what_is_void_is_shown_as_void_where_the_proof_has_the_reason() {
             key: 50,
             ..message(Act::Inform)
         }],
+        peer_epoch: Epoch(0),
     };
     let late = world.turn_entry(&ann, Some(grant), body);
     world.revoke(Revoked::Persona(ann));

@@ -598,6 +598,7 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
                 through: Ordinal(through),
                 origin: origin.map(|o| ids.channels[o].clone()),
                 messages,
+                peer_epoch: Epoch(0),
             };
             let mut entry = w.turn_entry(&ids.personas[by], grant.map(|g| m.grants[g].id), body);
             if stale {

@@ -47,6 +47,7 @@ pub(crate) fn key_body(subject: KeySubject, key: &SigningKey) -> KeyBody {
         component: None,
         started: false,
         genesis: None,
+        origin: None,
     }
 }
 
@@ -296,6 +297,7 @@ impl World {
             through: Ordinal(0),
             origin: None,
             messages,
+            peer_epoch: Epoch(0),
         };
         self.put(self.turn_entry(by, grant, body))
     }
@@ -313,6 +315,7 @@ impl World {
             through: Ordinal(through),
             origin: None,
             messages,
+            peer_epoch: Epoch(0),
         };
         self.spoken += 1;
         let mut entry = self.turn_entry(by, Some(grant), body);
