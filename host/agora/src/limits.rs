@@ -375,5 +375,13 @@ pub const PEER_LEASE: Duration = Duration::from_secs(2);
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Logins of guests at once, in all.
+pub const LOGINS_AT_ONCE_MAX: usize = 8;
+/// Ids whose failed logins are remembered.
+pub const LOGINS_REMEMBERED_MAX: usize = 1024;
+/// The wait after a first login that failed; doubles each time, up to `LOGIN_AGAIN_MAX`.
+pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// The longest such wait.
+pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// Orders that may wait for the peers' thread.
 pub const PEER_ORDERS_MAX: usize = 64;

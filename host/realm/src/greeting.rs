@@ -70,16 +70,39 @@ mod tests {
         };
         let (other_nonce, other_realm, other_host) = ([9; 32], RealmId([9; 32]), HostId([9; 32]));
         let others = [
-            Challenge { nonce: &other_nonce, ..challenge },
-            Challenge { realm: &other_realm, ..challenge },
-            Challenge { host: &other_host, ..challenge },
-            Challenge { epoch: Epoch(5), ..challenge },
-            Challenge { challenger: b"a", caller: b"bc", ..challenge },
-            Challenge { challenger: b"c", caller: b"ab", ..challenge },
+            Challenge {
+                nonce: &other_nonce,
+                ..challenge
+            },
+            Challenge {
+                realm: &other_realm,
+                ..challenge
+            },
+            Challenge {
+                host: &other_host,
+                ..challenge
+            },
+            Challenge {
+                epoch: Epoch(5),
+                ..challenge
+            },
+            Challenge {
+                challenger: b"a",
+                caller: b"bc",
+                ..challenge
+            },
+            Challenge {
+                challenger: b"c",
+                caller: b"ab",
+                ..challenge
+            },
         ];
         for other in others {
             assert_ne!(challenge.digest(), other.digest(), "{other:?}");
         }
-        assert_ne!(hello_digest(&realm, &host, b"ab"), hello_digest(&realm, &host, b"abc"));
+        assert_ne!(
+            hello_digest(&realm, &host, b"ab"),
+            hello_digest(&realm, &host, b"abc")
+        );
     }
 }

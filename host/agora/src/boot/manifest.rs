@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::address::{parse_dial, parse_peer_id};
 use crate::limits;
-use crate::peer::spec::PeerSpec;
+use crate::peer::spec::{PeerSpec, Peering};
 
 /// What an image asks for. The log decides: what was revoked or killed there stays so.
 #[derive(Debug, Clone, Default)]
@@ -29,8 +29,8 @@ pub struct Manifest {
     pub services: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The agents, by name.
     pub agents: BTreeMap<PersonaName, AgentSpec>,
-    /// The hosts of other realms, by the names they have here.
-    pub peers: BTreeMap<String, PeerSpec>,
+    /// Other realms' hosts.
+    pub peering: Peering,
 }
 
 /// A channel's settings.
@@ -744,11 +744,11 @@ impl<'a> Reader<'a> {
                 spec.id.is_some() && other.id == spec.id
                     || spec.key.is_some() && other.key == spec.key
             };
-            if let Some((other, _)) = manifest.peers.iter().find(|(_, other)| twin(other)) {
+            if let Some((other, _)) = manifest.peering.peers.iter().find(|(_, other)| twin(other)) {
                 let text = format!("peer '{name}': it is who '{other}' is; one name each");
                 self.fault(key.span(), text);
             }
-            manifest.peers.insert(name.to_owned(), spec);
+            manifest.peering.peers.insert(name.to_owned(), spec);
         }
     }
 
@@ -1211,7 +1211,7 @@ mod tests {
              [[agents.bravo.grants]]\nchannel = 'release'\n"
         );
         let manifest = Manifest::parse(&text, Path::new("/image")).expect("it is right");
-        let bravo = &manifest.peers["bravo"];
+        let bravo = &manifest.peering.peers["bravo"];
         assert_eq!(bravo.id, ID.parse().ok());
         assert_eq!(bravo.key.map(|key| key.to_string()), Some(key));
         let addresses: Vec<_> = bravo.addresses.iter().map(ToString::to_string).collect();
@@ -1223,7 +1223,7 @@ mod tests {
         };
         assert_eq!((own.as_str(), terms.count), ("release", 5));
         assert_eq!(chained.as_str(), "charlie/news");
-        assert!(manifest.peers["charlie"].id.is_none());
+        assert!(manifest.peering.peers["charlie"].id.is_none());
         let agent = manifest.agents.values().next().expect("one agent");
         let GrantSpec::Channel(remote, _) = &agent.grants[0] else {
             panic!("{:?}", agent.grants);
@@ -1235,7 +1235,7 @@ mod tests {
     fn an_id_behind_an_address_is_the_peers() {
         let text = format!("[peers.bravo]\naddresses = ['/ip4/127.0.0.1/tcp/4101/p2p/{ID}']\n");
         let manifest = Manifest::parse(&text, Path::new("/image")).expect("it is right");
-        assert_eq!(manifest.peers["bravo"].id, ID.parse().ok());
+        assert_eq!(manifest.peering.peers["bravo"].id, ID.parse().ok());
     }
 
     #[test]

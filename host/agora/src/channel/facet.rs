@@ -183,6 +183,11 @@ impl Holder {
         self.facets.know(&Rc::new(facet))
     }
 
+    /// The same, for whoever puts something before it. Nobody can pass it on as a facet.
+    pub fn own_facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> Rc<Facet> {
+        Rc::new(Facet::new(self, channel, grant, self.leash.below()))
+    }
+
     /// The facet that was lent from another vat thread under this grant. It hangs below `leash` and this holder's, and goes with the loan.
     ///
     /// # Errors
@@ -310,6 +315,11 @@ impl Facet {
     /// Whether it has been cut.
     pub fn is_cut(&self) -> bool {
         self.leash.stale().is_some()
+    }
+
+    /// Of which channel it is.
+    pub fn channel(&self) -> &ChannelName {
+        &self.channel
     }
 
     /// Who holds it.
@@ -548,6 +558,77 @@ impl channel::Server for Facet {
     }
 }
 
+/// For a peer that follows the channel.
+impl Facet {
+    /// Writes what the channel is, and answers what ordinal a follower's own readers begin behind.
+    ///
+    /// # Errors
+    /// The grant does not stand, or does not allow to read.
+    pub fn follow_info(&self, info: channel::info::Builder<'_>) -> Result<u64, Error> {
+        self.needs(Rights::READ, "read")?;
+        self.write_info(info)?;
+        let state = self.holder.control.record().state();
+        Ok(state.cursor(&self.holder.persona, &self.channel).0)
+    }
+
+    /// Delivers every counting message from an ordinal on, as far as the terms reach, until the sink fails or the facet is cut.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn follow(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.follow_held(from, sink)).await
+    }
+
+    async fn follow_held(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+        let record = self.holder.control.record().clone();
+        let mut latest = record.latest(&self.channel);
+        let mut next = from.max(1);
+        loop {
+            let end = *latest.borrow_and_update();
+            if next > end {
+                if latest.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let (_, reach) = self.needs(Rights::READ, "read")?;
+            let pruned = record.state().channel(&self.channel);
+            let pruned = pruned.map_or(0, |view| view.pruned.0);
+            if next <= pruned {
+                let mut request = sink.skipped_request();
+                request.get().set_from(next);
+                request.get().set_through(pruned);
+                request.send().promise.await?;
+                next = pruned + 1;
+            }
+            next = next.max(reach.0 + 1);
+            let (count, bytes) = (limits::BATCH_MESSAGES_MAX, limits::BATCH_BYTES_MAX);
+            let read = record.messages(&self.channel, Ordinal(next), count, bytes);
+            let batch = match read.await {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::warn!("'{}' can't be read for a peer: {error}", self.channel);
+                    tokio::time::sleep(limits::READ_AGAIN).await;
+                    continue;
+                }
+            };
+            let Some(last) = batch.last() else {
+                // The tail is about to tell.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            next = last.ordinal.0 + 1;
+            let mut request = sink.deliver_request();
+            let mut list = request.get().init_messages(batch.len() as u32);
+            for (i, kept) in batch.iter().enumerate() {
+                write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
+            }
+            request.send().await?;
+        }
+    }
+}
+
 /// The calls, while the leash holds.
 impl Facet {
     async fn info_held(
@@ -555,13 +636,16 @@ impl Facet {
         _params: channel::InfoParams,
         mut results: channel::InfoResults,
     ) -> Result<(), Error> {
+        self.write_info(results.get().init_info())
+    }
+
+    fn write_info(&self, mut info: channel::info::Builder<'_>) -> Result<(), Error> {
         let (terms, _) = self.terms()?;
         let control = &self.holder.control;
         let state = control.record().state();
         let view = state
             .channel(&self.channel)
             .ok_or_else(|| refused(Refusal::UnknownChannel))?;
-        let mut info = results.get().init_info();
         info.set_name(self.channel.as_str());
         info.set_hops(view.settings.hops);
         info.set_reactions(view.settings.reactions);

@@ -1,6 +1,6 @@
 //! What the command line takes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -9,6 +9,7 @@ use super::show;
 use crate::boot::address::{parse_dial, parse_listen, parse_peer_id};
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use crate::peer::spec::Peering;
 use crate::persona::identity::Identity;
 use agora_dial::{Multiaddr, PeerId};
 use agora_log::JetStreamOptions;
@@ -234,6 +235,54 @@ pub(super) struct PeeringArgs {
     /// Keep no connections to peers.
     #[arg(long, conflicts_with_all = ["listen", "dial", "peer"])]
     pub(super) offline: bool,
+}
+
+impl PeeringArgs {
+    /// How peers are dealt with: as the manifest says, and this beside it.
+    pub(super) fn add_to(&self, peering: &mut Peering, manifest: &Path) -> anyhow::Result<()> {
+        peering.listen.extend(self.listen.iter().cloned());
+        peering.offline |= self.offline;
+        for (name, address, id) in &self.peer {
+            let names: Vec<_> = peering.peers.keys().cloned().collect();
+            let Some(peer) = peering.peers.get_mut(name) else {
+                anyhow::bail!(
+                    "--peer: {} (peers are declared under [peers.NAME] in {})",
+                    unknown("peer", name, names.iter().map(String::as_str)),
+                    manifest.display()
+                );
+            };
+            if let Some(own) = peer.id.filter(|own| own != id) {
+                anyhow::bail!(
+                    "--peer: {} says that '{name}' is {own}, and not {id} (if it has a new secret, change `id` there)",
+                    manifest.display()
+                );
+            }
+            peer.id = Some(*id);
+            peer.addresses.extend(address.iter().cloned());
+            let twins = peering.peers.iter().filter(|(_, peer)| peer.id == Some(*id));
+            let twins: Vec<_> = twins.map(|(name, _)| name.as_str()).collect();
+            if let [one, other, ..] = twins[..] {
+                anyhow::bail!("--peer: '{one}' and '{other}' have one id, {id}; one name each");
+            }
+        }
+        for (address, id) in &self.dial {
+            let known = peering.peers.values_mut().find(|peer| peer.id == Some(*id));
+            let Some(peer) = known else {
+                anyhow::bail!(
+                    "--dial: no peer has the id {id}; declare it in {}:\n[peers.NAME]\nid = \"{id}\"",
+                    manifest.display()
+                );
+            };
+            peer.addresses.push(address.clone());
+        }
+        for (name, peer) in &peering.peers {
+            let most = crate::limits::PEER_ADDRESSES_MAX;
+            if peer.addresses.len() > most {
+                anyhow::bail!("peer '{name}': {} addresses; at most {most}", peer.addresses.len());
+            }
+        }
+        Ok(())
+    }
 }
 
 fn parse_dialed(text: &str) -> Result<(Multiaddr, PeerId), String> {
@@ -777,6 +826,44 @@ mod tests {
         assert_eq!((name.as_str(), address.is_some()), ("bravo", true));
         let (name, address, _) = &peering.peer[1];
         assert_eq!((name.as_str(), address.is_some()), ("charlie", false));
+    }
+
+    #[test]
+    fn what_the_command_line_says_is_added_to_the_manifests_peers() {
+        let other = "12D3KooWSnE1NXNQUVb6cN8Gpoid3mJfRcMK9tWEyvN2CyLZiQiH";
+        let at = "/ip4/127.0.0.1/udp/4101/quic-v1";
+        let manifest = Path::new("boot/agora.toml");
+        let declared = |id: Option<&str>| {
+            let spec = crate::peer::spec::PeerSpec {
+                id: id.and_then(|id| id.parse().ok()),
+                ..Default::default()
+            };
+            Peering {
+                peers: [("bravo".to_owned(), spec)].into(),
+                ..Peering::default()
+            }
+        };
+        let added = |args: &[&str], mut peering: Peering| {
+            run(args)
+                .expect("it is right")
+                .add_to(&mut peering, manifest)
+                .map(|()| peering)
+                .map_err(|error| error.to_string())
+        };
+        let dial = format!("{at}/p2p/{ID}");
+        let named = format!("bravo={at}/p2p/{ID}");
+        let peering = added(&["--peer", &named, "--dial", &dial], declared(None));
+        let bravo = &peering.expect("both are the one").peers["bravo"];
+        assert_eq!((bravo.id, bravo.addresses.len()), (ID.parse().ok(), 2));
+
+        let refused = |args: &[&str], id| added(args, declared(id)).expect_err("it is wrong");
+        let told = refused(&["--dial", &dial], None);
+        assert!(told.contains(&format!("id = \"{ID}\"")), "{told}");
+        assert!(told.contains("boot/agora.toml"), "{told}");
+        let told = refused(&["--peer", &format!("brava={ID}")], None);
+        assert!(told.contains("did you mean 'bravo'"), "{told}");
+        let told = refused(&["--peer", &named], Some(other));
+        assert!(told.contains("change `id`"), "{told}");
     }
 
     #[test]

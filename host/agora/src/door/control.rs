@@ -13,8 +13,8 @@ use std::time::Duration;
 use agora_log::{Class, LogError};
 use agora_realm::{
     Body, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
-    KeySubject, LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal,
-    RevokeBody, Revoked, Sealed, ServiceName, SigningKey, Terms,
+    KeySubject, LapseBody, MessageId, NoteBody, Object, Origin, PersonaId, PersonaName, PublicKey,
+    Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, Terms,
 };
 use tokio::sync::watch;
 
@@ -32,6 +32,7 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
+use crate::peer::peers::{Peer, Peers};
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
 use crate::persona::secret::random_bytes;
@@ -122,6 +123,7 @@ pub struct Control {
     workers: RwLock<Vec<Arc<Worker>>>,
     services: Services,
     log_place: LogPlace,
+    peers: Arc<Peers>,
     forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
@@ -174,6 +176,7 @@ impl Control {
         folder: Arc<DataFolder>,
         services: Services,
         log_place: LogPlace,
+        peers: Arc<Peers>,
     ) -> Arc<Self> {
         let forks = Arc::new(Forks::open(&folder.join("")));
         let tip = folder.tip().ok().flatten().map_or(0, |tip| tip.seq);
@@ -191,6 +194,7 @@ impl Control {
             workers: RwLock::default(),
             services,
             log_place,
+            peers,
             forks,
             busy: Arc::default(),
             markers: Arc::default(),
@@ -300,6 +304,11 @@ impl Control {
     /// Where the log is, and how it is reached.
     pub fn log_place(&self) -> &LogPlace {
         &self.log_place
+    }
+
+    /// Other realms' hosts.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     /// Where other hosts have another log.
@@ -832,6 +841,81 @@ impl Control {
         Ok(())
     }
 
+    /// Gives a peer's persona its key, on the record when the log has not got it. Without a libp2p id it has none yet.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn key_peer(self: &Arc<Self>, peer: &Peer, started: bool) -> Result<(), String> {
+        let Some(id) = peer.id() else {
+            return Ok(());
+        };
+        let origin = Origin {
+            peer: id.to_bytes(),
+            host: None,
+            realm: None,
+            persona: None,
+            public_key: None,
+            component: None,
+            signature: None,
+        };
+        self.key_from(&peer.persona, origin, started).await
+    }
+
+    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn key_guest(
+        self: &Arc<Self>,
+        name: &PersonaName,
+        origin: Origin,
+    ) -> Result<(), String> {
+        self.key_from(name, origin, false).await
+    }
+
+    async fn key_from(
+        self: &Arc<Self>,
+        name: &PersonaName,
+        origin: Origin,
+        started: bool,
+    ) -> Result<(), String> {
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let known = self.record.state().persona(&id).cloned();
+        // Whoever it is now, its next key says so.
+        let changed = known
+            .as_ref()
+            .is_some_and(|known| known.origin.as_deref() != Some(&origin));
+        let (key, is_new) = self.persona_key(name, None, started || changed)?;
+        if is_new {
+            let body = Body::Key(KeyBody {
+                subject: KeySubject::Persona(name.clone()),
+                public_key: key.public(),
+                component: None,
+                started,
+                genesis: None,
+                origin: Some(Box::new(origin)),
+            });
+            self.decide(body).await?;
+        }
+        Ok(())
+    }
+
+    /// Signs a digest that says something of this host, with the key that it has now.
+    ///
+    /// # Errors
+    /// For people: there is no such key, or no randomness.
+    pub fn sign_as_host(&self, digest: &[u8; 32]) -> Result<([u8; 64], PublicKey), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        Ok((key.sign(digest, &aux), key.public()))
+    }
+
+    /// What this host's libp2p id comes from.
+    pub fn peer_seed(&self) -> zeroize::Zeroizing<[u8; 32]> {
+        self.keys.secret().peer_seed()
+    }
+
     /// Gives a persona of this host, an agent or an operator, its next key. What it says meanwhile waits, so that nothing of it that was
     /// signed with the last key comes behind the new one.
     ///
@@ -1042,7 +1126,9 @@ impl Control {
         let stops = workers
             .iter()
             .map(|worker| worker.stop(None, false, reason));
-        futures::future::join_all(stops).await;
+        let epoch = self.gate.shown().epoch;
+        let peers = self.peers.fell(None, epoch, reason);
+        futures::join!(futures::future::join_all(stops), peers);
     }
 
     /// Ends an agent until it is started by command.
@@ -1197,7 +1283,8 @@ impl Control {
     pub(super) async fn cut_revoked(&self, reason: &str) {
         let workers = read(&self.workers).clone();
         let cuts = workers.iter().map(|worker| worker.cut_revoked(reason));
-        futures::future::join_all(cuts).await;
+        let peers = self.peers.cut_revoked(reason);
+        futures::join!(futures::future::join_all(cuts), peers);
     }
 
     async fn fell_wall(&self, agent: &Agent, reason: &str) {

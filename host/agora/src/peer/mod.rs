@@ -5,11 +5,13 @@
 //! - [`thread`]: the thread they live on, and who is let in there.
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
+//! - [`terminal`]: where those who aren't known by their id log in.
 //! - [`told`]: the control lane: what a peer is told at once.
 
 pub mod door;
 pub mod peers;
 pub mod spec;
+pub mod terminal;
 pub mod thread;
 pub mod told;
 pub mod vat;

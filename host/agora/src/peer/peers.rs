@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
+use super::told::Known;
 use crate::door::control::Control;
 use crate::persona::agent::Shared;
 
@@ -43,6 +44,8 @@ pub struct Peer {
     pub told: watch::Sender<Told>,
     /// It is let in by nobody.
     refused: AtomicBool,
+    /// Who its host is, as it has proved.
+    known: RwLock<Option<Known>>,
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
 }
@@ -60,6 +63,7 @@ impl Peer {
             shared: Arc::default(),
             told,
             refused: AtomicBool::new(false),
+            known: RwLock::default(),
             id: RwLock::new(spec.id),
             name,
             spec,
@@ -69,6 +73,26 @@ impl Peer {
     /// Its libp2p id, once it is known.
     pub fn id(&self) -> Option<PeerId> {
         *self.id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who its host is, as it has proved last.
+    pub fn known(&self) -> Option<Known> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
+    }
+
+    /// It has proved who its host is.
+    pub fn met(&self, known: Known) {
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// It has a graft of this epoch: what it is told from here on is of that one or later.
+    pub(super) fn has_grafted(&self, epoch: Epoch) {
+        self.told.send_if_modified(|told| {
+            let is_later = told.epoch < epoch;
+            told.epoch = told.epoch.max(epoch);
+            is_later
+        });
     }
 
     /// Whether it is let in by nobody.
@@ -180,7 +204,11 @@ impl Peers {
     pub async fn start(self: &Arc<Self>, control: &Arc<Control>) -> Result<(), String> {
         for peer in self.all() {
             let id = PersonaId::new(control.host_id(), peer.persona.clone());
-            let killed = control.record().state().persona(&id).is_some_and(|p| p.killed);
+            let killed = control
+                .record()
+                .state()
+                .persona(&id)
+                .is_some_and(|p| p.killed);
             peer.refused.store(killed, Ordering::SeqCst);
         }
         if !self.peering.is_on() {
@@ -200,9 +228,9 @@ impl Peers {
         }
     }
 
-    async fn order(&self, order: impl Into<Order>) {
+    async fn order(&self, order: Order) {
         if let Some(orders) = self.orders.get() {
-            let _ = orders.send(order.into()).await;
+            let _ = orders.send(order).await;
         }
     }
 
@@ -251,11 +279,16 @@ impl Peers {
     pub async fn ping(&self, peer: &Peer) -> Result<Duration, String> {
         let (answer, answered) = oneshot::channel();
         let name = peer.name.clone();
-        let order = Order::Ping { name: name.clone(), answer };
+        let order = Order::Ping {
+            name: name.clone(),
+            answer,
+        };
         self.order(order).await;
         match answered.await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("{name}: this host keeps no connections to peers now")),
+            Err(_) => Err(format!(
+                "{name}: this host keeps no connections to peers now"
+            )),
         }
     }
 }

@@ -139,7 +139,12 @@ impl link::Server for Link {
             return Err(error::denied("a control connection is greeted once"));
         }
         self.peer.met(known);
-        write_hello(&self.control, &self.own, &self.peer, results.get().init_hello())
+        write_hello(
+            &self.control,
+            &self.own,
+            &self.peer,
+            results.get().init_hello(),
+        )
     }
 
     async fn ping(
@@ -162,7 +167,9 @@ impl link::Server for Link {
         let (epoch, revision) = (params.get_epoch(), params.get_revision());
         let mut told = self.peer.told.subscribe();
         let changed = told.wait_for(|told| told.epoch.0 != epoch || told.revision != revision);
-        let now = changed.await.map_err(|_| error::failed("the host is ending"))?;
+        let now = changed
+            .await
+            .map_err(|_| error::failed("the host is ending"))?;
         results.get().set_epoch(now.epoch.0);
         results.get().set_revision(now.revision);
         results.get().set_reason(&*now.reason);

@@ -112,7 +112,8 @@ async fn carry(stream: Stream, far: wire::End) -> String {
         let mut bytes = Vec::new();
         loop {
             let batch = far.receive_batch().await;
-            let batch = batch.map_err(|wire::Closed| "the connection was closed here".to_owned())?;
+            let batch =
+                batch.map_err(|wire::Closed| "the connection was closed here".to_owned())?;
             let (mut rest, single);
             match &batch[..] {
                 [one] => {
@@ -158,7 +159,10 @@ struct Frames {
 }
 
 impl Frames {
-    async fn next(&mut self, from: &mut (impl futures::AsyncRead + Unpin)) -> Result<Vec<u8>, String> {
+    async fn next(
+        &mut self,
+        from: &mut (impl futures::AsyncRead + Unpin),
+    ) -> Result<Vec<u8>, String> {
         self.read(8, from).await?;
         let segments = self.word(0) as usize + 1;
         if segments > limits::PEER_SEGMENTS_MAX {
@@ -169,7 +173,9 @@ impl Frames {
         }
         let header = (4 * (segments + 1)).next_multiple_of(8);
         self.read(header, from).await?;
-        let body: u64 = (1..=segments).map(|i| u64::from(self.word(4 * i)) * 8).sum();
+        let body: u64 = (1..=segments)
+            .map(|i| u64::from(self.word(4 * i)) * 8)
+            .sum();
         let total = body + header as u64;
         if total > FRAME_BYTES_MAX as u64 {
             return Err(format!(

@@ -233,9 +233,9 @@ impl Secret {
         ])
     }
 
-    /// What the host's libp2p key, and so its peer id, comes from.
+    /// What this host's libp2p id comes from: an ed25519 seed.
     pub fn peer_seed(&self) -> Zeroizing<[u8; 32]> {
-        self.derive(&[b"peer-transport"])
+        self.derive(&[b"libp2p"])
     }
 
     /// What an agent's `wasi:random/insecure-seed` gives: fixed per persona, and unknown to others.
