@@ -688,7 +688,7 @@ impl Opened {
                 program,
                 worker,
                 shared,
-                verbs: tokio::sync::Mutex::default(),
+                verbs: Arc::default(),
             });
             control.add(agent.clone());
             agents.push(agent);
