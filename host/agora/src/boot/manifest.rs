@@ -1082,6 +1082,18 @@ mod tests {
     }
 
     #[test]
+    fn no_agent_is_called_like_another_hosts_and_no_channel_of_a_peers_is_declared() {
+        for name in ["peer:alpha", "alpha/x", "operator:0"] {
+            let found = faults(&format!("[agents.'{name}']\ncomponent = 'a.wasm'\n"));
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+            assert!(found[0].text.contains("choose another"), "{found:?}");
+        }
+        let found = faults("[channels.'bravo/release']\nhops = 1\n");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].text.contains("is not a name"), "{found:?}");
+    }
+
+    #[test]
     fn an_unknown_channel_or_act_is_named_with_the_nearest() {
         let found = faults(
             "[channels.release]\n[agents.a]\ncomponent = 'a.wasm'\n[[agents.a.grants]]\nchannel = 'relase'\n\
