@@ -14,7 +14,9 @@ const EXAMPLE: &str = "/ip4/203.0.113.7/udp/4101/quic-v1";
 /// It is none.
 pub fn parse_peer_id(text: &str) -> Result<PeerId, String> {
     text.parse().map_err(|_| {
-        format!("'{text}' is no peer id (it is what `agora id` prints behind `peer`, as in 12D3KooW...)")
+        format!(
+            "'{text}' is no peer id (it is what `agora id` prints behind `peer`, as in 12D3KooW...)"
+        )
     })
 }
 
@@ -47,7 +49,10 @@ pub fn parse_dial(text: &str) -> Result<(Multiaddr, Option<PeerId>), String> {
 /// # Errors
 /// It is no address, or none that can be listened at.
 pub fn parse_listen(text: &str) -> Result<Multiaddr, String> {
-    if let Some((place, _)) = text.rsplit_once("/p2p/").filter(|(_, id)| !id.contains('/')) {
+    if let Some((place, _)) = text
+        .rsplit_once("/p2p/")
+        .filter(|(_, id)| !id.contains('/'))
+    {
         return Err(format!(
             "'{text}': one listens at an address without an id: {place}"
         ));

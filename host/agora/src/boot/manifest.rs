@@ -233,7 +233,10 @@ impl<'a> Reader<'a> {
         self.keys(&table, "", &["channels", "services", "agents", "peers"]);
         let peers = table.get("peers");
         if let Some(entries) = peers.and_then(|value| value.get_ref().as_table()) {
-            self.peers = entries.keys().map(|key| key.get_ref().to_string()).collect();
+            self.peers = entries
+                .keys()
+                .map(|key| key.get_ref().to_string())
+                .collect();
         }
         let channels = table.get("channels");
         if let Some(entries) = channels.and_then(|value| self.table(value, "channels")) {
@@ -716,7 +719,9 @@ impl<'a> Reader<'a> {
     fn remote(&self, whom: Grantee<'_>, name: &str, peer: &str) -> Result<ChannelName, String> {
         if !self.peers.iter().any(|known| known == peer) {
             let text = unknown("peer", peer, self.peers.iter().map(String::as_str));
-            return Err(format!("channel '{name}': {text} (peers are declared under [peers.NAME])"));
+            return Err(format!(
+                "channel '{name}': {text} (peers are declared under [peers.NAME])"
+            ));
         }
         match whom {
             Grantee::Peer(whose) if whose == peer => Err(format!(
@@ -1229,7 +1234,10 @@ mod tests {
         let addresses: Vec<_> = bravo.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses[1], "/ip4/127.0.0.1/tcp/4101", "the id is known");
         assert_eq!(bravo.mirror.len(), 2);
-        let [GrantSpec::Channel(own, terms), GrantSpec::Channel(chained, _)] = &bravo.grants[..]
+        let [
+            GrantSpec::Channel(own, terms),
+            GrantSpec::Channel(chained, _),
+        ] = &bravo.grants[..]
         else {
             panic!("{:?}", bravo.grants);
         };
@@ -1240,7 +1248,10 @@ mod tests {
         let GrantSpec::Channel(remote, _) = &agent.grants[0] else {
             panic!("{:?}", agent.grants);
         };
-        assert_eq!((remote.peer(), remote.as_str()), (Some("bravo"), "bravo/release"));
+        assert_eq!(
+            (remote.peer(), remote.as_str()),
+            (Some("bravo"), "bravo/release")
+        );
     }
 
     #[test]
@@ -1253,19 +1264,33 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_peer_is_told_with_its_line() {
         let other = "12D3KooWSnE1NXNQUVb6cN8Gpoid3mJfRcMK9tWEyvN2CyLZiQiH";
-        let clash = format!("[peers.a]\nid = '{ID}'\naddresses = ['/ip4/127.0.0.1/tcp/1/p2p/{other}']\n");
+        let clash =
+            format!("[peers.a]\nid = '{ID}'\naddresses = ['/ip4/127.0.0.1/tcp/1/p2p/{other}']\n");
         let twins = format!("[peers.a]\nid = '{ID}'\n[peers.b]\nid = '{ID}'\n");
         let agent = "[agents.x]\ncomponent = 'a.wasm'\n[[agents.x.grants]]\n";
-        let granted = |what: &str| format!("[channels.news]\n[peers.a]\n[[peers.a.grants]]\n{what}\n");
+        let granted =
+            |what: &str| format!("[channels.news]\n[peers.a]\n[[peers.a.grants]]\n{what}\n");
         for (text, line, told) in [
             ("[peers.a]\nidd = 'x'\n".to_owned(), 2, "'id'"),
             ("[peers.a]\nid = 'bravo'\n".to_owned(), 2, "agora id"),
             ("[peers.a]\nkey = 'abcd'\n".to_owned(), 2, "agora id"),
-            ("[peers.a]\naddresses = ['10.0.0.1:80']\n".to_owned(), 2, "/ip4/10.0.0.1/udp/80/quic-v1"),
-            ("[peers.a]\naddresses = 'x'\n".to_owned(), 2, "list of addresses"),
+            (
+                "[peers.a]\naddresses = ['10.0.0.1:80']\n".to_owned(),
+                2,
+                "/ip4/10.0.0.1/udp/80/quic-v1",
+            ),
+            (
+                "[peers.a]\naddresses = 'x'\n".to_owned(),
+                2,
+                "list of addresses",
+            ),
             ("[peers.a]\nmirror = ['No']\n".to_owned(), 2, "not a name"),
             ("[peers.'a/b']\n".to_owned(), 1, "not a name"),
-            ("[peers.a]\ngrants = 1\n".to_owned(), 2, "[[peers.a.grants]]"),
+            (
+                "[peers.a]\ngrants = 1\n".to_owned(),
+                2,
+                "[[peers.a.grants]]",
+            ),
             ("[peer.a]\n".to_owned(), 1, "'peers'"),
             (clash, 3, "another id"),
             (twins, 3, "'a'"),
@@ -1273,10 +1298,22 @@ mod tests {
             (granted("timer = true"), 4, "granted channels"),
             (granted("service = 'x'"), 4, "granted channels"),
             (granted("signer = 'x'"), 4, "granted channels"),
-            (granted("channel = 'news'\nservices = 'x'"), 5, "valid: channel"),
+            (
+                granted("channel = 'news'\nservices = 'x'"),
+                5,
+                "valid: channel",
+            ),
             (granted("channel = 'a/news'"), 4, "its own"),
-            (format!("[peers.bravo]\n{agent}channel = 'brava/x'\n"), 5, "'bravo'"),
-            (format!("[peers.bravo]\n{agent}channel = 'bravo/X'\n"), 5, "not a name"),
+            (
+                format!("[peers.bravo]\n{agent}channel = 'brava/x'\n"),
+                5,
+                "'bravo'",
+            ),
+            (
+                format!("[peers.bravo]\n{agent}channel = 'bravo/X'\n"),
+                5,
+                "not a name",
+            ),
             (format!("{agent}channel = 'bravo/x'\n"), 4, "[peers.NAME]"),
         ] {
             let found = faults(&text);
@@ -1284,7 +1321,9 @@ mod tests {
             assert_eq!(found[0].line, line, "{text}: {found:?}");
             assert!(found[0].text.contains(told), "{text}: {found:?}");
         }
-        let many: String = (0..=limits::PEERS_MAX).map(|i| format!("[peers.p{i}]\n")).collect();
+        let many: String = (0..=limits::PEERS_MAX)
+            .map(|i| format!("[peers.p{i}]\n"))
+            .collect();
         assert!(faults(&many)[0].text.contains("at most"));
     }
 

@@ -259,7 +259,10 @@ impl PeeringArgs {
             }
             peer.id = Some(*id);
             peer.addresses.extend(address.iter().cloned());
-            let twins = peering.peers.iter().filter(|(_, peer)| peer.id == Some(*id));
+            let twins = peering
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.id == Some(*id));
             let twins: Vec<_> = twins.map(|(name, _)| name.as_str()).collect();
             if let [one, other, ..] = twins[..] {
                 anyhow::bail!("--peer: '{one}' and '{other}' have one id, {id}; one name each");
@@ -278,7 +281,10 @@ impl PeeringArgs {
         for (name, peer) in &peering.peers {
             let most = crate::limits::PEER_ADDRESSES_MAX;
             if peer.addresses.len() > most {
-                anyhow::bail!("peer '{name}': {} addresses; at most {most}", peer.addresses.len());
+                anyhow::bail!(
+                    "peer '{name}': {} addresses; at most {most}",
+                    peer.addresses.len()
+                );
             }
         }
         Ok(())
@@ -869,7 +875,10 @@ mod tests {
     #[test]
     fn a_wrong_address_is_told_with_what_would_be_right() {
         for (args, told) in [
-            (["--listen", "0.0.0.0:4101"], "/ip4/0.0.0.0/udp/4101/quic-v1"),
+            (
+                ["--listen", "0.0.0.0:4101"],
+                "/ip4/0.0.0.0/udp/4101/quic-v1",
+            ),
             (["--listen", "/ip4/0.0.0.0/udp/4101"], "quic-v1"),
             (["--dial", "/ip4/127.0.0.1/tcp/4101"], "/p2p/ID"),
             (["--dial", "bravo"], "/quic-v1"),

@@ -439,8 +439,16 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
             rows.push(vec![
                 name.to_owned(),
                 agent.get_state()?.to_str()?.to_owned(),
-                if is_own { display_bytes(agent.get_memory()) } else { String::new() },
-                if is_own { agent.get_restarts().to_string() } else { String::new() },
+                if is_own {
+                    display_bytes(agent.get_memory())
+                } else {
+                    String::new()
+                },
+                if is_own {
+                    agent.get_restarts().to_string()
+                } else {
+                    String::new()
+                },
                 held.join(" "),
                 show::escape(agent.get_detail()?.to_str()?),
             ]);

@@ -36,10 +36,14 @@ pub(super) fn peers(args: &PeersArgs) -> anyhow::Result<ExitCode> {
         let mut text = format!("this host is {id}\n");
         match listening.is_empty() {
             true => text.push_str("listens nowhere (agora run --listen ADDRESS)\n"),
-            false => listening.iter().for_each(|at| text.push_str(&format!("listens at {at}\n"))),
+            false => listening
+                .iter()
+                .for_each(|at| text.push_str(&format!("listens at {at}\n"))),
         }
         if all.is_empty() {
-            text.push_str("no peers (they are declared under [peers.NAME] in the image's agora.toml)\n");
+            text.push_str(
+                "no peers (they are declared under [peers.NAME] in the image's agora.toml)\n",
+            );
         }
         for peer in all.iter() {
             text.push_str(&shown(peer)?);
@@ -58,7 +62,10 @@ fn granted(peer: peer_status::Reader<'_>) -> anyhow::Result<Granted> {
         let terms = show::terms(&Terms::read(grant.get_terms()?)?);
         let used = grant.get_used();
         let object = grant.get_object()?.to_str()?.to_owned();
-        all.push((object, format!("g{}, {terms}, {used} used", grant.get_number())));
+        all.push((
+            object,
+            format!("g{}, {terms}, {used} used", grant.get_number()),
+        ));
     }
     Ok(all)
 }
@@ -105,7 +112,10 @@ fn shown(peer: peer_status::Reader<'_>) -> anyhow::Result<String> {
         text(peer.get_state())?,
         text(peer.get_detail())?,
     );
-    let mut rows = vec![("id", text(peer.get_id())?), ("at", text(peer.get_address())?)];
+    let mut rows = vec![
+        ("id", text(peer.get_id())?),
+        ("at", text(peer.get_address())?),
+    ];
     if !peer.get_host()?.is_empty() {
         let epoch = match peer.get_epoch() {
             0 => String::new(),
@@ -191,7 +201,10 @@ pub(super) fn ping(args: &PingArgs) -> anyhow::Result<ExitCode> {
                 // There is no such peer, or no host any more.
                 Err(error) if !matches!(classify(&error), Kind::Busy) => return Err(said(error)),
                 Err(error) => {
-                    show::print(&format!("{name}: no answer: {}\n", show::escape(reason(&error))));
+                    show::print(&format!(
+                        "{name}: no answer: {}\n",
+                        show::escape(reason(&error))
+                    ));
                 }
             }
         }
@@ -205,7 +218,11 @@ pub(super) fn ping(args: &PingArgs) -> anyhow::Result<ExitCode> {
             ),
             _ => String::new(),
         };
-        show::print(&format!("{} of {} answered{summary}\n", took.len(), args.count));
+        show::print(&format!(
+            "{} of {} answered{summary}\n",
+            took.len(),
+            args.count
+        ));
         Ok(match took.len() == args.count as usize {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,

@@ -26,7 +26,8 @@ use crate::door::control::{Control, Said};
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut image = Image::read(&args.image)?;
     let manifest = image.folder.join("agora.toml");
-    args.peering.add_to(&mut image.manifest.peering, &manifest)?;
+    args.peering
+        .add_to(&mut image.manifest.peering, &manifest)?;
     let mut progress = show::Progress::new();
     if !args.no_build {
         let built = build::build(&image, args.trust_source, &mut |text| progress.show(text));
@@ -279,7 +280,10 @@ impl Screen {
         for address in dialer.listening() {
             let address = format!("{address}/p2p/{id}");
             match self.json {
-                true => println!("{}", serde_json::json!({"event": "listening", "address": address})),
+                true => println!(
+                    "{}",
+                    serde_json::json!({"event": "listening", "address": address})
+                ),
                 false => eprintln!("listening for peers at {address}"),
             }
         }

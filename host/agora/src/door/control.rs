@@ -1314,7 +1314,9 @@ impl Control {
             None => {
                 let epoch = self.gate.shown().epoch;
                 let name = Some(&holder);
-                self.peers.fell(name, epoch, "a new grant; graft again").await;
+                self.peers
+                    .fell(name, epoch, "a new grant; graft again")
+                    .await;
             }
         }
         Ok(Decided {

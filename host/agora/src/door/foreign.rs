@@ -76,10 +76,21 @@ impl Control {
             }
         }
         let own = state.personas().map(|(id, _)| id);
-        let own = own.filter(|id| id.host == self.host_id()).map(|id| &id.name);
+        let own = own
+            .filter(|id| id.host == self.host_id())
+            .map(|id| &id.name);
         let (what, names): (_, Vec<_>) = match text.contains('/') {
-            true => ("guest", own.filter(|name| name.is_guest()).cloned().collect()),
-            false => ("peer", self.peers().all().map(|peer| peer.persona.clone()).collect()),
+            true => (
+                "guest",
+                own.filter(|name| name.is_guest()).cloned().collect(),
+            ),
+            false => (
+                "peer",
+                self.peers()
+                    .all()
+                    .map(|peer| peer.persona.clone())
+                    .collect(),
+            ),
         };
         Err(unknown(what, text, names.iter().map(PersonaName::as_str)))
     }
@@ -164,7 +175,9 @@ impl Control {
         }
         let meanwhile = || self.foreign_stops.load(Ordering::SeqCst) != stops;
         if meanwhile() {
-            return Err(format!("{name}, or another, was revoked meanwhile; try again"));
+            return Err(format!(
+                "{name}, or another, was revoked meanwhile; try again"
+            ));
         }
         self.cut_no_more(&self.grants_of_guest(&foreign.persona));
         if let Some(peer) = &foreign.peer {
@@ -174,7 +187,9 @@ impl Control {
             if meanwhile() {
                 // Whoever stopped it was faster than this, and must not be undone.
                 self.cut_foreign(Some(peer)).await;
-                return Err(format!("{name}, or another, was revoked meanwhile; try again"));
+                return Err(format!(
+                    "{name}, or another, was revoked meanwhile; try again"
+                ));
             }
         }
         Ok(Decided {
@@ -192,7 +207,10 @@ impl Control {
             self.cut_here(&self.grants_of_guest(persona));
             return;
         }
-        let peer = persona.name.peer_name().and_then(|peer| self.peers().named(peer));
+        let peer = persona
+            .name
+            .peer_name()
+            .and_then(|peer| self.peers().named(peer));
         if let Some(peer) = peer.filter(|peer| !peer.is_refused()) {
             self.foreign_stops.fetch_add(1, Ordering::SeqCst);
             self.cut_foreign(Some(peer)).await;

@@ -281,7 +281,9 @@ impl Desk {
     /// Writes the personas of peers and their guests.
     fn write_foreign(&self, state: &State, status: &mut status::Builder<'_>) {
         let control = &self.control;
-        let own = state.personas().filter(|(id, _)| id.host == control.host_id());
+        let own = state
+            .personas()
+            .filter(|(id, _)| id.host == control.host_id());
         let foreign: Vec<_> = own
             .filter(|(id, known)| {
                 let holds = || known.killed || state.grants_of(id).next().is_some();
@@ -293,7 +295,10 @@ impl Desk {
             let mut to = list.reborrow().get(i as u32);
             to.set_name(id.name.as_str());
             to.set_key(&known.key.0);
-            let peer = id.name.peer_name().and_then(|name| control.peers().named(name));
+            let peer = id
+                .name
+                .peer_name()
+                .and_then(|name| control.peers().named(name));
             let (shown, detail) = match (id.name.is_peer(), peer) {
                 _ if known.killed => ("revoked", format!("agora start {}", id.name)),
                 (false, _) => ("guest", String::new()),

@@ -77,7 +77,9 @@ pub fn sighting(peers: &Peers, peer: &Peer) -> Sighting {
         match connection.map(|connection| connection.state) {
             Some(PeerState::Connected) => shown("connected", String::new()),
             Some(PeerState::Partly) => shown("partly", "one of its two connections is up".into()),
-            Some(PeerState::Guest) => shown("guest", "it is logging in, or this host is there".into()),
+            Some(PeerState::Guest) => {
+                shown("guest", "it is logging in, or this host is there".into())
+            }
             Some(PeerState::Dialing) => shown("dialing", String::new()),
             Some(PeerState::BackingOff { until, why }) => {
                 let why = why.map(|why| format!("{why}; ")).unwrap_or_default();
