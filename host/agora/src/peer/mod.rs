@@ -9,6 +9,7 @@
 //! - [`link`]: what a peer lent us, for as long as that lasts.
 //! - [`borrowed`], [`remote`]: that, as this host's other rooms see it; what was said for it is forwarded from its outbox.
 //! - [`subscription`]: brings a peer's channel to one sink.
+//! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
 
 pub mod borrowed;
@@ -17,6 +18,7 @@ pub mod link;
 mod outbox;
 pub mod peers;
 pub mod remote;
+pub mod sighting;
 pub mod spec;
 pub mod subscription;
 pub mod terminal;
