@@ -267,8 +267,9 @@ fn write_grants<'a>(
         match &grant.object {
             Object::Channel(name) => {
                 to.set_object(name.as_str());
-                to.set_cursor(control.silent().effective(state, persona, name).0);
-                to.set_latest(state.channel(name).map_or(0, |c| c.latest.0));
+                let (latest, cursor) = control.place_on(state, persona, name);
+                to.set_cursor(cursor.0);
+                to.set_latest(latest.0);
             }
             Object::Timer => to.set_object("timer"),
             Object::Service(name) => to.set_object(name.as_str()),

@@ -594,7 +594,7 @@ async fn follow(
     let epoch = || live.ctx.control.record().state().epoch();
     let (tell, over) = tokio::sync::watch::channel(None);
     if !terms.rights.has(Rights::READ) {
-        remote.begins(epoch(), info.get_latest() + 1, info.get_latest(), u64::MAX, true);
+        remote.begins(epoch(), info.get_latest() + 1, info.get_latest(), 0, false);
         let following = Following {
             _following: None,
             over,

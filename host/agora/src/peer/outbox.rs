@@ -378,7 +378,13 @@ impl Forwarder {
 fn is_for_later(fate: &Fate) -> bool {
     matches!(
         fate.refusal(),
-        Some(Refusal::RateLimited | Refusal::LogUnavailable | Refusal::Overloaded)
+        Some(
+            Refusal::RateLimited
+                | Refusal::LogUnavailable
+                | Refusal::Overloaded
+                // It is in the peer's own outbox, and repeating it asks what became of it.
+                | Refusal::PeerAway
+        )
     )
 }
 

@@ -661,15 +661,9 @@ impl Remote {
         })
     }
 
-    /// What became of these at the peer, as whoever said them is told; they stand in the outbox.
-    ///
-    /// # Errors
-    /// Busy when the peer is out of reach: they are said when it is back.
-    pub async fn settle(
-        &self,
-        said: Vec<Outcome>,
-        sizes: &[usize],
-    ) -> Result<Vec<Outcome>, capnp::Error> {
+    /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach they are
+    /// said when it is back.
+    pub async fn settle(&self, said: Vec<Outcome>, sizes: &[usize]) -> Vec<Outcome> {
         {
             let settled = |inner: &Inner, o: u64| o <= inner.settled || inner.ahead.contains(&o);
             let mut inner = self.inner();
@@ -691,24 +685,24 @@ impl Remote {
                     continue;
                 }
             };
-            told.push(self.fate(ordinal).await?.told(outcome));
+            told.push(self.fate(ordinal).await.told(outcome));
         }
-        Ok(told)
+        told
     }
 
-    async fn fate(&self, ordinal: u64) -> Result<Fate, capnp::Error> {
+    async fn fate(&self, ordinal: u64) -> Fate {
         let fenced = self.fenced();
         let settled = {
             let mut inner = self.inner();
             if let Some(fate) = inner.fates.get(&ordinal) {
-                return Ok(fate.clone());
+                return fate.clone();
             }
             if ordinal <= inner.settled || inner.ahead.contains(&ordinal) {
                 let refusal = match ordinal <= fenced {
                     true => Refusal::StaleEpoch,
                     false => Refusal::KeyExpired,
                 };
-                return Ok(Fate::refused(refusal, &refusal.to_string()));
+                return Fate::refused(refusal, &refusal.to_string());
             }
             let (told, settled) = oneshot::channel();
             let waiters = inner.waiters.entry(ordinal).or_default();
@@ -721,7 +715,7 @@ impl Remote {
         let why = tokio::select! {
             biased;
             fate = settled => match fate {
-                Ok(fate) => return Ok(fate),
+                Ok(fate) => return fate,
                 Err(_) => "the host is ending".into(),
             },
             away = away => match away.as_deref() {
@@ -729,12 +723,8 @@ impl Remote {
                 _ => "the host is ending".into(),
             },
         };
-        Err(disconnected(&format!(
-            "{} is out of reach ({why}). It is in the outbox, and will be said once when {} is back, unless either's epoch ends first; \
-             repeat it (the same key, or the same `through`) for its outcome",
-            self.peer(),
-            self.peer()
-        )))
+        let text = format!("{} is out of reach ({why}); {}", self.peer(), Refusal::PeerAway);
+        Fate::refused(Refusal::PeerAway, &text)
     }
 
     /// The first message that is not settled.

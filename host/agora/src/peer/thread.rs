@@ -140,6 +140,9 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
 }
 
 async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Order>) {
+    for peer in ctx.peers.all() {
+        tokio::task::spawn_local(super::link::keep(ctx.clone(), peer.clone()));
+    }
     loop {
         tokio::select! {
             biased;
