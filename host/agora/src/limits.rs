@@ -373,6 +373,8 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
 pub const PEER_LEASE: Duration = Duration::from_secs(2);
 /// How often it is pinged there.
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How long an operator's ping of a peer waits for its answer.
+pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Logins of guests at once, in all.

@@ -705,7 +705,11 @@ impl Facet {
                 continue;
             }
             let mut request = sink.deliver_request();
-            write_afar(&page.messages, request.get().init_messages(page.messages.len() as u32), None)?;
+            write_afar(
+                &page.messages,
+                request.get().init_messages(page.messages.len() as u32),
+                None,
+            )?;
             request.send().await?;
         }
     }

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use agora_log::{Class, LogError};
 use agora_realm::{
-    Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
-    KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId, PersonaName, PublicKey,
-    Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, State, Terms,
+    Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
+    KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
+    PersonaName, PublicKey, Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, State,
+    Terms,
 };
 use tokio::sync::watch;
 
@@ -1636,7 +1637,9 @@ impl Control {
         let remote = remote.ok_or_else(|| format!("'{channel}': there is no such peer now"))?;
         match remote.epoch() {
             Some(epoch) => Ok((remote, epoch)),
-            None => Err(format!("'{channel}': the peer has not been heard yet; try again")),
+            None => Err(format!(
+                "'{channel}': the peer has not been heard yet; try again"
+            )),
         }
     }
 
@@ -1653,7 +1656,9 @@ impl Control {
                 remote.cursor(&self.silent, state, persona),
             ),
             None => (
-                state.channel(channel).map_or(Ordinal(0), |view| view.latest),
+                state
+                    .channel(channel)
+                    .map_or(Ordinal(0), |view| view.latest),
                 self.silent.effective(state, persona, channel),
             ),
         }

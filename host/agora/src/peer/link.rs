@@ -249,6 +249,7 @@ impl Live {
                 Ok(known) => known,
                 Err(error) => return error::reason(&error).to_owned(),
             };
+            let _offered = self.ctx.offers(&self.peer.name, link.clone());
             let stream = match open(Lane::Vat).await {
                 Ok(stream) => stream,
                 Err(error) => return error.to_string(),
@@ -382,8 +383,11 @@ impl Live {
                 self.fell(&why).await;
             }
             self.peer.borrowed.settle(epoch, known.realm);
-            *self.peer.granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some(graft.shown.clone());
+            *self
+                .peer
+                .granted
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(graft.shown.clone());
             self.graft.replace(Some(graft));
             self.since.set(Instant::now());
             self.show();
@@ -611,7 +615,13 @@ async fn follow(
     }));
     let answer = request.send().promise.await?;
     let answer = answer.get()?;
-    remote.begins(epoch(), from, info.get_latest(), answer.get_floor(), granted.carry);
+    remote.begins(
+        epoch(),
+        from,
+        info.get_latest(),
+        answer.get_floor(),
+        granted.carry,
+    );
     let following = Following {
         _following: Some(answer.get_following()?),
         over,

@@ -142,7 +142,10 @@ impl Forwarder {
             return None;
         }
         let entry = kept.sealed.entry();
-        let author = entry.author.as_ref().filter(|_| entry.host == self.control.host_id());
+        let author = entry
+            .author
+            .as_ref()
+            .filter(|_| entry.host == self.control.host_id());
         let Some(author) = author else {
             // Another host of this realm says it.
             self.remote.settled(ordinal, None);

@@ -245,7 +245,8 @@ impl Peers {
             dialer.shutdown().await;
         }
         for peer in self.all() {
-            peer.link.send_replace(LinkState::down("the host is ending"));
+            peer.link
+                .send_replace(LinkState::down("the host is ending"));
             for remote in peer.borrowed.remotes() {
                 // Nobody waits for it any more.
                 remote.set_standing(RemoteStanding::Away("the host is ending".into()));

@@ -525,7 +525,8 @@ impl Remote {
                 inner.begins = oldest.ordinal + 1;
             }
         }
-        self.heard.send_modify(|heard| heard.latest = heard.latest.max(last));
+        self.heard
+            .send_modify(|heard| heard.latest = heard.latest.max(last));
     }
 
     pub(super) fn pruned(&self, through: u64) {
@@ -723,7 +724,11 @@ impl Remote {
                 _ => "the host is ending".into(),
             },
         };
-        let text = format!("{} is out of reach ({why}); {}", self.peer(), Refusal::PeerAway);
+        let text = format!(
+            "{} is out of reach ({why}); {}",
+            self.peer(),
+            Refusal::PeerAway
+        );
         Fate::refused(Refusal::PeerAway, &text)
     }
 
