@@ -16,12 +16,14 @@ use agora_capnp::membrane_capnp::membrane;
 use agora_capnp::peer_capnp::{login_signer, terminal};
 use agora_dial::PeerId;
 use agora_guest::wire;
-use agora_realm::{Challenge, PublicKey};
+use agora_realm::{Challenge, PersonaId, PublicKey};
 use capnp::Error;
 
 use super::door::PeerDoor;
 use super::peers::Peer;
 use super::thread::Ctx;
+use crate::boot::host::propose_grants;
+use crate::door::control::Control;
 use crate::limits;
 use crate::persona::secret::random_bytes;
 
@@ -200,6 +202,20 @@ impl Terminal {
     }
 }
 
+/// Puts a peer on the record that could not be before, since nobody knew its id: its key, and what the manifest proposes for it.
+async fn introduce(control: &Arc<Control>, peer: &Peer) -> Result<(), String> {
+    let id = PersonaId::new(control.host_id(), peer.persona.clone());
+    let known = control.record().state().persona(&id).cloned();
+    control.key_peer(peer, false).await?;
+    let mut notices = Vec::new();
+    let grants = &peer.spec.grants;
+    propose_grants(control, &id, known.as_ref(), grants, &mut notices).await?;
+    for notice in notices {
+        tracing::info!("{notice}");
+    }
+    Ok(())
+}
+
 impl terminal::Server for Terminal {
     async fn login(
         self: Rc<Self>,
@@ -229,7 +245,7 @@ impl terminal::Server for Terminal {
         };
         let (ctx, id) = (self.ctx.clone(), self.from);
         ctx.peers.bind(&peer, id);
-        if let Err(error) = ctx.control.key_peer(&peer, false).await {
+        if let Err(error) = introduce(&ctx.control, &peer).await {
             to.set_overloaded(format!("{}: {error}", peer.name).as_str());
             return Ok(());
         }
