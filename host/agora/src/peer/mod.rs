@@ -6,10 +6,12 @@
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
+//! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
 
 pub mod door;
 pub mod peers;
+pub mod sighting;
 pub mod spec;
 pub mod terminal;
 pub mod thread;
