@@ -17,12 +17,13 @@ use agora_capnp::peer_capnp::{login_signer, terminal};
 use agora_dial::PeerId;
 use agora_guest::wire;
 use agora_membrane::error;
-use agora_realm::{Challenge, PublicKey};
+use agora_realm::{Challenge, PersonaId, PublicKey};
 use capnp::Error;
 
 use super::door::PeerDoor;
 use super::peers::Peer;
 use super::thread::Ctx;
+use crate::boot::host::propose_grants;
 use crate::limits;
 use crate::persona::secret::random_bytes;
 
@@ -214,6 +215,17 @@ impl Terminal {
     }
 }
 
+/// Puts a peer that has logged in on the record, with what the manifest proposes for it and the log has not decided.
+async fn settle(ctx: &Ctx, peer: &Peer) -> Result<(), String> {
+    let control = &ctx.control;
+    control.key_peer(peer, false).await?;
+    let id = PersonaId::new(control.host_id(), peer.persona.clone());
+    let known = control.record().state().persona(&id).cloned();
+    // What the log has decided otherwise was told at the start.
+    let notices = &mut Vec::new();
+    propose_grants(control, &id, known.as_ref(), &peer.spec.grants, notices).await
+}
+
 impl terminal::Server for Terminal {
     async fn login(
         self: Rc<Self>,
@@ -252,7 +264,7 @@ impl terminal::Server for Terminal {
             // Whoever has the key has it from another machine now.
             ctx.dialer.reconsider(old).await;
         }
-        if let Err(error) = ctx.control.key_peer(&peer, false).await {
+        if let Err(error) = settle(&ctx, &peer).await {
             to.set_overloaded(format!("{}: {error}", peer.name).as_str());
             return Ok(());
         }
