@@ -595,6 +595,9 @@ async fn propose_agent(
 }
 
 /// Grants what the manifest proposes for a persona, as far as the log has not decided it.
+///
+/// # Errors
+/// For people.
 pub(crate) async fn propose_grants(
     control: &Arc<Control>,
     id: &PersonaId,
