@@ -72,6 +72,51 @@ pub const TURNED_AWAY_MAX: usize = 16;
 /// Pings that the median is taken over.
 pub const ROUND_TRIPS_KEPT: usize = 32;
 
+/// Hosts that are kept connected for errands: relays, and those whom Kademlia asks first.
+pub const WAYPOINTS_MAX: usize = 16;
+/// Addresses of one of them.
+pub const WAYPOINT_ADDRESSES_MAX: usize = 4;
+/// Inbound connections for errands, together.
+pub const ERRANDS_IN_MAX: usize = 64;
+/// The same with one peer.
+pub const ERRANDS_PEER_IN_MAX: usize = 2;
+/// Connections that Kademlia's walk and hole punching have under way or made, together.
+pub const WALKS_MAX: usize = 16;
+/// How long a connection for an errand lasts with a host that isn't known here, or that Kademlia walked to, in milliseconds.
+pub const ERRAND_MS: u64 = 60_000;
+/// Events of a connection that are kept until it is known to be for errands.
+pub const ERRAND_EVENTS_MAX: usize = 16;
+/// Addresses that are tried of a host that Kademlia walks to, and that are kept of one that it knows.
+pub const KAD_ADDRESSES_MAX: usize = 4;
+/// Hosts in one bucket of Kademlia's table.
+pub const KAD_BUCKET_MAX: usize = 8;
+/// Bytes of one message of Kademlia.
+pub const KAD_MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Questions of Kademlia under way.
+pub const KAD_QUESTIONS_MAX: usize = 8;
+/// How long one may take, in milliseconds.
+pub const KAD_QUESTION_MS: u64 = 20_000;
+/// The shortest time between two rounds of questions, in milliseconds.
+pub const KAD_ASK_MIN_MS: u64 = 200;
+/// Addresses of one peer that were found by mDNS and Kademlia. The last ones found push out the first.
+pub const FOUND_ADDRESSES_MAX: usize = 8;
+/// How long an address that Kademlia found is believed, in milliseconds.
+pub const FOUND_MS: u64 = 10 * 60_000;
+/// Addresses that mDNS holds, of anyone on the network; beyond, it begins anew.
+pub const MDNS_SEEN_MAX: usize = 256;
+/// Peers that may listen through us.
+pub const RELAY_RESERVATIONS_MAX: usize = PEERS_MAX;
+/// How long they may without asking again, in milliseconds.
+pub const RELAY_RESERVATION_MS: u64 = 60 * 60_000;
+/// Connections that we relay, together.
+pub const RELAY_CIRCUITS_MAX: usize = 64;
+/// The same from one peer: two lanes, each with one that is lost and one that replaces it.
+pub const RELAY_PEER_CIRCUITS_MAX: usize = 4;
+/// Bytes of one of them.
+pub const RELAY_CIRCUIT_BYTES_MAX: u64 = 1 << 30;
+/// How long one may last, in milliseconds.
+pub const RELAY_CIRCUIT_MS_MAX: u64 = 60 * 60_000;
+
 /// How long a connection may take to be made and secured, in milliseconds.
 pub const HANDSHAKE_PATIENCE_MS: u64 = 10_000;
 /// How long the greeting may take by default, either side, in milliseconds.

@@ -1,4 +1,4 @@
-//! QUIC, and TCP with Noise and Yamux, as one transport.
+//! QUIC, TCP with Noise and Yamux, and the same over a relay, as one transport.
 
 use std::time::Duration;
 
@@ -10,16 +10,26 @@ use libp2p::{
         upgrade::Version,
     },
     identity::Keypair,
-    noise, quic, tcp,
+    noise, quic, relay, tcp,
 };
 
 use crate::{StartError, limits, muxer::Yamux};
 
-pub(crate) fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+pub(crate) fn build(
+    keypair: &Keypair,
+    circuits: relay::client::Transport,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let patience = Duration::from_millis(limits::HANDSHAKE_PATIENCE_MS);
     let noise =
         noise::Config::new(keypair).map_err(|cause| StartError::Transport(cause.to_string()))?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1)
+        .authenticate(noise.clone())
+        .multiplex(Yamux)
+        .timeout(patience)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // The relay sees no more than what any network does.
+    let circuits = circuits
         .upgrade(Version::V1)
         .authenticate(noise)
         .multiplex(Yamux)
@@ -36,7 +46,8 @@ pub(crate) fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>
     let quic = quic::tokio::Transport::new(config)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
-    Ok(OrTransport::new(quic, tcp)
+    let direct = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
+    Ok(OrTransport::new(circuits, direct)
         .map(|either, _| either.into_inner())
         .boxed())
 }

@@ -2,8 +2,10 @@
 
 mod connecting;
 mod ending;
+mod finding;
 mod hostile;
 mod hosts;
 mod lanes;
 mod raw;
+mod relays;
 mod standing;
