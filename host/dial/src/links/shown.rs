@@ -77,7 +77,7 @@ impl Links {
                     connections: self
                         .conns
                         .values()
-                        .filter(|conn| conn.peer == *peer)
+                        .filter(|conn| conn.peer == *peer && !conn.errand)
                         .count(),
                     protocols: link.protocols.clone(),
                     found: link
