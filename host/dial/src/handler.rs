@@ -20,11 +20,12 @@ use libp2p::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, Sleep},
+    time::Sleep,
 };
 
 use crate::{
     Incoming, Lane, OpenError, Standing, Stream, Why,
+    bucket::Bucket,
     greeting::{self, Carries, Incarnation, Verdict},
     lane, limits,
     status::Meter,
@@ -134,33 +135,6 @@ enum Talk {
     Answered,
 }
 
-/// Counts what may come in a while.
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new() -> Self {
-        Self {
-            left: f64::from(limits::STREAMS_BURST),
-            at: Instant::now(),
-        }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let earned = now.duration_since(self.at).as_secs_f64() * f64::from(limits::STREAMS_PER_S);
-        self.left = (self.left + earned).min(f64::from(limits::STREAMS_BURST));
-        self.at = now;
-        let there = self.left >= 1.0;
-        if there {
-            self.left -= 1.0;
-        }
-        there
-    }
-}
-
 type Event = ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, Purpose, Heard>;
 
 pub(crate) struct Handler {
@@ -202,7 +176,7 @@ impl Handler {
             lines: Vec::new(),
             streams_in: Arc::default(),
             streams_out: Arc::default(),
-            bucket: Bucket::new(),
+            bucket: Bucket::new(limits::STREAMS_BURST, limits::STREAMS_PER_S),
             refused: 0,
             theirs: None,
             no_greeting: None,

@@ -11,6 +11,8 @@
 //! - [`limits`]: every bound.
 
 mod backoff;
+mod bucket;
+mod counted;
 mod dialer;
 mod errands;
 mod error;
@@ -22,6 +24,7 @@ mod lane;
 pub mod limits;
 mod links;
 mod muxer;
+mod names;
 mod options;
 mod relay;
 mod status;

@@ -43,6 +43,11 @@ pub const QUIC_STREAMS_IN_MAX: u32 = 32;
 pub const STREAMS_BURST: u32 = 64;
 /// Streams per second that a connection may open in the long run; those beyond are reset.
 pub const STREAMS_PER_S: u32 = 16;
+/// Streams that a connection may open at once, whatever becomes of them, before `STREAMS_RAW_PER_S` counts.
+pub const STREAMS_RAW_BURST: u32 = 1024;
+/// Streams per second that a connection may open in the long run, whatever becomes of them; one more ends it. More than
+/// `STREAMS_PER_S`, so that those that negotiate are refused first.
+pub const STREAMS_RAW_PER_S: u32 = 64;
 /// Streams that may be refused on one connection before it is ended.
 pub const STREAMS_REFUSED_MAX: u32 = 256;
 /// Streams that wait in the inbound queue. It can't be filled while every peer is within its own bounds.
@@ -117,6 +122,11 @@ pub const RELAY_CIRCUIT_BYTES_MAX: u64 = 1 << 30;
 /// How long one may last, in milliseconds.
 pub const RELAY_CIRCUIT_MS_MAX: u64 = 60 * 60_000;
 
+/// Addresses that are tried of one name.
+pub const NAME_ADDRESSES_MAX: usize = 4;
+/// How long a name may take to be resolved, in milliseconds. Less than `HANDSHAKE_PATIENCE_MS`.
+pub const NAME_PATIENCE_MS: u64 = 5_000;
+
 /// How long a connection may take to be made and secured, in milliseconds.
 pub const HANDSHAKE_PATIENCE_MS: u64 = 10_000;
 /// How long the greeting may take by default, either side, in milliseconds.
@@ -147,6 +157,8 @@ pub const SETTLED_MS: u64 = 30_000;
 
 const _: () = assert!(RECEIVE_WINDOW_BYTES >= MUXER_STREAMS_MAX * (256 << 10));
 const _: () = assert!(PENDING_IN_STRANGERS_MAX < PENDING_IN_MAX);
+const _: () = assert!(STREAMS_RAW_PER_S > STREAMS_PER_S && STREAMS_RAW_BURST > STREAMS_REFUSED_MAX);
+const _: () = assert!(NAME_PATIENCE_MS < HANDSHAKE_PATIENCE_MS);
 const _: () = assert!(
     MUXER_STREAMS_MAX
         >= LANE_STREAMS_IN_MAX

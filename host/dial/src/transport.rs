@@ -1,4 +1,4 @@
-//! QUIC, TCP with Noise and Yamux, and the same over a relay, as one transport.
+//! QUIC, TCP with Noise and Yamux, and the same over a relay, as one transport, which resolves names and counts streams.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use libp2p::{
     noise, quic, relay, tcp,
 };
 
-use crate::{StartError, limits, muxer::Yamux};
+use crate::{StartError, counted::Counted, limits, muxer::Yamux, names::Names};
 
 pub(crate) fn build(
     keypair: &Keypair,
@@ -47,7 +47,9 @@ pub(crate) fn build(
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
     let direct = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
-    Ok(OrTransport::new(circuits, direct)
+    let all = OrTransport::new(circuits, direct)
         .map(|either, _| either.into_inner())
-        .boxed())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Counted::new(muxer))))
+        .boxed();
+    Ok(Names::new(all).boxed())
 }

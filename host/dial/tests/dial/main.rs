@@ -6,6 +6,7 @@ mod finding;
 mod hostile;
 mod hosts;
 mod lanes;
+mod liar;
 mod raw;
 mod relays;
 mod standing;
