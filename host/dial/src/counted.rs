@@ -13,6 +13,12 @@ use libp2p::core::muxing::{
 
 use crate::{bucket::Bucket, limits};
 
+/// Why such a connection ends.
+pub(crate) fn flooded() -> io::Error {
+    io::Error::other("it opened streams faster than any host does")
+}
+
+/// A connection over QUIC; one over TCP counts in its own muxer, which drops some of the streams itself.
 pub(crate) struct Counted {
     inner: StreamMuxerBox,
     bucket: Bucket,
@@ -37,8 +43,7 @@ impl StreamMuxer for Counted {
     ) -> Poll<io::Result<SubstreamBox>> {
         let stream = self.inner.poll_inbound_unpin(cx);
         if matches!(stream, Poll::Ready(Ok(_))) && !self.bucket.take() {
-            let why = "it opened streams faster than any host does";
-            return Poll::Ready(Err(io::Error::other(why)));
+            return Poll::Ready(Err(flooded()));
         }
         stream
     }

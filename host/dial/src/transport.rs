@@ -43,13 +43,14 @@ pub(crate) fn build(
     config.max_concurrent_stream_limit = limits::QUIC_STREAMS_IN_MAX;
     config.max_stream_data = limits::QUIC_STREAM_WINDOW_BYTES;
     config.max_connection_data = limits::QUIC_CONNECTION_WINDOW_BYTES;
-    let quic = quic::tokio::Transport::new(config)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| {
+        let counted = Counted::new(StreamMuxerBox::new(muxer));
+        (peer, StreamMuxerBox::new(counted))
+    });
 
     let direct = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
     let all = OrTransport::new(circuits, direct)
         .map(|either, _| either.into_inner())
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Counted::new(muxer))))
         .boxed();
     Ok(Names::new(all).boxed())
 }

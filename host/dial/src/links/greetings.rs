@@ -100,8 +100,10 @@ impl Links {
                 let through_relay =
                     |id: &ConnectionId| self.conns.get(id).is_some_and(|held| held.relayed);
                 let crossing = slot.is_some_and(|slot| match &slot.held {
-                    // A direct connection is always better.
-                    Some(held) if direct && through_relay(&held.id) => false,
+                    // A direct connection is better, whichever side made it.
+                    Some(held) if direct && through_relay(&held.id) => {
+                        slot.dialing.is_some() && slot.greeting
+                    }
                     // Sent before the peer heard of the connection that we dialed; or by a peer that has lost it, which
                     // is told from that by its incarnation or, later, by time.
                     Some(held) => {
@@ -111,7 +113,16 @@ impl Links {
                     }
                     None => slot.dialing.is_some() && slot.greeting,
                 });
-                if lesser && crossing {
+                // The relayed one was overtaken by the direct one that was made from it.
+                let overtaken = !direct
+                    && slot
+                        .and_then(|slot| slot.held.as_ref())
+                        .is_some_and(|held| {
+                            held.from == from
+                                && !through_relay(&held.id)
+                                && held.since.elapsed() < ms(limits::CROSSING_MS)
+                        });
+                if overtaken || (lesser && crossing) {
                     Verdict::Duplicate
                 } else {
                     Verdict::Welcome

@@ -2,11 +2,12 @@
 //! relayed connection into a direct one.
 //!
 //! A direct connection that hole punching made greets a lane that is relayed, and so replaces it, as any new connection of a
-//! lane does. What ran over the relayed one ends then, and is begun anew by whoever began it.
+//! lane does. Where both sides make one, the greeting decides, as for any dials that cross. What ran over the relayed one ends then, and is begun anew by whoever began it.
 
 use libp2p::{
     Multiaddr, PeerId,
     core::Endpoint,
+    multiaddr::Protocol,
     swarm::{ConnectionDenied, ConnectionId},
 };
 use tokio::time::Instant;
@@ -22,19 +23,23 @@ use super::{
 use crate::{Lane, Standing, Why, handler::Handler, lane::CARRIERS, limits};
 
 impl Links {
-    /// A lane with this peer that goes through a relay, and isn't being replaced; one that we dialed, if we are to greet.
-    fn relayed_lane(&self, peer: &PeerId, dialed: bool) -> Option<Lane> {
+    /// A lane with this peer that goes through a relay, or is about to, and isn't being replaced.
+    fn relayed_lane(&self, peer: &PeerId) -> Option<Lane> {
         let link = self.links.get(peer)?;
         if !self.setup.services.punches || self.setup.policy.standing(peer) != Standing::Known {
             return None;
         }
+        let through_relay = |id: &ConnectionId| {
+            let conn = self.conns.get(id);
+            conn.is_some_and(|conn| conn.relayed && conn.established)
+        };
         CARRIERS.into_iter().find(|lane| {
             let slot = &link.slots[at(*lane)];
-            slot.dialing.is_none()
-                && slot.held.as_ref().is_some_and(|held| {
-                    (held.dialed || !dialed)
-                        && self.conns.get(&held.id).is_some_and(|conn| conn.relayed)
-                })
+            match (&slot.held, &slot.dialing) {
+                (Some(held), None) => through_relay(&held.id),
+                (None, Some(dialing)) => through_relay(dialing),
+                _ => false,
+            }
         })
     }
 
@@ -56,7 +61,7 @@ impl Links {
         let Some(peer) = peer else {
             return full("nobody is dialed without an id");
         };
-        let punches = self.relayed_lane(&peer, role == Endpoint::Dialer).is_some();
+        let punches = self.relayed_lane(&peer).is_some();
         let walks = self.setup.services.kademlia
             && role == Endpoint::Dialer
             && self.setup.policy.standing(&peer) != Standing::Refused;
@@ -75,8 +80,10 @@ impl Links {
         address: &Multiaddr,
         role: Endpoint,
     ) -> Result<Handler, ConnectionDenied> {
-        let greets = role == Endpoint::Dialer;
-        let lane = self.relayed_lane(&peer, greets);
+        // Over QUIC both sides of hole punching dial, whatever their roles: what comes of it is up to the greeting.
+        let quic = address.iter().any(|part| part == Protocol::QuicV1);
+        let greets = role == Endpoint::Dialer || quic;
+        let lane = self.relayed_lane(&peer);
         if self.closing || relayed(address) || (lane.is_none() && !self.setup.services.kademlia) {
             return full("no longer wanted");
         }

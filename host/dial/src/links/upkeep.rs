@@ -226,6 +226,9 @@ impl Links {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
+        if conn.errand {
+            return self.waypoint_identified(id, conn.peer);
+        }
         let Some(from) = self.place(id) else {
             return;
         };

@@ -31,6 +31,11 @@ pub(super) struct Waypoint {
     listen: bool,
     conn: Option<ConnectionId>,
     since: Option<Instant>,
+    /// It has answered the greeting.
+    welcome: bool,
+    /// It has said where it sees us, which hole punching begins with.
+    identified: bool,
+    /// Both: it may be used.
     pub(super) up: bool,
     listener: Option<ListenerId>,
     pub(super) listening: Vec<Multiaddr>,
@@ -80,6 +85,8 @@ impl Links {
             listen: false,
             conn: None,
             since: None,
+            welcome: false,
+            identified: false,
             up: false,
             listener: None,
             listening: Vec::new(),
@@ -227,7 +234,7 @@ impl Links {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
-        let (peer, address) = (conn.peer, conn.address.clone());
+        let peer = conn.peer;
         if verdict != Verdict::Welcome {
             return self.end(id, Why::RefusedThere);
         }
@@ -238,8 +245,34 @@ impl Links {
         else {
             return;
         };
-        waypoint.up = true;
+        waypoint.welcome = true;
         waypoint.since = Some(Instant::now());
+        self.ready(peer);
+    }
+
+    /// It has said where it sees us.
+    pub(super) fn waypoint_identified(&mut self, id: ConnectionId, peer: PeerId) {
+        if let Some(waypoint) = self.waypoints.get_mut(&peer)
+            && waypoint.conn == Some(id)
+        {
+            waypoint.identified = true;
+            self.ready(peer);
+        }
+    }
+
+    /// Once both have happened, what waited for it goes on.
+    fn ready(&mut self, peer: PeerId) {
+        let Some(waypoint) = self.waypoints.get_mut(&peer) else {
+            return;
+        };
+        if waypoint.up || !waypoint.welcome || !waypoint.identified {
+            return;
+        }
+        let address = waypoint
+            .conn
+            .and_then(|id| self.conns.get(&id))
+            .and_then(|conn| conn.address.clone());
+        waypoint.up = true;
         waypoint.why = None;
         if waypoint.listen
             && let Some(address) = waypoint.addresses.first()
@@ -289,7 +322,7 @@ impl Links {
         }
         tracing::debug!(%peer, ?why, "not connected for errands");
         waypoint.conn = None;
-        waypoint.up = false;
+        (waypoint.welcome, waypoint.identified, waypoint.up) = (false, false, false);
         waypoint.listening.clear();
         let listener = waypoint.listener.take();
         waypoint.why = why;

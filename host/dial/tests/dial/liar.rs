@@ -11,6 +11,7 @@ use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt, future::BoxFutu
 use libp2p::{
     Swarm, SwarmBuilder,
     core::{Endpoint, transport::PortUse, upgrade::ReadyUpgrade},
+    identify,
     kad::{self, Mode, store::MemoryStore},
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
@@ -121,6 +122,7 @@ impl NetworkBehaviour for Welcomes {
 #[derive(NetworkBehaviour)]
 struct Liar {
     kad: kad::Behaviour<MemoryStore>,
+    identify: identify::Behaviour,
     welcomes: Welcomes,
 }
 
@@ -144,8 +146,10 @@ pub(crate) async fn liar(about: PeerId, addresses: usize, most: usize) -> Multia
                 let address = format!("/ip4/127.9.{}.{}/tcp/9", n / 250, n % 250 + 1);
                 kad.add_address(&about, address.parse().expect("an address"));
             }
+            let identify = identify::Config::new("/agora/1".into(), key.public());
             Liar {
                 kad,
+                identify: identify::Behaviour::new(identify),
                 welcomes: Welcomes(VecDeque::new()),
             }
         })

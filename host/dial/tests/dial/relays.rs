@@ -106,6 +106,9 @@ async fn a_relay_that_is_a_peer_has_its_lanes_beside_what_it_relays() {
 /// On one machine each reaches the other, so what hole punching is for isn't there; what it does is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relayed_lanes_become_direct_ones() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .try_init();
     let relay = host(9)
         .listening(QUIC)
         .relaying(RelayBounds::default())
