@@ -7,6 +7,7 @@ mod hostile;
 mod hosts;
 mod lanes;
 mod liar;
+mod names;
 mod raw;
 mod relays;
 mod standing;
