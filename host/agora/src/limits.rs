@@ -333,8 +333,12 @@ pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
 pub const PEER_ADDRESSES_MAX: usize = agora_dial::limits::ADDRESSES_MAX;
 /// Personas of one peer that may speak here in one graft.
 pub const PEER_SPEAKERS_MAX: usize = 256;
-/// Channels that one peer may follow at once in one graft.
+/// Channels that one peer may follow at once in one graft; each once.
 pub const PEER_FOLLOWS_MAX: usize = 256;
+/// Keys of guests and grants below its own that one peer may have this host write at once, whatever the connection.
+pub const PEER_ENTRIES_BURST: u32 = 512;
+/// The same for each second in the long run.
+pub const PEER_ENTRIES_PER_S: u32 = 4;
 /// Frames of a peer that may wait for the RPC system before no more is read from it.
 pub const PEER_FRAMES_AHEAD_MAX: usize = 64;
 /// Their bytes.
@@ -353,6 +357,7 @@ pub const PEER_WIRE: Limits = Limits {
     queue_frames_max: 16 * 1024,
     questions_max: 2048,
     unanswered_bytes_max: 8 << 20,
+    unfinished_bytes_max: 24 << 20,
     exports_max: 4096,
     asked_max: 4096,
     ..Limits::HOST
@@ -364,6 +369,7 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     questions_max: 32,
     cancelled_max: 1024,
     unanswered_bytes_max: 256 << 10,
+    unfinished_bytes_max: 256 << 10,
     exports_max: 16,
     caps_per_message_max: 4,
     asked_max: 32,
@@ -373,10 +379,13 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
 pub const PEER_LEASE: Duration = Duration::from_secs(2);
 /// How often it is pinged there.
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How long an operator's ping of a peer waits for its answer.
+pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
-/// Logins of guests at once, in all.
-pub const LOGINS_AT_ONCE_MAX: usize = 8;
+/// Logins of guests at once, in all: more than one network address may have connections, so that none keeps all others out.
+pub const LOGINS_AT_ONCE_MAX: usize = 12;
+const _: () = assert!(LOGINS_AT_ONCE_MAX > agora_dial::limits::GUEST_ADDRESS_CONNECTIONS_MAX);
 /// Ids whose failed logins are remembered.
 pub const LOGINS_REMEMBERED_MAX: usize = 1024;
 /// The wait after a first login that failed; doubles each time, up to `LOGIN_AGAIN_MAX`.

@@ -595,7 +595,10 @@ async fn propose_agent(
 }
 
 /// Grants what the manifest proposes for a persona, as far as the log has not decided it.
-async fn propose_grants(
+///
+/// # Errors
+/// For people.
+pub(crate) async fn propose_grants(
     control: &Arc<Control>,
     id: &PersonaId,
     known: Option<&agora_realm::Persona>,

@@ -6,7 +6,7 @@
 //! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use bytes::Bytes;
 use capnp::Error;
 use capnp::private::capability::ClientHook;
 
+use super::allowance::Allowance;
 use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
@@ -60,6 +61,8 @@ pub struct Holder {
     subscriptions_live: Rc<Cell<usize>>,
     /// Tells this graft from others.
     token: u64,
+    /// What grants below its own are drawn on, when it is another host's.
+    allowance: OnceCell<Arc<Allowance>>,
 }
 
 /// The facets alive on one vat thread, and the signers, by the brand and address of the capability: which one it is.
@@ -178,7 +181,13 @@ impl Holder {
             subscriptions_live: Rc::default(),
             token,
             shared,
+            allowance: OnceCell::new(),
         })
+    }
+
+    /// Every grant that is made below its own is drawn on this from here on.
+    pub fn draw_on(&self, allowance: &Arc<Allowance>) {
+        let _ = self.allowance.set(allowance.clone());
     }
 
     /// A facet for a grant, as a capability of the inside.
@@ -432,6 +441,9 @@ impl Facet {
                 )));
             }
             Err(refusal) => return Err(refused(refusal)),
+        }
+        if let Some(allowance) = self.holder.allowance.get() {
+            allowance.draw()?;
         }
         control
             .issue(body, self.holder.epoch)
@@ -758,6 +770,7 @@ impl Facet {
             for (i, kept) in batch.iter().enumerate() {
                 write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
             }
+            drop(batch);
             request.send().await?;
         }
     }

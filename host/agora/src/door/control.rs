@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_log::{Class, LogError};
+use agora_membrane::error;
 use agora_realm::{
     Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
     KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
@@ -26,6 +27,7 @@ use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::host::LogPlace;
 use crate::boot::manifest::{NotADomain, unknown};
+use crate::channel::allowance::Allowance;
 use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
 };
@@ -886,27 +888,53 @@ impl Control {
             component: None,
             signature: None,
         };
-        self.key_from(&peer.persona, origin, started).await
+        match self.key_from(&peer.persona, origin, started)? {
+            Some(body) => self.decide(body).await.map(|_| ()),
+            None => Ok(()),
+        }
     }
 
-    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's.
+    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's. What is written is
+    /// drawn on the peer's allowance.
     ///
     /// # Errors
-    /// For people.
+    /// What the peer is told: there is no room for more of its guests, it must wait, or the log can't take it now.
     pub async fn key_guest(
         self: &Arc<Self>,
         name: &PersonaName,
         origin: Origin,
-    ) -> Result<(), String> {
-        self.key_from(name, origin, false).await
+        allowance: &Allowance,
+    ) -> Result<(), capnp::Error> {
+        let busy = |error: String| {
+            error::busy(&format!("{name} can't be put on the record: {error}"))
+        };
+        let Some(body) = self.key_from(name, origin, false).map_err(busy)? else {
+            return Ok(());
+        };
+        // The judge would refuse it as well; but it would stand in the log.
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let admitted = {
+            let state = self.record.state();
+            let is_killed = state.persona(&id).is_some_and(|known| known.killed);
+            match is_killed {
+                true => Err(Refusal::Revoked),
+                false => state.admit_guest(&id).map(|_| ()),
+            }
+        };
+        admitted.map_err(|refusal| {
+            error::denied(&format!("{name} is not let in here: {refusal}"))
+        })?;
+        allowance.draw()?;
+        self.decide(body).await.map(|_| ()).map_err(busy)
     }
 
-    async fn key_from(
+    /// The key of a persona that comes from elsewhere, when it must be put on the record.
+    fn key_from(
         self: &Arc<Self>,
         name: &PersonaName,
         origin: Origin,
         started: bool,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Body>, String> {
         let id = PersonaId::new(self.host_id(), name.clone());
         let known = self.record.state().persona(&id).cloned();
         // Whoever it is now, its next key says so.
@@ -914,18 +942,16 @@ impl Control {
             .as_ref()
             .is_some_and(|known| known.origin.as_deref() != Some(&origin));
         let (key, is_new) = self.persona_key(name, None, started || changed)?;
-        if is_new {
-            let body = Body::Key(KeyBody {
+        Ok(is_new.then(|| {
+            Body::Key(KeyBody {
                 subject: KeySubject::Persona(name.clone()),
                 public_key: key.public(),
                 component: None,
                 started,
                 genesis: None,
                 origin: Some(Box::new(origin)),
-            });
-            self.decide(body).await?;
-        }
-        Ok(())
+            })
+        }))
     }
 
     /// Signs a digest that says something of this host, with the key that it has now.

@@ -249,6 +249,7 @@ impl Live {
                 Ok(known) => known,
                 Err(error) => return error::reason(&error).to_owned(),
             };
+            let _offered = self.ctx.offers(&self.peer.name, link.clone());
             let stream = match open(Lane::Vat).await {
                 Ok(stream) => stream,
                 Err(error) => return error.to_string(),

@@ -18,7 +18,9 @@ use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
 use super::told::Known;
+use crate::channel::allowance::Allowance;
 use crate::door::control::Control;
+use crate::limits;
 use crate::persona::agent::Shared;
 
 /// What a peer is told on the control lane.
@@ -44,6 +46,8 @@ pub struct Peer {
     pub shared: Arc<Shared>,
     /// What it is told.
     pub told: watch::Sender<Told>,
+    /// How much it may have this host write besides messages.
+    pub allowance: Arc<Allowance>,
     /// It is let in by nobody.
     refused: AtomicBool,
     /// Who its host is, as it has proved.
@@ -70,6 +74,10 @@ impl Peer {
             persona,
             shared: Arc::default(),
             told,
+            allowance: Arc::new(Allowance::new(
+                limits::PEER_ENTRIES_BURST,
+                limits::PEER_ENTRIES_PER_S,
+            )),
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
@@ -203,14 +211,17 @@ impl Peers {
         }
     }
 
-    /// A peer has proved by its key who it is: it is known by this id from here on, until the host ends.
-    pub(super) fn bind(&self, peer: &Arc<Peer>, id: PeerId) {
+    /// A peer has proved by its key who it is: it is known by this id from here on, until the host ends. Answers the id that it was known
+    /// by before, if that is another.
+    pub(super) fn bind(&self, peer: &Arc<Peer>, id: PeerId) -> Option<PeerId> {
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
         let mut own = peer.id.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = own.replace(id) {
-            by_id.remove(&old);
+        let old = own.replace(id).filter(|old| *old != id);
+        if let Some(old) = &old {
+            by_id.remove(old);
         }
         by_id.insert(id, peer.clone());
+        old
     }
 
     /// Begins to listen and to dial, where there is anybody.
