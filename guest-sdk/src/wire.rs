@@ -665,7 +665,11 @@ impl Held {
             ("questions", self.questions, limits.questions_max),
             ("cancelled", self.cancelled, limits.cancelled_max),
             ("bytes", self.unanswered_bytes, limits.unanswered_bytes_max),
-            ("answers", self.unfinished_bytes, limits.unfinished_bytes_max),
+            (
+                "answers",
+                self.unfinished_bytes,
+                limits.unfinished_bytes_max,
+            ),
             ("links", self.links, limits.links_max),
             ("asked", self.asked, limits.asked_max),
             ("exports", self.exports, limits.exports_max),

@@ -417,6 +417,8 @@ pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// How long the start of a host's agents waits for the links to peers whose channels they are granted.
+pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// The first wait before a link that failed is made again; it doubles.
 pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
 /// The longest.

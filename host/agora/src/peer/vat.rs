@@ -280,7 +280,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_claims_too_much_is_refused_before_there_is_room_for_it() {
-        for claims in [[0_u32, u32::MAX], [u32::MAX - 1, 1], [0, FRAME_BYTES_MAX as u32 / 8]] {
+        for claims in [
+            [0_u32, u32::MAX],
+            [u32::MAX - 1, 1],
+            [0, FRAME_BYTES_MAX as u32 / 8],
+        ] {
             let mut drops = Drops(claims.map(u32::to_le_bytes).concat(), 8);
             let mut frames = Frames::default();
             frames.next(&mut drops).await.unwrap_err();

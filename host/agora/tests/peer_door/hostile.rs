@@ -71,7 +71,9 @@ fn p99(mut trips: Vec<Duration>) -> Duration {
 
 async fn round_trip(channel: &Channel) -> Duration {
     let began = Instant::now();
-    within("an honest peer's call", channel.info()).await.unwrap();
+    within("an honest peer's call", channel.info())
+        .await
+        .unwrap();
     began.elapsed()
 }
 
@@ -210,9 +212,13 @@ fn personas_and_grants_without_end() {
     under_attack("introductions", async |bed: &Bed, came: Came| {
         // Some for what alpha says, and each narrowed facet that it lets go of is taken off the books.
         let seconds = came.took.as_secs() + 1;
-        let drawn = u64::from(limits::PEER_ENTRIES_BURST)
-            + seconds * u64::from(limits::PEER_ENTRIES_PER_S);
-        assert!(came.entries <= 2 * drawn + 100, "{} of {drawn}", came.entries);
+        let drawn =
+            u64::from(limits::PEER_ENTRIES_BURST) + seconds * u64::from(limits::PEER_ENTRIES_PER_S);
+        assert!(
+            came.entries <= 2 * drawn + 100,
+            "{} of {drawn}",
+            came.entries
+        );
         assert!(came.entries >= u64::from(limits::PEER_ENTRIES_BURST));
         let control = bed.control();
         let state = control.record().state();
@@ -344,7 +350,11 @@ async fn unfinished(caller: &Caller) {
             }
             assert!(kept.len() < 2000, "nobody minds");
         }
-        println!("  ended after {} answers: {}", kept.len(), ended(&had.vat).await);
+        println!(
+            "  ended after {} answers: {}",
+            kept.len(),
+            ended(&had.vat).await
+        );
     }
 }
 
@@ -448,8 +458,15 @@ async fn frames(caller: &Caller) {
         }
     }
     // Ones that aren't.
-    let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
-    let noise: Vec<u8> = (0..8192_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let words = |words: &[u32]| {
+        words
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
+    let noise: Vec<u8> = (0..8192_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     let malformed = [
         words(&[u32::MAX, 0]),
         words(&[4095, 1]),
@@ -470,7 +487,9 @@ async fn frames(caller: &Caller) {
     // Ones that stop, or come a byte at a time.
     for lane in [Lane::Vat, Lane::Control].repeat(4) {
         let mut stream = caller.open(lane).await;
-        let _ = stream.write_all(&words(&[0, (FRAME_BYTES_MAX / 8 - 1) as u32])).await;
+        let _ = stream
+            .write_all(&words(&[0, (FRAME_BYTES_MAX / 8 - 1) as u32]))
+            .await;
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(500) {
             if stream.write_all(&[0]).await.is_err() || stream.flush().await.is_err() {
