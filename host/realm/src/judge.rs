@@ -20,9 +20,7 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
 };
-use crate::limits::{
-    AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX,
-};
+use crate::limits::{AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX};
 use crate::rules::{Hops, Offer, Speaking};
 use crate::state::{Grant, Host, Persona, State, placed};
 use crate::terms::Rights;

@@ -903,9 +903,8 @@ impl Control {
         origin: Origin,
         allowance: &Allowance,
     ) -> Result<(), capnp::Error> {
-        let busy = |error: String| {
-            error::busy(&format!("{name} can't be put on the record: {error}"))
-        };
+        let busy =
+            |error: String| error::busy(&format!("{name} can't be put on the record: {error}"));
         let Some(body) = self.key_from(name, origin, false).map_err(busy)? else {
             return Ok(());
         };
@@ -919,9 +918,8 @@ impl Control {
                 false => state.admit_guest(&id).map(|_| ()),
             }
         };
-        admitted.map_err(|refusal| {
-            error::denied(&format!("{name} is not let in here: {refusal}"))
-        })?;
+        admitted
+            .map_err(|refusal| error::denied(&format!("{name} is not let in here: {refusal}")))?;
         allowance.draw()?;
         self.decide(body).await.map(|_| ()).map_err(busy)
     }

@@ -15,7 +15,9 @@ use agora_capnp::membrane_capnp::{membrane, session};
 use agora_capnp::peer_capnp::{following, peer_channel};
 use agora_guest::wire;
 use agora_membrane::error;
-use agora_realm::{ChannelName, ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey};
+use agora_realm::{
+    ChannelName, ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey,
+};
 use capnp::Error;
 use capnp::traits::HasTypeId;
 
@@ -397,7 +399,10 @@ impl Drop for Following {
 struct FollowPlace(Rc<RefCell<HashSet<ChannelName>>>, ChannelName);
 
 impl FollowPlace {
-    fn take(live: &Rc<RefCell<HashSet<ChannelName>>>, channel: &ChannelName) -> Result<Self, Error> {
+    fn take(
+        live: &Rc<RefCell<HashSet<ChannelName>>>,
+        channel: &ChannelName,
+    ) -> Result<Self, Error> {
         let mut followed = live.borrow_mut();
         if followed.contains(channel) {
             return Err(error::busy(&format!(
