@@ -380,6 +380,8 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
 pub const PEER_LEASE: Duration = Duration::from_secs(2);
 /// How often it is pinged there.
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How long an operator's ping of a peer waits for its answer.
+pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Logins of guests at once, in all: more than one network address may have connections, so that none keeps all others out.
@@ -393,3 +395,30 @@ pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
 pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// Orders that may wait for the peers' thread.
 pub const PEER_ORDERS_MAX: usize = 64;
+/// Messages of one of a peer's channels that are kept in memory for those who listen here.
+pub const REMOTE_RECENT_MAX: usize = 1024;
+/// Their bytes. Older ones are asked for again.
+pub const REMOTE_RECENT_BYTES_MAX: usize = 4 << 20;
+/// Requests for a peer's history, on one channel, that may wait.
+pub const REMOTE_REQUESTS_MAX: usize = 64;
+/// Messages said for one of a peer's channels that the peer has not settled. Below the keys that the peer remembers of a persona, so that
+/// whatever is sent again after a crash is known there.
+pub const OUTBOX_WAITING_MAX: usize = 1024;
+/// Their bytes, as far as this run knows of them.
+pub const OUTBOX_WAITING_BYTES_MAX: usize = 16 << 20;
+/// Messages of an outbox that are read before the peer has settled those before them.
+pub const OUTBOX_AHEAD_MAX: usize = 256;
+/// What became of the latest messages of an outbox is remembered, for who asks again.
+pub const OUTBOX_FATES_MAX: usize = 512;
+/// How long a peer's refusal text may be here.
+pub const FATE_TEXT_BYTES_MAX: usize = 256;
+/// The first wait before what a peer can't take now is sent again; it doubles.
+pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
+/// The longest.
+pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How often what is known of a peer is written to the data folder, when it changed.
+pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// The first wait before a link that failed is made again; it doubles.
+pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+pub const LINK_AGAIN_MAX: Duration = Duration::from_secs(10);

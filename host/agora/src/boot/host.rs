@@ -621,6 +621,9 @@ pub(crate) async fn propose_grants(
             Object::Timer => "the timer".to_owned(),
             Object::Signer(domain) => format!("the signer for '{domain}'"),
         };
+        if let Object::Channel(channel) = &object {
+            control.declare_remote(channel).await?;
+        }
         let decided = known.is_some_and(|known| known.decided.contains(&object));
         if !decided {
             let body = GrantBody {

@@ -6,13 +6,21 @@
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
+//! - [`link`]: what a peer lent us, for as long as that lasts.
+//! - [`borrowed`], [`remote`]: that, as this host's other rooms see it; what was said for it is forwarded from its outbox.
+//! - [`subscription`]: brings a peer's channel to one sink.
 //! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
 
+pub mod borrowed;
 pub mod door;
+pub mod link;
+mod outbox;
 pub mod peers;
+pub mod remote;
 pub mod sighting;
 pub mod spec;
+pub mod subscription;
 pub mod terminal;
 pub mod thread;
 pub mod told;

@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
-use agora_realm::{Epoch, PersonaId, PersonaName};
+use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::borrowed::{Borrowed, LinkState};
+use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
 use super::told::Known;
@@ -52,6 +54,12 @@ pub struct Peer {
     known: RwLock<Option<Known>>,
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
+    /// How the link to it is: what we use of theirs.
+    pub link: watch::Sender<LinkState>,
+    /// What it lets us use.
+    pub borrowed: Borrowed,
+    /// What it granted when it was last heard.
+    pub(super) granted: Mutex<Option<Vec<(String, Terms)>>>,
 }
 
 impl Peer {
@@ -73,6 +81,9 @@ impl Peer {
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
+            link: watch::channel(LinkState::down("it is not connected")).0,
+            borrowed: Borrowed::default(),
+            granted: Mutex::default(),
             name,
             spec,
         })
@@ -171,6 +182,11 @@ impl Peers {
         by_id.get(id).cloned()
     }
 
+    /// A channel of a peer's, by its name here. None: it is none, or of no peer of ours.
+    pub fn remote(&self, channel: &ChannelName) -> Option<Arc<Remote>> {
+        self.named(channel.peer()?)?.borrowed.remote(channel)
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.by_name.values()
@@ -226,6 +242,8 @@ impl Peers {
                 .persona(&id)
                 .is_some_and(|p| p.killed);
             peer.refused.store(killed, Ordering::SeqCst);
+            peer.borrowed
+                .open(&peer.name, control.record(), control.folder());
         }
         if !self.peering.is_on() {
             return Ok(());
@@ -242,6 +260,24 @@ impl Peers {
         if let Some(dialer) = self.dialer.get() {
             dialer.shutdown().await;
         }
+        for peer in self.all() {
+            peer.link
+                .send_replace(LinkState::down("the host is ending"));
+            for remote in peer.borrowed.remotes() {
+                // Nobody waits for it any more.
+                remote.set_standing(RemoteStanding::Away("the host is ending".into()));
+            }
+        }
+        self.keep().await;
+    }
+
+    /// Writes what is remembered of peers.
+    async fn keep(&self) {
+        let peers: Vec<_> = self.all().cloned().collect();
+        let keeping = tokio::task::spawn_blocking(move || {
+            peers.iter().for_each(|peer| peer.borrowed.keep());
+        });
+        let _ = keeping.await;
     }
 
     async fn order(&self, order: Order) {
