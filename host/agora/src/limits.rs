@@ -339,10 +339,13 @@ pub const PEER_FOLLOWS_MAX: usize = 256;
 pub const PEER_ENTRIES_BURST: u32 = 512;
 /// The same for each second in the long run.
 pub const PEER_ENTRIES_PER_S: u32 = 4;
-/// Frames of a peer that may wait for the RPC system before no more is read from it.
-pub const PEER_FRAMES_AHEAD_MAX: usize = 64;
+/// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of the thread, which other
+/// peers wait for.
+pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
 /// Their bytes.
 pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
+/// Bytes of answers and deliveries that may wait for a peer to take them before nothing more is read from it.
+pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
 /// What is read from a peer's stream at once, at least.
 pub const PEER_READ_BYTES: usize = 64 << 10;
 /// Segments of a message from a peer.
@@ -357,7 +360,6 @@ pub const PEER_WIRE: Limits = Limits {
     queue_frames_max: 16 * 1024,
     questions_max: 2048,
     unanswered_bytes_max: 8 << 20,
-    unfinished_bytes_max: 24 << 20,
     exports_max: 4096,
     asked_max: 4096,
     ..Limits::HOST
@@ -369,7 +371,6 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     questions_max: 32,
     cancelled_max: 1024,
     unanswered_bytes_max: 256 << 10,
-    unfinished_bytes_max: 256 << 10,
     exports_max: 16,
     caps_per_message_max: 4,
     asked_max: 32,

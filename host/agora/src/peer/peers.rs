@@ -114,6 +114,11 @@ impl Peer {
         });
     }
 
+    /// Whether it is let in by its key, from whatever id; also when it is known by one from an earlier login.
+    pub(super) fn may_log_in(&self) -> bool {
+        self.spec.id.is_none() && self.spec.key.is_some() && !self.is_refused()
+    }
+
     /// Whether it is let in by nobody.
     pub fn is_refused(&self) -> bool {
         self.refused.load(Ordering::SeqCst)
@@ -204,7 +209,7 @@ impl Peers {
             Some(peer) if peer.is_refused() => Standing::Refused,
             Some(_) => Standing::Known,
             // A guest may log in, where there is anybody who could.
-            None => match self.all().any(|peer| peer.id().is_none()) {
+            None => match self.all().any(|peer| peer.may_log_in()) {
                 true => Standing::Guest,
                 false => Standing::Refused,
             },
