@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use agora_log::export::{Header, Place, Reader, Writer, leaf_hash};
-use agora_log::{Class, Embedded, JetStream, Log, Options, Seq};
+use agora_log::{Class, Embedded, JetStream, Lane, Log, Options, Seq};
 use agora_realm::{Body, RealmId, Sealed, State};
 use anyhow::Context;
 use futures::StreamExt;
@@ -24,6 +24,7 @@ use super::show;
 use super::source::{Pace, Source};
 use crate::boot::data::DataFolder;
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::gathering::lane_of;
 use crate::delivery::pruned::{Pruned, Stub, open_place};
 use crate::limits;
 
@@ -350,7 +351,8 @@ async fn append_all(
             .chain_update(found.realm.0)
             .chain_update(seq.0.to_le_bytes())
             .chain_update(leaf_hash(&stored));
-        let appending = log.append(id.finalize().into(), stored, Class::Ordinary);
+        let lane = Sealed::reread(stored.clone()).map_or(Lane::Main, |s| lane_of(&s.entry().body));
+        let appending = log.append_in(lane, id.finalize().into(), stored, Class::Ordinary);
         waiting.push_back(async move { (seq, len, appending.await) });
     }
     while !waiting.is_empty() {
