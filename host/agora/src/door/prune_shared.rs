@@ -151,11 +151,14 @@ impl Control {
             let batch = batch.into_iter().take_while(|(seq, _)| seq.0 <= last);
             let made = batch.map(|(seq, stored)| {
                 let bytes = stored.len() as u64;
-                let made = stub_of(&channel, seq.0, stored).map(|stub| {
-                    let kept = record.pruned().get(seq.0).ok().flatten();
-                    match kept.is_some_and(|kept| kept.leaf == stub.leaf) {
-                        true => None,
-                        false => Some(stub),
+                let made = stub_of(&channel, seq.0, stored).and_then(|stub| {
+                    match record.pruned().get(seq.0).ok().flatten() {
+                        // The first of a place is the one that all take.
+                        Some(kept) if kept.leaf == stub.leaf && kept.stub != stub.stub => Err(
+                            "a host of the realm says in the log that it keeps something else of it than what it was".to_owned(),
+                        ),
+                        Some(kept) if kept.leaf == stub.leaf => Ok(None),
+                        _ => Ok(Some(stub)),
                     }
                 });
                 (seq.0, bytes, made)
