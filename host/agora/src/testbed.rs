@@ -168,7 +168,8 @@ impl Plan {
         data: &Path,
         options: agora_log::JetStreamOptions,
     ) -> anyhow::Result<Host> {
-        self.open_on(data, LogChoice::JetStream(Box::new(options))).await
+        self.open_on(data, LogChoice::JetStream(Box::new(options)))
+            .await
     }
 
     async fn open_on(&self, data: &Path, log: LogChoice) -> anyhow::Result<Host> {

@@ -46,6 +46,8 @@ struct Site {
     server: nats::Server,
     folder: tempfile::TempDir,
     client: async_nats::Client,
+    /// Each host has a login of its own: `one` may do all, others may publish under their one subject, and not purge.
+    has_logins: bool,
 }
 
 fn options(url: String) -> JetStreamOptions {
@@ -80,7 +82,39 @@ impl Site {
             client: async_nats::connect(server.url()).await.unwrap(),
             server,
             folder: tempfile::tempdir().unwrap(),
+            has_logins: false,
         })
+    }
+
+    async fn with_logins() -> Option<Self> {
+        let rest = r#"
+            authorization { users: [
+                { user: one, password: one }
+                { user: two, password: two, permissions {
+                    publish: [ "*.*", "$JS.API.STREAM.INFO.*", "$JS.API.DIRECT.GET.*", "$JS.API.STREAM.MSG.GET.*",
+                        "$JS.API.CONSUMER.CREATE.*", "$JS.API.CONSUMER.MSG.NEXT.*.*", "$JS.API.CONSUMER.DELETE.*.*" ]
+                    subscribe: ["_INBOX.>"]
+                } }
+            ] }"#;
+        let (program, port) = (nats::program()?, nats::free_port());
+        let mut server = nats::Server::new(&program, port, "sync_interval: always", rest);
+        server.run();
+        let login = async_nats::ConnectOptions::with_user_and_password;
+        let client = login("one".into(), "one".into()).connect(server.url());
+        Some(Self {
+            client: client.await.unwrap(),
+            server,
+            folder: tempfile::tempdir().unwrap(),
+            has_logins: true,
+        })
+    }
+
+    /// How a host reaches the server.
+    fn url(&self, name: &str) -> String {
+        match self.has_logins {
+            true => format!("nats://{name}:{name}@127.0.0.1:{}", self.server.port),
+            false => self.server.url(),
+        }
     }
 
     fn data(&self, name: &str) -> PathBuf {
@@ -90,7 +124,7 @@ impl Site {
     async fn try_open(&self, name: &str) -> anyhow::Result<Running> {
         let (plan, puppet) = plan(name);
         let data = self.data(name);
-        let opening = plan.open_on_servers(&data, options(self.server.url()));
+        let opening = plan.open_on_servers(&data, options(self.url(name)));
         let host = within(opening).await?;
         within(puppet.until_life(1)).await;
         within(puppet.graft()).await.unwrap().unwrap();
@@ -149,12 +183,14 @@ impl Site {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         let info = self.ask(subject, json!({"subjects_filter": filter})).await;
         let counts = info["state"]["subjects"].as_object();
-        counts.map_or(0, |all| all.values().map(|count| count.as_u64().unwrap()).sum())
+        counts.map_or(0, |all| {
+            all.values().map(|count| count.as_u64().unwrap()).sum()
+        })
     }
 
     fn agora(&self, args: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agora"));
-        command.args(args).args(["--log", &self.server.url()]);
+        command.args(args).args(["--log", &self.url("one")]);
         let told = command.stdin(Stdio::null()).output().unwrap();
         let text = [told.stdout, told.stderr].concat();
         (
@@ -333,7 +369,10 @@ async fn what_one_host_prunes_is_gone_for_all_and_whoever_comes_later_judges_ali
     let (fine, told) = site.agora(&["verify", "--realm", &realm.to_string(), "--data", elsewhere]);
     assert!(fine && told.contains("pruned"), "{told}");
     let (fine, told) = site.agora(&["log", "square", "--data", data]);
-    assert!(fine && told.contains(&text(50)) && !told.contains(&text(44)), "{told}");
+    assert!(
+        fine && told.contains(&text(50)) && !told.contains(&text(44)),
+        "{told}"
+    );
     let (fine, told) = site.agora(&["doctor", "--data", data]);
     assert!(told.contains("pruned"), "{fine} {told}");
     // An export carries what is kept.
@@ -357,6 +396,7 @@ async fn what_one_host_prunes_is_gone_for_all_and_whoever_comes_later_judges_ali
         client: async_nats::connect(other.url()).await.unwrap(),
         server: other,
         folder: site.folder,
+        has_logins: false,
     };
     let three = site.open("three").await;
     assert_eq!(three.leaves(end).await, before.1);
@@ -497,7 +537,9 @@ async fn a_host_killed_while_it_prunes_and_a_server_killed_then_lose_and_double_
             Some(running) => running,
             None => site.open("one").await,
         };
-        running.say("square", round * 60 + 1..=round * 60 + 60).await;
+        running
+            .say("square", round * 60 + 1..=round * 60 + 60)
+            .await;
         running.host.close().await;
         let said = site.in_lane(&stream, lane).await;
         assert!(said >= 60, "{said}");
@@ -649,11 +691,7 @@ async fn stubs_of_something_else_and_of_strangers_are_not_taken() {
     until_alike(&[&one, &two]).await;
     let record = two.host.control.record().clone();
     let mut diverged = record.divergence();
-    let place = record
-        .place_of(&square(), Ordinal(6))
-        .unwrap()
-        .unwrap()
-        .seq;
+    let place = record.place_of(&square(), Ordinal(6)).unwrap().unwrap().seq;
     let lie = NoteBody::Stubs {
         channel: square(),
         stubs: vec![StubBody {
@@ -668,4 +706,50 @@ async fn stubs_of_something_else_and_of_strangers_are_not_taken() {
         why.as_ref().unwrap().contains("of something else"),
         "{why:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_appended_in_no_lane_stays_and_who_may_not_take_out_is_told_before_anything_is_written()
+ {
+    let Some(site) = Site::with_logins().await else {
+        return;
+    };
+    let one = site.open("one").await;
+    let two = site.join("two", &one).await;
+    let (stream, lane) = (site.stream(&one), lane_of_channel(&square()));
+    one.say("square", 1..=3).await;
+    two.say("square", 4..=5).await;
+    one.say("square", 6..=8).await;
+    until_alike(&[&one, &two]).await;
+    assert_eq!(site.in_lane(&stream, lane).await, 6);
+    let control = &two.host.control;
+    let refused = within(control.prune("square", Keep::Count(1), false, true)).await;
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("STREAM.PURGE"), "{refused}");
+    let pruned = |running: &Running| {
+        let state = running.host.control.record().state();
+        state.channel(&square()).unwrap().pruned
+    };
+    assert_eq!(pruned(&two), Ordinal(0));
+
+    let done = one.prune(1).await;
+    assert_eq!((done.messages, done.through), (7, Ordinal(7)));
+    let pending = done.pending.unwrap();
+    assert!(pending.contains("2 of the messages stay"), "{pending}");
+    assert_eq!(site.in_lane(&stream, lane).await, 1);
+    until_alike(&[&one, &two]).await;
+    assert_eq!(two.history().await, [text(8)]);
+
+    // What is no turn of the channel, and stands in its lane, is not taken out, and nothing behind it.
+    let log = one.host.control.record().log().clone();
+    let junk = log.append_in(lane, [3; 32], "junk".into(), agora_log::Class::Ordinary);
+    let junk = within(junk).await.unwrap().seq;
+    one.say("square", 9..=10).await;
+    let done = one.prune(1).await;
+    let pending = done.pending.unwrap();
+    assert!(pending.contains(&format!("entry {junk}")), "{pending}");
+    assert_eq!(site.in_lane(&stream, lane).await, 3);
+    until_alike(&[&one, &two]).await;
+    one.host.close().await;
+    two.host.close().await;
 }

@@ -415,7 +415,9 @@ impl Entry {
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)
-            | Body::Note(NoteBody::Prune { .. } | NoteBody::Stubs { .. } | NoteBody::Marker { .. }) => Ok(()),
+            | Body::Note(
+                NoteBody::Prune { .. } | NoteBody::Stubs { .. } | NoteBody::Marker { .. },
+            ) => Ok(()),
         }
     }
 }

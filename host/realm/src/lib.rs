@@ -44,8 +44,8 @@ pub use causes::{CAUSES, Cause, cause};
 pub use channel::Settings;
 pub use entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
-    LapseBody, Malformed, Message, NoteBody, Object, REALM_FORMAT, RevokeBody, Revoked, Sealed, StubBody,
-    TurnBody, message_id,
+    LapseBody, Malformed, Message, NoteBody, Object, REALM_FORMAT, RevokeBody, Revoked, Sealed,
+    StubBody, TurnBody, message_id,
 };
 pub use ids::{
     ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, NotAName,

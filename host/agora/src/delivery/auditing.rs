@@ -201,7 +201,10 @@ impl Source for InFolder {
 }
 
 fn missing(seq: u64, error: std::io::Error) -> Broken {
-    match error.get_ref().is_some_and(|error| error.is::<Unaccounted>()) {
+    match error
+        .get_ref()
+        .is_some_and(|error| error.is::<Unaccounted>())
+    {
         true => Broken::At {
             seq,
             lies: None,

@@ -10,10 +10,10 @@
 //! order: bytes u32, crc32c u32 (of what follows), seq u64, leaf hash, stub; then a record of no stub whose seq is 2^64 - 1 and whose leaf
 //! begins with the count.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -287,10 +287,7 @@ impl Pruned {
     }
 
     /// Which of these places read as empty, and nothing is kept of them.
-    pub fn unknown<'a>(
-        &self,
-        read: impl IntoIterator<Item = (u64, &'a Bytes)>,
-    ) -> Option<u64> {
+    pub fn unknown<'a>(&self, read: impl IntoIterator<Item = (u64, &'a Bytes)>) -> Option<u64> {
         let mut empty = read.into_iter().filter(|(_, stored)| stored.is_empty());
         empty.find(|(seq, _)| !self.has(*seq)).map(|(seq, _)| seq)
     }

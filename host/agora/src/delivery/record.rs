@@ -969,7 +969,9 @@ impl Record {
         batch: Vec<(Seq, bytes::Bytes)>,
     ) -> std::io::Result<Vec<(u64, agora_log::export::Place)>> {
         if let Err(error) = self.account_for(&batch).await {
-            if let Some(unaccounted) = error.get_ref().and_then(|e| e.downcast_ref::<Unaccounted>())
+            if let Some(unaccounted) = error
+                .get_ref()
+                .and_then(|e| e.downcast_ref::<Unaccounted>())
                 && self.is_shared
             {
                 self.diverge(unaccounted.to_string());

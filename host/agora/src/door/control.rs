@@ -415,7 +415,9 @@ impl Control {
                 .admit_grant(&self.host_id(), &body)
                 .map_err(|refusal| refusal.to_string())?;
         }
-        let committed = self.enact(Body::Grant(body), epoch, Class::Ordinary).await?;
+        let committed = self
+            .enact(Body::Grant(body), epoch, Class::Ordinary)
+            .await?;
         let id = committed.settled.judged.id;
         Ok(GrantId::from(id.expect("what stands is an entry")))
     }

@@ -93,7 +93,9 @@ impl Control {
                 let stub = match stub {
                     Ok(stub) => stub,
                     Err(why) => {
-                        held = Some(format!("entry {seq}, and what stands behind it, stays in the log: {why}"));
+                        held = Some(format!(
+                            "entry {seq}, and what stands behind it, stays in the log: {why}"
+                        ));
                         break 'reading;
                     }
                 };

@@ -623,8 +623,8 @@ impl Lanes {
 
     fn are_refused(&self, error: &str) -> bool {
         let error = error.to_lowercase();
-        let refused = error.contains("permissions violation for publish to")
-            && error.contains(&*self.quoted);
+        let refused =
+            error.contains("permissions violation for publish to") && error.contains(&*self.quoted);
         let Some(shared) = self.shared.upgrade().filter(|_| refused) else {
             return false;
         };

@@ -479,8 +479,7 @@ pub(super) async fn read_lane(
     shared.check_diverged()?;
     let (stream, filter) = (&shared.options.stream, shared.options.filter(lane));
     let entries = entries.min(limits::READ_ENTRIES_MAX);
-    let room =
-        bytes_max.min(limits::READ_BYTES_MAX) + entries * limits::MESSAGE_OVERHEAD_BYTES;
+    let room = bytes_max.min(limits::READ_BYTES_MAX) + entries * limits::MESSAGE_OVERHEAD_BYTES;
     let from = from.max(Seq::FIRST);
     let found = api::get_batch_of(&shared.reader, stream, &filter, from, entries, room).await;
     let found = found.map_err(|error| shared.unavailable(&error))?;
