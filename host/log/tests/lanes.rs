@@ -50,7 +50,7 @@ async fn read_all(log: &JetStream) -> Vec<(Seq, Bytes)> {
 }
 
 fn is_gone(number: u64) -> bool {
-    number > 1 && number <= 600 && number % 3 != 0
+    number > 1 && number <= 600 && !number.is_multiple_of(3)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,8 +62,8 @@ async fn what_is_taken_out_of_a_lane_reads_as_empty_and_all_else_stays() {
     let options = nats::options(server.url(), 0);
     let log = nats::open(&options).await;
     append(&log, Lane::Main, 1).await;
-    for number in 2..=700 {
-        let lane = if number % 3 == 0 { TWO } else { ONE };
+    for number in 2..=700_u64 {
+        let lane = if number.is_multiple_of(3) { TWO } else { ONE };
         append(&log, lane, number).await;
     }
     append(&log, Lane::Main, 701).await;
@@ -156,8 +156,12 @@ async fn a_login_from_before_there_were_lanes_goes_on_under_its_one_subject() {
         ..nats::options(url("old"), 0)
     };
     let old = nats::open(&old).await;
-    for number in 2..=20 {
-        let lane = if number % 2 == 0 { ONE } else { Lane::Main };
+    for number in 2..=20_u64 {
+        let lane = if number.is_multiple_of(2) {
+            ONE
+        } else {
+            Lane::Main
+        };
         append(&old, lane, number).await;
     }
     let read = read_all(&old).await;

@@ -1291,9 +1291,9 @@ async fn write_held(pruned: &Arc<Pruned>, bytes_max: usize) {
         return;
     }
     let pruned = pruned.clone();
-    match tokio::task::spawn_blocking(move || pruned.write_held()).await {
-        Ok(Err(error)) => tracing::warn!("what was pruned can't be written: {error}"),
-        _ => {}
+    let written = tokio::task::spawn_blocking(move || pruned.write_held()).await;
+    if let Ok(Err(error)) = written {
+        tracing::warn!("what was pruned can't be written: {error}");
     }
 }
 
