@@ -92,6 +92,8 @@ pub const STUB_BYTES_MAX: usize = 384 << 10;
 pub const PRUNE_STEP_BYTES: usize = 4 << 20;
 /// Bytes of stubs that a host holds in memory before it keeps a snapshot, and with that them.
 pub const HELD_STUBS_BYTES_MAX: usize = 16 << 20;
+/// Entries after a snapshot before one is kept for that.
+pub const SNAPSHOT_FOR_STUBS_EVERY: u64 = 64;
 /// How often it is asked again what is kept of a place that has nothing any more, before it is said to be lost.
 pub const STUB_TRIES: u32 = 10;
 /// How long between two tries.
