@@ -170,10 +170,11 @@ impl Bed {
             synth.native(),
             vec![agora::testbed::under("bravo/release", ours)],
         );
-        let there =
-            Plan::new()
-                .channel("release")
-                .agent("keeper", keeper.native(), vec![all_of("release")]);
+        let there = Plan::new().channel("release").agent(
+            "keeper",
+            keeper.native(),
+            vec![all_of("release")],
+        );
         let mut bravo = Site::new("bravo", there).listens(at);
         let mut alpha = Site::new("alpha", here);
         bravo.knows(&alpha, vec![agora::testbed::under("release", theirs)]);

@@ -17,12 +17,17 @@ async fn what_is_said_here_is_heard_there_and_the_other_way_round() {
         assert_eq!((receipt.ordinal, receipt.repeated), (1, false));
         let message = heard(&bed.keeper, "release").await;
         assert_eq!(message.id, receipt.id);
-        assert!(message.author.starts_with("alpha/synth@"), "{}", message.author);
+        assert!(
+            message.author.starts_with("alpha/synth@"),
+            "{}",
+            message.author
+        );
         assert_eq!(message.payload, b"from afar");
 
         let answer = within(
             "the answer counts",
-            bed.keeper.reply("release", message, Draft::inform("at home")),
+            bed.keeper
+                .reply("release", message, Draft::inform("at home")),
         );
         let answer = answer.await.unwrap().unwrap().unwrap();
         let message = heard(&bed.synth, "bravo/release").await;
@@ -45,7 +50,9 @@ async fn what_is_said_here_is_heard_there_and_the_other_way_round() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_is_taken_once_however_often_it_is_repeated() {
     let bed = Bed::new(QUIC).await;
-    said(&bed.keeper, "release", Draft::inform("ready?")).await.unwrap();
+    said(&bed.keeper, "release", Draft::inform("ready?"))
+        .await
+        .unwrap();
     let asked = heard(&bed.synth, "bravo/release").await;
     let mut receipts = Vec::new();
     for _ in 0..3 {
@@ -58,7 +65,9 @@ async fn a_turn_is_taken_once_however_often_it_is_repeated() {
     assert!(receipts.iter().all(|receipt| receipt.id == receipts[0].id));
     assert!(!receipts[0].repeated && receipts[1].repeated && receipts[2].repeated);
     let keyed = Draft::inform("keyed").key(9);
-    let first = said(&bed.synth, "bravo/release", keyed.clone()).await.unwrap();
+    let first = said(&bed.synth, "bravo/release", keyed.clone())
+        .await
+        .unwrap();
     let again = said(&bed.synth, "bravo/release", keyed).await.unwrap();
     assert_eq!((first.id, again.repeated), (again.id, true));
     let texts: Vec<_> = all(bed.bravo.host(), "release").await;
@@ -89,7 +98,9 @@ async fn the_terms_of_both_hosts_hold() {
     say("two").await.unwrap();
     say("three").await.unwrap();
     assert_eq!(say("four").await.unwrap_err(), Refusal::CountSpent);
-    let made = bed.synth.attenuate("bravo/release", agora_guest::Terms::all(), "narrow");
+    let made = bed
+        .synth
+        .attenuate("bravo/release", agora_guest::Terms::all(), "narrow");
     assert_eq!(made.await.unwrap().unwrap_err().kind(), Kind::Denied);
     assert_eq!(all(bed.bravo.host(), "release").await.len(), 3);
     bed.close().await;
