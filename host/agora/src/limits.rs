@@ -82,6 +82,22 @@ pub const VERIFIED_BY_ONE_MIN: usize = 8;
 pub const PRUNE_STUBS_MAX: usize = 65_536;
 /// Their bytes.
 pub const PRUNE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of stubs in one entry of a log on servers; with one more stub it is still well below what an entry may take.
+pub const STUBS_NOTE_BYTES: usize = 192 << 10;
+const _: () =
+    assert!(STUBS_NOTE_BYTES + STUB_BYTES_MAX + (64 << 10) < agora_realm::limits::ENTRY_BYTES_MAX);
+/// Of one stub that is kept so; a turn with a larger one stays in the log.
+pub const STUB_BYTES_MAX: usize = 384 << 10;
+/// Bytes of stubs that stand in the log before what they are of is taken out of it.
+pub const PRUNE_STEP_BYTES: usize = 4 << 20;
+/// Bytes of stubs that a host holds in memory before it keeps a snapshot, and with that them.
+pub const HELD_STUBS_BYTES_MAX: usize = 16 << 20;
+/// How often it is asked again what is kept of a place that has nothing any more, before it is said to be lost.
+pub const STUB_TRIES: u32 = 10;
+/// How long between two tries.
+pub const STUB_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is compared how much is gone from a log on servers, and how much was pruned.
+pub const MISSING_EVERY: Duration = Duration::from_secs(1);
 
 // -- Moving a log
 
@@ -418,6 +434,8 @@ pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// How long the start of a host's agents waits for the links to peers whose channels they are granted.
+pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// The first wait before a link that failed is made again; it doubles.
 pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
 /// The longest.

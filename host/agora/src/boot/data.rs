@@ -24,6 +24,7 @@
 //! cosigned     those that witnesses signed, too
 //! forked       other hosts that have another log
 //! pruned       stubs of pruned turns
+//! pruning      the channels that are being pruned on servers
 //! purged       how far each channel's pruned turns are gone from the log
 //! importing    an import that is not done
 //! cache/       compiled components (derived)
