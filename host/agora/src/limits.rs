@@ -354,7 +354,7 @@ pub const PEER_SPEAKERS_MAX: usize = 256;
 /// Channels that one peer may follow at once in one graft; each once.
 pub const PEER_FOLLOWS_MAX: usize = 256;
 /// Keys of guests and grants below its own that one peer may have this host write at once, whatever the connection.
-pub const PEER_ENTRIES_BURST: u32 = 512;
+pub const PEER_ENTRIES_BURST: u32 = 2048;
 /// The same for each second in the long run.
 pub const PEER_ENTRIES_PER_S: u32 = 4;
 /// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of the thread, which other
