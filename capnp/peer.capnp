@@ -53,7 +53,12 @@ interface Link {
 
   checkpoint @3 (since :UInt64) -> (checkpoint :Data, proof :List(Data));
   # The latest checkpoint of the callee's log, as `agora checkpoint` writes it, and the proof (RFC 6962) that it extends the log of
-  # `since` places; empty for 0. Whoever keeps it can tell later that the log was changed.
+  # `since` places; empty for 0, and where there is no such proof: then the log is not what it was. Whoever keeps it can tell later that
+  # the log was changed. Busy where it is asked more often than every second, and where there is none yet.
+
+  witnessed @4 (cosigned :Data) -> ();
+  # One that the callee gave, with the caller's signature as a witness, by the key of its hello. The callee keeps it. It can be shown to
+  # others: somebody else holds what this host signed.
 }
 
 struct Hello {
@@ -77,6 +82,20 @@ interface PeerChannel extends(Channel) {
   follow @1 (from :UInt64, sink :Sink) -> (following :Following, info :import "channel.capnp".Channel.Info, floor :UInt64);
   # Delivers every counting message from ordinal `from` on, whoever wrote it, and moves no cursor. `floor`: what stands up to there is
   # history, from before the grant or the fence.
+
+  entries @2 (from :UInt64, count :UInt32) -> (places :List(Place), next :UInt64, checkpoint :Data);
+  # What stands in the log where counting messages stand, from ordinal `from` on, with proofs: for a copy that shows later what was said.
+  # Reads what `history` would, as far as `checkpoint` covers it, and fewer than `count` where they are many or large. `next`: go on from
+  # here. Denied unless the manifest lets this peer mirror: places tell how much else the log holds and what stood in the same turn,
+  # also what of it doesn't count.
+}
+
+struct Place {
+  ordinal @0 :UInt64;
+  seq @1 :UInt64;            # Its place in the log.
+  index @2 :UInt16;          # Which message of the entry.
+  stored @3 :Data;           # The entry as it stands in the log, its signature first.
+  proof @4 :List(Data);      # The way up to the checkpoint's root (RFC 6962).
 }
 
 interface Following {

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_log::{Class, LogError};
+use agora_realm::checkpoint::Signed;
 use agora_realm::{
     Body, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
     KeySubject, LapseBody, MessageId, NoteBody, Object, Origin, PersonaId, PersonaName, PublicKey,
@@ -909,6 +910,19 @@ impl Control {
         let key = key.ok_or(FOREIGN_KEY)?;
         let aux = random_bytes().map_err(|error| error.to_string())?;
         Ok((key.sign(digest, &aux), key.public()))
+    }
+
+    /// Adds this host's signature as a witness to another's checkpoint.
+    ///
+    /// # Errors
+    /// For people: there is no such key, no randomness, or no room for one more signature.
+    pub fn cosign(&self, signed: &mut Signed) -> Result<(), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
+        let cosigned = signed.cosign(&key, now_s, &aux);
+        cosigned.map_err(|error| error.to_string())
     }
 
     /// What this host's libp2p id comes from.

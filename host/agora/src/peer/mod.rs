@@ -7,8 +7,11 @@
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
 //! - [`told`]: the control lane: what a peer is told at once.
+//! - [`exchange`]: checkpoints, asked and given; [`past`]: what is held of a peer's log.
 
 pub mod door;
+pub mod exchange;
+pub mod past;
 pub mod peers;
 pub mod spec;
 pub mod terminal;

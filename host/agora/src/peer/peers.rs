@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
 use agora_realm::{Epoch, PersonaId, PersonaName};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::exchange::Holding;
+use super::past::Past;
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
 use super::told::Known;
@@ -48,6 +50,8 @@ pub struct Peer {
     known: RwLock<Option<Known>>,
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
+    /// What is held of its log.
+    holding: Mutex<Holding>,
 }
 
 impl Peer {
@@ -65,6 +69,7 @@ impl Peer {
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
+            holding: Mutex::default(),
             name,
             spec,
         })
@@ -84,6 +89,15 @@ impl Peer {
     /// It has proved who its host is.
     pub fn met(&self, known: Known) {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// What is held of its log: its newest checkpoint, and an alarm if its past is another now.
+    pub fn holding(&self) -> Holding {
+        self.holding_mut().clone()
+    }
+
+    pub(super) fn holding_mut(&self) -> MutexGuard<'_, Holding> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It has a graft of this epoch: what it is told from here on is of that one or later.
@@ -210,6 +224,8 @@ impl Peers {
                 .persona(&id)
                 .is_some_and(|p| p.killed);
             peer.refused.store(killed, Ordering::SeqCst);
+            let past = Past::of(&control.folder().join(""), &peer.name);
+            *peer.holding_mut() = Holding::read(&past, &peer.name);
         }
         if !self.peering.is_on() {
             return Ok(());
