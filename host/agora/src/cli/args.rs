@@ -157,6 +157,10 @@ pub(super) struct DoctorArgs {
     /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
     #[arg(long, value_name = "REASON")]
     pub(super) accept_fork: Option<String>,
+    /// End the alarm that a peer changed its past: what was held of its log is put aside, with the reason, and its next checkpoint is
+    /// taken as the first.
+    #[arg(long, num_args = 2, value_names = ["PEER", "REASON"], conflicts_with_all = ["accept_fork", "accept_loss"])]
+    pub(super) accept_peer: Vec<String>,
 }
 
 #[derive(Args)]

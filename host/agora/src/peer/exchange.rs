@@ -16,7 +16,7 @@ use agora_realm::checkpoint::{CHECKPOINT_BYTES_MAX, Extension, Signed};
 use agora_realm::merkle::{Hash, PROOF_HASHES_MAX};
 use capnp::Error;
 
-use super::past::{Evidence, Past, Taken};
+use super::past::{Past, PastError, Taken};
 use super::peers::Peer;
 use super::told::Known;
 use crate::delivery::checkpoints::Kept;
@@ -43,7 +43,7 @@ impl Holding {
             Err(error) => tracing::error!("{peer}: {error}"),
         }
         match past.evidence() {
-            Ok(evidence) => holding.alarm = evidence.first().map(|first| shown(peer, first).into()),
+            Ok(evidence) => holding.alarm = evidence.first().map(|first| first.shown(peer).into()),
             Err(error) => tracing::error!("{peer}: {error}"),
         }
         if let Some(alarm) = &holding.alarm {
@@ -51,14 +51,6 @@ impl Holding {
         }
         holding
     }
-}
-
-fn shown(peer: &str, evidence: &Evidence) -> String {
-    format!(
-        "{peer} CHANGED ITS PAST: {} (both checkpoints are in held/{peer}/evidence; ask who runs it, then `agora doctor --accept-peer {peer} \
-         REASON`)",
-        evidence.why
-    )
 }
 
 /// What came of asking a peer once.
@@ -136,8 +128,10 @@ fn judge(
     known: &Known,
     asked: u64,
     given: Extension,
-) -> Result<Exchanged, super::past::PastError> {
-    let mut holding = peer.holding_mut();
+) -> Result<Exchanged, PastError> {
+    // One at a time: what is held is read, and replaced.
+    let _one = peer.judging();
+    let mut holding = peer.holding();
     let (size, now_ms) = (given.signed.checkpoint().size, crate::now_ms());
     let exchanged = match past.take(known, asked, given.clone(), now_ms)? {
         Taken::Held(signed) => {
@@ -159,13 +153,14 @@ fn judge(
     let alarm = past
         .evidence()?
         .first()
-        .map(|first| shown(&peer.name, first));
+        .map(|first| first.shown(&peer.name));
     if alarm.as_deref() != holding.alarm.as_deref() {
         if let Some(alarm) = &alarm {
             tracing::error!("{alarm}");
         }
         holding.alarm = alarm.map(Into::into);
     }
+    peer.holds(holding);
     Ok(exchanged)
 }
 

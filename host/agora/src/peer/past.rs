@@ -47,6 +47,8 @@ pub enum PastError {
 pub struct Evidence {
     /// When it gave it, by the clock here.
     pub time_ms: i64,
+    /// Whether it is at all of the peer's host and realm.
+    pub is_own: bool,
     /// What is wrong with it.
     pub why: String,
     /// The checkpoint that was held; empty if there was none.
@@ -58,6 +60,18 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// For people.
+    pub fn shown(&self, peer: &str) -> String {
+        let what = match self.is_own {
+            true => "CHANGED ITS PAST",
+            false => "GIVES CHECKPOINTS THAT ARE NOT ITS OWN",
+        };
+        format!(
+            "{peer} {what}: {} (both checkpoints are in held/{peer}/evidence; ask who runs it, then `agora doctor --accept-peer {peer} REASON`)",
+            self.why
+        )
+    }
+
     /// Both checkpoints, as far as there are two.
     pub fn checkpoints(&self) -> impl Iterator<Item = Signed> {
         let both = [&self.held, &self.given];
@@ -192,7 +206,7 @@ impl Past {
             ))),
             Err(Unwitnessed::OtherStart { .. } | Unwitnessed::Full(_)) => Ok(Taken::Outdated),
             Err(why) => {
-                let evidence = told(&why, held.as_ref(), &given, now_ms);
+                let evidence = told(true, &why, held.as_ref(), &given, now_ms);
                 self.keep(&evidence)?;
                 Ok(Taken::Changed(evidence))
             }
@@ -210,7 +224,7 @@ impl Past {
         now_ms: i64,
     ) -> Result<Evidence, PastError> {
         let held = self.checkpoint()?;
-        let evidence = told(&why, held.as_ref(), given, now_ms);
+        let evidence = told(false, &why, held.as_ref(), given, now_ms);
         self.keep(&evidence)?;
         Ok(evidence)
     }
@@ -270,6 +284,7 @@ impl Past {
 }
 
 fn told(
+    is_own: bool,
     why: &impl ToString,
     held: Option<&Signed>,
     given: &Extension,
@@ -277,6 +292,7 @@ fn told(
 ) -> Evidence {
     Evidence {
         time_ms,
+        is_own,
         why: why.to_string(),
         held: held.map(ToString::to_string).unwrap_or_default(),
         given: given.signed.to_string(),

@@ -51,7 +51,8 @@ pub struct Peer {
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
     /// What is held of its log.
-    holding: Mutex<Holding>,
+    holding: RwLock<Holding>,
+    judging: Mutex<()>,
 }
 
 impl Peer {
@@ -69,7 +70,8 @@ impl Peer {
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
-            holding: Mutex::default(),
+            holding: RwLock::default(),
+            judging: Mutex::default(),
             name,
             spec,
         })
@@ -93,11 +95,17 @@ impl Peer {
 
     /// What is held of its log: its newest checkpoint, and an alarm if its past is another now.
     pub fn holding(&self) -> Holding {
-        self.holding_mut().clone()
+        let holding = self.holding.read().unwrap_or_else(PoisonError::into_inner);
+        holding.clone()
     }
 
-    pub(super) fn holding_mut(&self) -> MutexGuard<'_, Holding> {
-        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn holds(&self, holding: Holding) {
+        *self.holding.write().unwrap_or_else(PoisonError::into_inner) = holding;
+    }
+
+    /// Held by who judges what the peer gave of its log.
+    pub(super) fn judging(&self) -> MutexGuard<'_, ()> {
+        self.judging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It has a graft of this epoch: what it is told from here on is of that one or later.
@@ -225,7 +233,7 @@ impl Peers {
                 .is_some_and(|p| p.killed);
             peer.refused.store(killed, Ordering::SeqCst);
             let past = Past::of(&control.folder().join(""), &peer.name);
-            *peer.holding_mut() = Holding::read(&past, &peer.name);
+            peer.holds(Holding::read(&past, &peer.name));
         }
         if !self.peering.is_on() {
             return Ok(());
