@@ -205,9 +205,7 @@ pub async fn witness(
     let cosigned = control.cosign(&mut signed);
     cosigned.map_err(|error| error::failed(&error))?;
     let mut request = link.witnessed_request();
-    request
-        .get()
-        .set_cosigned(signed.to_string().as_bytes());
+    request.get().set_cosigned(signed.to_string().as_bytes());
     let told = tokio::time::timeout(limits::PEER_EXCHANGE_PATIENCE, request.send().promise).await;
     told.map_err(|_| error::failed("it doesn't answer"))??;
     Ok(())
@@ -240,7 +238,8 @@ impl Lot {
         if passed > 0 {
             let more = u32::try_from(passed).unwrap_or(u32::MAX);
             let full = limits::PEER_CHECKPOINTS_LOT;
-            self.left.set(self.left.get().saturating_add(more).min(full));
+            self.left
+                .set(self.left.get().saturating_add(more).min(full));
             self.filled
                 .set(self.filled.get() + Duration::from_secs(passed));
         }

@@ -193,10 +193,7 @@ impl Past {
             Ok(()) => {
                 if before.as_ref() != Some(given.signed.checkpoint()) {
                     self.make_folder()?;
-                    replace(
-                        &self.checkpoint_path(),
-                        given.signed.to_string().as_bytes(),
-                    )?;
+                    replace(&self.checkpoint_path(), given.signed.to_string().as_bytes())?;
                 }
                 Ok(Taken::Held(Box::new(given.signed)))
             }
