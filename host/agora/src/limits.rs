@@ -329,6 +329,8 @@ pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;
 
 /// Peers of one host; as many as its dialer has room for.
 pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
+/// Addresses that a manifest and the command line may give one peer.
+pub const PEER_ADDRESSES_MAX: usize = agora_dial::limits::ADDRESSES_MAX;
 /// Personas of one peer that may speak here in one graft.
 pub const PEER_SPEAKERS_MAX: usize = 256;
 /// Channels that one peer may follow at once in one graft.

@@ -389,6 +389,10 @@ fn may_say(state: &State, entry: &Entry, turn: &TurnBody) -> Result<(), Refusal>
         true => terms.hops,
         false => channel.settings.hops.min(terms.hops),
     };
+    let owned = |message: &Message| message.owner.is_some() || message.deadline_ms != 0;
+    if turn.channel.is_remote() && turn.messages.iter().any(owned) {
+        return Err(Refusal::Malformed);
+    }
     turn.messages
         .iter()
         .try_for_each(|message| fits(message, &terms, hops))

@@ -658,7 +658,14 @@ impl Judging<'_> {
                     return Err(Refusal::Repeated);
                 }
                 persona.killed = true;
-                let held: Vec<GrantId> = persona.grants.values().copied().collect();
+                let mut held: Vec<GrantId> = persona.grants.values().copied().collect();
+                if id.name.is_peer() {
+                    // Its guests are nothing without it.
+                    let guests = self.state.personas.iter();
+                    let guests =
+                        guests.filter(|(guest, _)| guest.brought_by().as_ref() == Some(id));
+                    held.extend(guests.flat_map(|(_, guest)| guest.grants.values()));
+                }
                 self.change(Change::PersonaKilled {
                     persona: id.clone(),
                 });

@@ -168,7 +168,7 @@ impl State {
                 .personas
                 .get(&parent.persona)
                 .ok_or(Refusal::UnknownPersona)?;
-            if lender.killed || self.is_suspended(parent) {
+            if lender.killed || self.is_cut_off(&parent.persona) || self.is_suspended(parent) {
                 return Err(Refusal::Revoked);
             }
             // A peer speaks for its personas as it is: that they speak under grants of their own is so that each can be told apart.
@@ -421,12 +421,13 @@ impl State {
         })
     }
 
-    /// Whether a persona that this grant came through is killed: nothing counts under it until that persona is started again.
+    /// Whether a persona that this grant came through is killed, or a guest of a killed peer: nothing counts under it until that persona
+    /// is started again.
     pub fn is_suspended(&self, grant: &crate::state::Grant) -> bool {
         self.chain(grant.parent).any(|(_, above)| {
             self.personas
                 .get(&above.persona)
-                .is_none_or(|lender| lender.killed)
+                .is_none_or(|lender| lender.killed || self.is_cut_off(&above.persona))
         })
     }
 

@@ -551,6 +551,17 @@ async fn propose_peers(control: &Arc<Control>, notices: &mut Vec<String>) -> Res
             ));
             continue;
         }
+        if known.is_none() && peer.id().is_none() {
+            match peer.spec.key {
+                // Once it has logged in.
+                Some(_) => {}
+                None => notices.push(format!(
+                    "peer '{0}' has neither `id` nor `key`, so it can't be known (add one to [peers.{0}]; or run with --peer {0}=ID)",
+                    peer.name
+                )),
+            }
+            continue;
+        }
         let wrong = |error: String| Failure::msg(format!("peer '{}': {error}", peer.name));
         control.key_peer(peer, false).await.map_err(wrong)?;
         propose_grants(control, &id, known.as_ref(), &peer.spec.grants, notices)
@@ -677,7 +688,7 @@ impl Opened {
                 program,
                 worker,
                 shared,
-                verbs: tokio::sync::Mutex::default(),
+                verbs: Arc::default(),
             });
             control.add(agent.clone());
             agents.push(agent);

@@ -44,10 +44,17 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
         eprintln!("note: {}", show::escape(&notice));
     }
     show::print(&format!(
-        "{}: {} agents, {} channels: all well{}\n",
+        "{}: {} agents, {} channels{}: all well{}\n",
         args.image.display(),
         image.manifest.agents.len(),
         image.manifest.channels.len(),
+        match &image.manifest.peering.peers {
+            none if none.is_empty() => String::new(),
+            peers => {
+                let names: Vec<_> = peers.keys().map(String::as_str).collect();
+                format!(", {} peers ({})", names.len(), names.join(", "))
+            }
+        },
         match unbuilt.is_empty() {
             true => String::new(),
             false => format!(" (not built yet: {})", unbuilt.join(", ")),

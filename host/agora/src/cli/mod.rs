@@ -13,6 +13,7 @@ mod id;
 mod local;
 mod moving;
 mod new;
+mod peers;
 mod prove;
 mod run;
 pub mod show;
@@ -79,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),
         Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
+        Command::Peers(args) => peers::peers(&args),
+        Command::Ping(args) => peers::ping(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),
         Command::Grant(args) => client::grant(&args),

@@ -6,7 +6,7 @@
 use agora_capnp::operator_capnp;
 use agora_realm::{
     Body, ChannelName, Epoch, HostId, KeySubject, Message, MessageId, MessageVerdict, NoteBody,
-    Object, Ordinal, Revoked, State,
+    Object, Ordinal, Origin, Revoked, State,
 };
 
 use super::record::Settled;
@@ -54,6 +54,19 @@ pub fn payload_text(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
         Ok(text) => text.to_owned(),
         Err(_) => format!("0x{}", crate::hex(payload)),
+    }
+}
+
+/// Who a peer or a guest is where it comes from, as this host was told.
+fn whence(origin: &Origin) -> String {
+    let host = match &origin.host {
+        Some(host) => format!("host {}", host.short()),
+        None => "a host that has not said its id".to_owned(),
+    };
+    match (&origin.persona, &origin.realm) {
+        (Some(persona), _) => format!("{persona} of {host}"),
+        (None, Some(realm)) => format!("{host} of realm {}", realm.short()),
+        (None, None) => host,
     }
 }
 
@@ -145,6 +158,10 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                     format!("{name} is started, with a new key")
                 }
                 (KeySubject::Persona(name), None) => format!("{name} has {a} key"),
+            };
+            let what = match &key.origin {
+                Some(origin) => format!("{what}; it is {}", whence(origin)),
+                None => what,
             };
             let kind = if key.genesis.is_some() {
                 "genesis"

@@ -125,6 +125,10 @@ pub struct Control {
     services: Services,
     log_place: LogPlace,
     peers: Arc<Peers>,
+    /// Held by the start of a peer or a guest that is on its way.
+    pub(super) foreign_verbs: Verbs,
+    /// How often a peer or a guest was stopped.
+    pub(super) foreign_stops: AtomicU64,
     forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
@@ -144,12 +148,15 @@ pub struct Control {
     ending: watch::Sender<bool>,
 }
 
+/// What a start holds, for as long as it is on its way.
+pub(super) type Verbs = Arc<tokio::sync::Mutex<()>>;
+
 /// As what a stop is in the log, and what was judged of it.
 type Entered = (EntryId, Result<(), Refusal>);
 
 /// Waits for a cut on vat threads, but not for ever: a thread that does not answer must not keep a stop from the record. Answers what
 /// the operator should know.
-async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
+pub(super) async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
     match tokio::time::timeout(limits::STOP_WAIT, cut).await {
         Ok(()) => "",
         Err(_) => {
@@ -196,6 +203,8 @@ impl Control {
             services,
             log_place,
             peers,
+            foreign_verbs: Arc::default(),
+            foreign_stops: AtomicU64::new(0),
             forks,
             busy: Arc::default(),
             markers: Arc::default(),
@@ -355,13 +364,27 @@ impl Control {
         false
     }
 
-    /// Whether this is an agent of this host that is killed, whether or not the log has it yet.
+    /// Whether this is an agent or a peer of this host that is killed, whether or not the log has it yet.
     fn is_killed(&self, persona: &PersonaId) -> bool {
+        if persona.host != self.host_id() {
+            return false;
+        }
+        if let Some(peer) = persona.name.peer_name() {
+            return self.peers.named(peer).is_some_and(|peer| peer.is_refused());
+        }
         let agents = read(&self.agents);
-        let agent = agents
-            .get(&persona.name)
-            .filter(|_| persona.host == self.host_id());
+        let agent = agents.get(&persona.name);
         agent.is_some_and(|agent| matches!(agent.shared.phase(), Phase::Killed(_)))
+    }
+
+    /// These grants are cut here from now on, whatever the log has.
+    pub(super) fn cut_here(&self, grants: &[GrantId]) {
+        write(&self.cut).extend(grants);
+    }
+
+    /// What the log says of these grants holds.
+    pub(super) fn cut_no_more(&self, grants: &[GrantId]) {
+        write(&self.cut).retain(|id| !grants.contains(id));
     }
 
     /// What a persona's next graft holds: for each object its newest grant, and the newest of what others lent it for good, each.
@@ -595,12 +618,12 @@ impl Control {
         });
     }
 
-    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is an agent whose start, if one is on
-    /// its way, it goes behind in the log; it is kept here without waiting for that.
+    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is held by a start that may be on its
+    /// way, behind which it goes in the log; it is kept here without waiting for that.
     pub(super) async fn make_durable(
         self: &Arc<Self>,
         body: Body,
-        behind: Option<Arc<Agent>>,
+        behind: Option<Verbs>,
     ) -> Decided {
         let epoch = self.record.state().epoch();
         let sealed = match self.seal(body, epoch).await {
@@ -654,7 +677,7 @@ impl Control {
         self: &Arc<Self>,
         mut sealed: Sealed,
         slot: Option<Slot>,
-        behind: Option<Arc<Agent>>,
+        behind: Option<Verbs>,
     ) -> (
         watch::Receiver<String>,
         tokio::task::JoinHandle<Option<Entered>>,
@@ -663,7 +686,7 @@ impl Control {
         let control = self.clone();
         let entering = self.runtime.spawn(async move {
             let _one = match &behind {
-                Some(agent) => Some(agent.verbs.lock().await),
+                Some(verbs) => Some(verbs.lock().await),
                 None => None,
             };
             let mut wait = limits::STOP_AGAIN_MIN;
@@ -755,7 +778,10 @@ impl Control {
             .values()
             .find(|agent| agent.name.as_str() == name)
             .cloned()
-            .ok_or_else(|| unknown("agent", name, agents.keys().map(PersonaName::as_str)))
+            .ok_or_else(|| match self.peers.named(name) {
+                Some(peer) => format!("unknown agent '{name}'; did you mean '{}'?", peer.persona),
+                None => unknown("agent", name, agents.keys().map(PersonaName::as_str)),
+            })
     }
 
     /// All agents of this host.
@@ -938,7 +964,10 @@ impl Control {
     pub async fn rotate(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
         let name = match PersonaName::new(name) {
             Ok(name) if name.is_operator() => name,
-            _ => self.agent(name)?.name.clone(),
+            _ => match self.foreign(name)? {
+                Some(foreign) => foreign.persona.name,
+                None => self.agent(name)?.name.clone(),
+            },
         };
         // A kill doesn't come this way, and waits for nobody here.
         let turnstile = self.keys.turnstile(&name).write_owned();
@@ -1145,16 +1174,19 @@ impl Control {
         futures::join!(futures::future::join_all(stops), peers);
     }
 
-    /// Ends an agent until it is started by command.
+    /// Ends an agent until it is started by command; or takes a peer, or one of its guests, back.
     ///
     /// # Errors
-    /// There is no such agent.
+    /// There is no such agent, peer or guest.
     pub async fn kill(
         self: &Arc<Self>,
         name: &str,
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
+        if let Some(foreign) = self.foreign(name)? {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
+        }
         let agent = self.agent(name)?;
         let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
         let phase = Phase::Killed(match reason.is_empty() {
@@ -1169,7 +1201,7 @@ impl Control {
             by: by.to_owned(),
         });
         // A start that was on its way may yet put a new key on the record; the kill goes behind it.
-        let durable = self.make_durable(body, Some(agent.clone()));
+        let durable = self.make_durable(body, Some(agent.verbs.clone()));
         let (felled, mut decided) = tokio::join!(felled, durable);
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
@@ -1196,11 +1228,14 @@ impl Control {
         }
     }
 
-    /// Starts a killed or ended agent, under a new key.
+    /// Starts a killed or ended agent, under a new key; or lets a peer, or one of its guests, in again.
     ///
     /// # Errors
-    /// There is no such agent, or the log can't take the key now.
+    /// There is no such agent, peer or guest, or the log can't take the key now.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
+        if let Some(foreign) = self.foreign(name)? {
+            return self.start_foreign(foreign).await;
+        }
         let agent = self.agent(name)?;
         let _one = agent.verbs.lock().await;
         let stops = agent.shared.stops();
@@ -1232,7 +1267,14 @@ impl Control {
     /// # Errors
     /// There is no such agent, channel or service, or the log can't take it now.
     pub async fn grant(self: &Arc<Self>, name: &str, what: Grantable) -> Result<Decided, String> {
-        let agent = self.agent(name)?;
+        let foreign = self.foreign(name)?;
+        let agent = match &foreign {
+            Some(foreign) => {
+                foreign.may_be_granted(&what)?;
+                None
+            }
+            None => Some(self.agent(name)?),
+        };
         let (object, terms) = match what {
             Grantable::Channel(channel, terms) => {
                 (Object::Channel(self.channel_named(&channel)?), terms)
@@ -1248,7 +1290,11 @@ impl Control {
                 (Object::Signer(domain), Terms::ALL)
             }
         };
-        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let persona = match (&foreign, &agent) {
+            (Some(foreign), _) => foreign.persona.clone(),
+            (None, Some(agent)) => PersonaId::new(self.host_id(), agent.name.clone()),
+            (None, None) => return Err(format!("unknown agent '{name}'")),
+        };
         let granted = self.grants_for(&persona);
         if let Some(twin) = granted
             .iter()
@@ -1259,6 +1305,7 @@ impl Control {
                 twin.object.name()
             ));
         }
+        let holder = persona.name.clone();
         let body = GrantBody {
             persona,
             object,
@@ -1276,7 +1323,16 @@ impl Control {
                 agora_realm::Change::Granted { number, .. } => Some(*number),
                 _ => None,
             });
-        self.fell_wall(&agent, "a new grant; graft again").await;
+        match &agent {
+            Some(agent) => self.fell_wall(agent, "a new grant; graft again").await,
+            None => {
+                let epoch = self.gate.shown().epoch;
+                let name = Some(&holder);
+                self.peers
+                    .fell(name, epoch, "a new grant; graft again")
+                    .await;
+            }
+        }
         Ok(Decided {
             entry: committed.settled.judged.id,
             number: number.unwrap_or_default(),
@@ -1307,16 +1363,21 @@ impl Control {
         }
     }
 
-    /// Takes a grant back, by its number (as `g7`) or its id.
+    /// Takes a grant back, by its number (as `g7`) or its id; or all that a peer has, as `peer:NAME`.
     ///
     /// # Errors
-    /// There is no such grant; names those there are.
+    /// There is no such grant, or peer; names those there are.
     pub async fn revoke(
         self: &Arc<Self>,
         grant: &str,
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
+        if grant.contains(':') {
+            if let Some(foreign) = self.foreign(grant)? {
+                return Ok(self.kill_foreign(foreign, reason, by).await);
+            }
+        }
         let (id, number) = {
             let state = self.record.state();
             let found = state

@@ -6,6 +6,7 @@
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
+//! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
 //! - [`exchange`]: checkpoints, asked and given; [`past`]: what is held of a peer's log.
 
@@ -13,6 +14,7 @@ pub mod door;
 pub mod exchange;
 pub mod past;
 pub mod peers;
+pub mod sighting;
 pub mod spec;
 pub mod terminal;
 pub mod thread;

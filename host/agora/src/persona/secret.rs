@@ -320,6 +320,17 @@ mod tests {
     }
 
     #[test]
+    fn the_peer_id_follows_from_the_secret_and_is_no_key_of_another_purpose() {
+        let secret = Secret(Zeroizing::new([7; 32]));
+        let seed = secret.peer_seed();
+        assert_eq!(seed, Secret(Zeroizing::new([7; 32])).peer_seed());
+        assert_ne!(seed, Secret(Zeroizing::new([8; 32])).peer_seed());
+        let signing = SigningKey::from_bytes(*seed).unwrap().public();
+        assert_ne!(signing, secret.host_key(1).public());
+        assert_ne!(signing, secret.witness_key().public());
+    }
+
+    #[test]
     fn keys_differ_by_name_component_and_generation() {
         let secret = Secret(Zeroizing::new([7; 32]));
         let (a, b) = (
