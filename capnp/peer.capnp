@@ -83,19 +83,21 @@ interface PeerChannel extends(Channel) {
   # Delivers every counting message from ordinal `from` on, whoever wrote it, and moves no cursor. `floor`: what stands up to there is
   # history, from before the grant or the fence.
 
-  entries @2 (from :UInt64, count :UInt32) -> (places :List(Place), next :UInt64, checkpoint :Data);
-  # What stands in the log where counting messages stand, from ordinal `from` on, with proofs: for a copy that shows later what was said.
-  # Reads what `history` would, as far as `checkpoint` covers it, and fewer than `count` where they are many or large. `next`: go on from
-  # here. Denied unless the manifest lets this peer mirror: places tell how much else the log holds and what stood in the same turn,
-  # also what of it doesn't count.
+  entries @2 (from :UInt64, count :UInt32, size :UInt64) -> (places :List(Place), next :UInt64);
+  # What stands in the log where counting messages stand, from ordinal `from` on, each with the proof that it is in the tree of the first
+  # `size` places: for a copy that shows later what was said. What `history` would read, as far as it stands within `size`, and fewer
+  # than `count` where they are many or large; none: there are no more yet. `next`: go on from here; what lies between was pruned, or
+  # is beyond the grant's reach. Denied unless the manifest lets this peer mirror: places tell how much else the log holds, and
+  # entries what stood in the same turn, also what of it doesn't count.
 }
 
 struct Place {
   ordinal @0 :UInt64;
   seq @1 :UInt64;            # Its place in the log.
   index @2 :UInt16;          # Which message of the entry.
-  stored @3 :Data;           # The entry as it stands in the log, its signature first.
-  proof @4 :List(Data);      # The way up to the checkpoint's root (RFC 6962).
+  thread @3 :Data;           # The root of its thread, on the callee's word. 32 bytes.
+  stored @4 :Data;           # The entry as it stands in the log, its signature first. Empty: the same as the one before.
+  proof @5 :List(Data);      # The way up to the root (RFC 6962). Empty with `stored`.
 }
 
 interface Following {

@@ -385,6 +385,14 @@ pub const PEER_FOREIGN_MAX: u32 = 3;
 pub const PEER_EVIDENCE_MAX: usize = 8;
 /// The file of them, at most: two checkpoints each.
 pub const PEER_EVIDENCE_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of the copy of one channel of a peer's.
+pub const MIRROR_BYTES_MAX: u64 = 64 << 20;
+/// What is read of one of its two files, which may have ended a batch over half of that.
+pub const MIRROR_FILE_BYTES_MAX: u64 = 48 << 20;
+/// How often it is looked whether there is more to copy.
+pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
+/// What is wrong with a copy, told one by one.
+pub const MIRROR_FINDINGS_MAX: usize = 16;
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Logins of guests at once, in all.

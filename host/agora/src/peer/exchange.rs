@@ -67,7 +67,7 @@ pub enum Exchanged {
 }
 
 /// What only the data folder's files are asked, off the peers' thread.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     control: &Control,
     what: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {

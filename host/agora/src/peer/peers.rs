@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
-use agora_realm::{Epoch, PersonaId, PersonaName};
+use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::exchange::Holding;
+use super::mirror::Mirror;
 use super::past::Past;
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
@@ -53,6 +54,8 @@ pub struct Peer {
     /// What is held of its log.
     holding: RwLock<Holding>,
     judging: Mutex<()>,
+    /// The copies of its channels.
+    mirrors: OnceLock<BTreeMap<ChannelName, Arc<Mirror>>>,
 }
 
 impl Peer {
@@ -72,6 +75,7 @@ impl Peer {
             id: RwLock::new(spec.id),
             holding: RwLock::default(),
             judging: Mutex::default(),
+            mirrors: OnceLock::new(),
             name,
             spec,
         })
@@ -106,6 +110,23 @@ impl Peer {
     /// Held by who judges what the peer gave of its log.
     pub(super) fn judging(&self) -> MutexGuard<'_, ()> {
         self.judging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The copy of a channel of its, by what it is called there, where one is kept.
+    pub fn mirror(&self, channel: &ChannelName) -> Option<&Arc<Mirror>> {
+        self.mirrors.get()?.get(channel)
+    }
+
+    /// Opens the copies of its channels. One that can't be opened is said in the host's log, and not kept up.
+    fn open_mirrors(&self, past: &Past) {
+        let open = |channel: &ChannelName| match Mirror::open(past.folder(), channel.clone()) {
+            Ok(mirror) => Some((channel.clone(), Arc::new(mirror))),
+            Err(error) => {
+                tracing::error!("no copy is kept of {}/{channel}: {error}", self.name);
+                None
+            }
+        };
+        let _ = self.mirrors.set(self.spec.mirror.iter().filter_map(open).collect());
     }
 
     /// It has a graft of this epoch: what it is told from here on is of that one or later.
@@ -234,6 +255,7 @@ impl Peers {
             peer.refused.store(killed, Ordering::SeqCst);
             let past = Past::of(&control.folder().join(""), &peer.name);
             peer.holds(Holding::read(&past, &peer.name));
+            peer.open_mirrors(&past);
         }
         if !self.peering.is_on() {
             return Ok(());
