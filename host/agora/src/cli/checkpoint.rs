@@ -116,7 +116,8 @@ pub(super) fn accept_peer(data: &Path, peer: &str, reason: &str) -> anyhow::Resu
     match Past::of(data, peer).accept(reason)? {
         0 => show::print("nothing speaks against that peer\n"),
         n => show::print(&format!(
-            "{n} pieces of evidence are put aside; the peer's next checkpoint is taken as the first\n"
+            "{n} pieces of evidence are put aside, with the copies of the peer's channels; its next checkpoint is taken as the first (a host \
+             that runs begins new copies when it starts again)\n"
         )),
     }
     Ok(ExitCode::SUCCESS)

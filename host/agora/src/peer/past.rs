@@ -12,9 +12,11 @@ use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use agora_realm::PublicKey;
 use agora_realm::checkpoint::{Extension, Signed, Unwitnessed};
 use serde::{Deserialize, Serialize};
 
+use super::mirror;
 use super::told::Known;
 use crate::boot::data::{DataError, replace};
 use crate::limits;
@@ -137,6 +139,31 @@ impl Past {
         self.folder.join("checkpoint")
     }
 
+    fn keys_path(&self) -> PathBuf {
+        self.folder.join("keys")
+    }
+
+    /// The keys that its host has had, as it proved them, while checkpoints were taken by them.
+    ///
+    /// # Errors
+    /// They can't be read, or are damaged.
+    pub fn keys(&self) -> Result<Vec<PublicKey>, PastError> {
+        let path = self.keys_path();
+        let text = read(&path)?.unwrap_or_default();
+        let keys = text.lines().map(str::parse).collect::<Result<_, _>>();
+        keys.map_err(|_| PastError::Damaged(path))
+    }
+
+    fn keep_key(&self, key: PublicKey) -> Result<(), PastError> {
+        let mut keys = self.keys()?;
+        if keys.contains(&key) {
+            return Ok(());
+        }
+        keys.push(key);
+        let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
+        Ok(replace(&self.keys_path(), text.as_bytes())?)
+    }
+
     fn evidence_path(&self) -> PathBuf {
         self.folder.join("evidence")
     }
@@ -193,6 +220,7 @@ impl Past {
             Ok(()) => {
                 if before.as_ref() != Some(given.signed.checkpoint()) {
                     self.make_folder()?;
+                    self.keep_key(known.key)?;
                     replace(&self.checkpoint_path(), given.signed.to_string().as_bytes())?;
                 }
                 Ok(Taken::Held(Box::new(given.signed)))
@@ -239,7 +267,7 @@ impl Past {
         Ok(())
     }
 
-    /// An operator accepts that the peer's log is another now. What was held goes, with the reason, behind what was accepted before, and the
+    /// An operator accepts that the peer's log is another now. Copies of its channels are put aside, too. What was held goes, with the reason, behind what was accepted before, and the
     /// next checkpoint is taken as the first. Answers how many pieces of evidence that were.
     ///
     /// # Errors
@@ -256,6 +284,16 @@ impl Past {
             serde_json::json!({"time_ms": time_ms, "reason": reason, "evidence": evidence});
         text.push_str(&format!("{accepted}\n"));
         replace(&path, text.as_bytes())?;
+        // Copies of its channels are of the log that was.
+        let copies = mirror::folder(&self.folder);
+        let aside = self.folder.join(format!("channels.{time_ms}"));
+        match std::fs::rename(&copies, aside) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                let path = copies;
+                return Err(PastError::Io { path, source });
+            }
+            _ => {}
+        }
         // The checkpoint first: without evidence, one that is not extended would only raise the alarm anew.
         for path in [self.checkpoint_path(), self.evidence_path()] {
             match std::fs::remove_file(&path) {

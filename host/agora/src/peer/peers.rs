@@ -117,6 +117,11 @@ impl Peer {
         self.mirrors.get()?.get(channel)
     }
 
+    /// The copies of its channels.
+    pub fn mirrors(&self) -> impl Iterator<Item = &Arc<Mirror>> {
+        self.mirrors.get().into_iter().flat_map(BTreeMap::values)
+    }
+
     /// Opens the copies of its channels. One that can't be opened is said in the host's log, and not kept up.
     fn open_mirrors(&self, past: &Past) {
         let open = |channel: &ChannelName| match Mirror::open(past.folder(), channel.clone()) {
