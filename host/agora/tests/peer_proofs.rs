@@ -13,21 +13,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agora::boot::host::Host;
+use agora::boot::manifest::GrantSpec;
 use agora::delivery::checkpoints::Kept;
 use agora::limits;
 use agora::peer::exchange::{Exchanged, exchange, witness};
+use agora::peer::mirror::{Mirror, MirrorError, Mirrored, Said, examine};
+use agora::peer::mirroring::pull;
 use agora::peer::past::Past;
 use agora::peer::peers::Peer;
 use agora::peer::spec::{PeerSpec, Peering};
 use agora::peer::told::{Known, read_hello, write_hello};
 use agora::peer::vat::Vat;
-use agora::testbed::{Plan, Puppet, all_of, peer_id};
-use agora_capnp::peer_capnp::link;
+use agora::testbed::{Plan, Puppet, all_of, peer_id, under};
+use agora_capnp::membrane_capnp::membrane;
+use agora_capnp::peer_capnp::{link, peer_channel};
 use agora_dial::{Dialer, Inbound, KnownPeer, Lane, Options, PeerId, PeerState, Standing};
 use agora_guest::Draft;
 use agora_realm::checkpoint::{Checkpoint, Extension, Signed};
+use agora_realm::evidence::Exhibit;
 use agora_realm::merkle::Tree;
-use agora_realm::{HostId, PublicKey, RealmId, SigningKey};
+use agora_realm::{ChannelName, HostId, Ordinal, PublicKey, RealmId, Rights, SigningKey, Terms};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -60,13 +65,21 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+fn release() -> ChannelName {
+    ChannelName::new("release").unwrap()
+}
+
 /// The host that asks: it knows a peer `bravo`, and keeps no connections of its own, so that a test decides who answers.
 async fn alpha(data: &Path) -> Host {
     let mut peering = Peering {
         offline: true,
         ..Peering::default()
     };
-    peering.peers.insert("bravo".into(), PeerSpec::default());
+    let spec = PeerSpec {
+        mirror: [release()].into(),
+        ..PeerSpec::default()
+    };
+    peering.peers.insert("bravo".into(), spec);
     let plan = Plan::new().channel("square").peering(peering);
     plan.open(data).await.unwrap()
 }
@@ -84,14 +97,18 @@ struct Bravo {
 
 impl Bravo {
     async fn open(data: &Path, alpha: PeerId) -> Self {
+        Self::granting(data, alpha, all_of("release"), true).await
+    }
+
+    async fn granting(data: &Path, alpha: PeerId, grant: GrantSpec, may_mirror: bool) -> Self {
         let mut peering = Peering {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
             ..Peering::default()
         };
         let spec = PeerSpec {
             id: Some(alpha),
-            grants: vec![all_of("release")],
-            may_mirror: true,
+            grants: vec![grant],
+            may_mirror,
             ..PeerSpec::default()
         };
         peering.peers.insert("alpha".into(), spec);
@@ -159,6 +176,24 @@ impl Call {
             _vat: vat,
             _inbound: inbound,
         }
+    }
+
+    /// A channel that bravo granted, on the other lane.
+    async fn channel(&self, name: &str) -> (peer_channel::Client, Vat) {
+        let stream = self.dialer.open(self.bravo, Lane::Vat).await.unwrap();
+        let (door, vat): (membrane::Client, Vat) = Vat::connect(stream, limits::PEER_WIRE);
+        let grafted = soon("a graft", door.graft_request().send().promise).await;
+        let grafted = grafted.unwrap();
+        let grants = grafted.get().unwrap().get_grants().unwrap();
+        let granted = grants
+            .iter()
+            .find(|grant| grant.get_name().unwrap().to_str().unwrap() == name);
+        let channel = granted
+            .unwrap()
+            .get_capability()
+            .get_as_capability()
+            .unwrap();
+        (channel, vat)
     }
 
     /// Asks until the checkpoint that is held covers all of bravo's log.
@@ -602,5 +637,337 @@ fn what_is_no_checkpoint_is_refused_and_says_nothing_against_anybody() {
         std::fs::write(trial.past().folder().join("checkpoint"), "agora/").unwrap();
         trial.asked().await.unwrap_err();
         trial.alpha.close().await;
+    });
+}
+
+// -- Copies
+
+fn texts(kept: &[agora::delivery::record::Kept]) -> Vec<String> {
+    let text = |kept: &agora::delivery::record::Kept| {
+        String::from_utf8(kept.message().payload.to_vec()).unwrap()
+    };
+    kept.iter().map(text).collect()
+}
+
+fn all_in(mirror: &Mirror) -> Vec<String> {
+    texts(&mirror.read(1, usize::MAX, usize::MAX).unwrap())
+}
+
+#[test]
+fn a_copy_of_a_channel_is_proved_and_read_while_the_peer_is_gone() {
+    local(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let asking = alpha(&a).await;
+        let bravo = Bravo::open(&b, peer_id(&a)).await;
+        let mut said = Vec::new();
+        for n in 0..150 {
+            let text = format!("number {n}");
+            bravo.say("release", &text).await;
+            bravo.say("other", "is nobody else's business").await;
+            said.push(text);
+        }
+        let call = Call::open(&asking, &bravo).await;
+        let (channel, _vat) = call.channel("release").await;
+        let peer = bravo_of(&asking);
+        let mirror = peer.mirror(&release()).unwrap().clone();
+        // Without a checkpoint that is held nothing is proved, and nothing copied.
+        assert_eq!(
+            pull(&asking.control, &peer, &channel, &mirror)
+                .await
+                .unwrap(),
+            0
+        );
+        call.until_covered(&asking, &bravo).await;
+        assert_eq!(
+            pull(&asking.control, &peer, &channel, &mirror)
+                .await
+                .unwrap(),
+            150
+        );
+        assert_eq!(
+            pull(&asking.control, &peer, &channel, &mirror)
+                .await
+                .unwrap(),
+            0
+        );
+        bravo.say("release", "late").await;
+        said.push("late".into());
+        call.until_covered(&asking, &bravo).await;
+        assert_eq!(
+            pull(&asking.control, &peer, &channel, &mirror)
+                .await
+                .unwrap(),
+            1
+        );
+        let there = bravo.host.control.record().clone();
+        let there = there
+            .messages(&release(), Ordinal(1), 500, 1 << 20)
+            .await
+            .unwrap();
+
+        call.dialer.shutdown().await;
+        bravo.host.close().await;
+        assert_eq!(all_in(&mirror), said);
+        assert_eq!(mirror.span(), Some((1, 151)));
+        assert_eq!(
+            texts(&mirror.read(140, 3, usize::MAX).unwrap()),
+            said[139..142]
+        );
+        // As bravo had it, to the last detail.
+        for (here, there) in mirror.read(1, 500, usize::MAX).unwrap().iter().zip(&there) {
+            assert_eq!((here.ordinal, here.place), (there.ordinal, there.place));
+            assert_eq!(here.sealed, there.sealed);
+        }
+        asking.close().await;
+
+        let data = a.to_str().unwrap();
+        let listed = agora(&["mirror", "--data", data]);
+        assert!(text(&listed).contains("bravo/release  151 messages, 1 to 151"));
+        let shown = agora(&["mirror", "bravo/release", "--from", "150", "--data", data]);
+        assert!(shown.status.success(), "{}", text(&shown));
+        assert_eq!(text(&shown).lines().count(), 2, "{}", text(&shown));
+        assert!(text(&shown).contains("worker") && text(&shown).contains("late"));
+        let verified = agora(&["mirror", "bravo/release", "--verify", "--data", data]);
+        assert!(verified.status.success(), "{}", text(&verified));
+        assert!(
+            text(&verified).contains("verified    151 messages"),
+            "{}",
+            text(&verified)
+        );
+        assert!(
+            !agora(&["mirror", "bravo/other", "--data", data])
+                .status
+                .success()
+        );
+
+        // The next start goes on from it.
+        let asking = alpha(&a).await;
+        assert_eq!(all_in(bravo_of(&asking).mirror(&release()).unwrap()), said);
+        asking.close().await;
+    });
+}
+
+#[test]
+fn only_who_may_mirror_is_given_entries_and_only_within_its_reach() {
+    local(async {
+        let dir = tempfile::tempdir().unwrap();
+        let a = dir.path().join("a");
+        let asking = alpha(&a).await;
+        let id = peer_id(&a);
+        let entries = async |bravo: &Bravo, size: u64| {
+            let call = Call::open(&asking, bravo).await;
+            let (channel, _vat) = call.channel("release").await;
+            let mut request = channel.entries_request();
+            request.get().set_from(1);
+            request.get().set_count(1000);
+            request.get().set_size(size);
+            let answer = soon("an answer", request.send().promise).await;
+            let ordinals = answer.map(|answer| {
+                let places = answer.get().unwrap().get_places().unwrap();
+                places
+                    .iter()
+                    .map(|place| place.get_ordinal())
+                    .collect::<Vec<_>>()
+            });
+            call.dialer.shutdown().await;
+            ordinals
+        };
+        let size = |bravo: &Bravo| bravo.host.control.record().tree().size();
+
+        let bravo = Bravo::granting(&dir.path().join("b"), id, all_of("release"), false).await;
+        bravo.say("release", "one").await;
+        entries(&bravo, size(&bravo)).await.unwrap_err();
+        bravo.host.close().await;
+
+        let write = Terms {
+            rights: Rights::WRITE,
+            ..Terms::ALL
+        };
+        let grant = under("release", write);
+        let bravo = Bravo::granting(&dir.path().join("c"), id, grant, true).await;
+        bravo.say("release", "one").await;
+        entries(&bravo, size(&bravo)).await.unwrap_err();
+        bravo.host.close().await;
+
+        // What was said before the grant is beyond its reach.
+        let data = dir.path().join("d");
+        let bravo = Bravo::granting(&data, id, all_of("other"), true).await;
+        bravo.say("release", "before").await;
+        bravo.say("release", "before").await;
+        bravo.host.close().await;
+        let late = Terms {
+            history: 0,
+            ..Terms::ALL
+        };
+        let bravo = Bravo::granting(&data, id, under("release", late), true).await;
+        bravo.say("release", "after").await;
+        assert_eq!(entries(&bravo, size(&bravo)).await.unwrap(), [3]);
+        // As far as the asked size covers it, and no log is longer than it is.
+        assert_eq!(entries(&bravo, 1).await.unwrap(), [0; 0]);
+        entries(&bravo, size(&bravo) + 1).await.unwrap_err();
+        bravo.host.close().await;
+        asking.close().await;
+    });
+}
+
+/// What a host says, as a peer would be given it, proved by a checkpoint that a test signs.
+async fn given(bravo: &Bravo) -> (Signed, Vec<Mirrored>) {
+    let record = bravo.host.control.record();
+    let (size, root) = record.tree().now();
+    let realm = record.state().realm().unwrap();
+    let signed = Checkpoint { realm, size, root }.sign(&signing(1), &[0; 32]);
+    let mut all = Vec::<Mirrored>::new();
+    for kept in record
+        .messages(&release(), Ordinal(1), 1000, 1 << 20)
+        .await
+        .unwrap()
+    {
+        let said = Said {
+            ordinal: kept.ordinal.0,
+            index: kept.place.index,
+            thread: kept.place.thread,
+        };
+        let seq = kept.place.seq;
+        match all.last_mut() {
+            Some(last) if last.exhibit.seq == seq => last.messages.push(said),
+            _ => all.push(Mirrored {
+                exhibit: Exhibit {
+                    seq,
+                    stored: kept.sealed.stored().clone(),
+                    path: record.tree().inclusion(seq, size).await.unwrap(),
+                },
+                messages: vec![said],
+            }),
+        }
+    }
+    (signed, all)
+}
+
+#[test]
+fn a_copy_takes_nothing_that_is_not_proved_survives_a_crash_anywhere_and_drops_its_oldest() {
+    local(async {
+        let dir = tempfile::tempdir().unwrap();
+        let asking = alpha(&dir.path().join("a")).await;
+        let bravo = Bravo::open(&dir.path().join("b"), peer_id(&dir.path().join("a"))).await;
+        for n in 0..20 {
+            let drafts = (0..3).map(|i| Draft::inform(format!("{n}.{i}")));
+            let spoken = bravo.worker.speak("release", drafts.collect()).await;
+            spoken
+                .unwrap()
+                .unwrap()
+                .into_iter()
+                .for_each(|one| drop(one.unwrap()));
+            bravo.say("other", "elsewhere").await;
+        }
+        let (signed, all) = given(&bravo).await;
+        let words = |given: &[Mirrored]| given.iter().map(|one| one.messages.len()).sum::<usize>();
+        assert_eq!(words(&all), 60);
+        let held = dir.path().join("held");
+        let keys = [signing(1).public()];
+
+        // Lies.
+        let mirror = Mirror::open(&held, release()).unwrap();
+        let lie = |change: &dyn Fn(&mut Vec<Mirrored>)| {
+            let mut given = all.clone();
+            change(&mut given);
+            let refused = mirror.take(&signed, &given);
+            assert!(
+                matches!(refused, Err(MirrorError::NotProved { .. })),
+                "{refused:?}"
+            );
+            assert_eq!(mirror.next(), 1);
+        };
+        lie(&|given| {
+            let mut stored = given[5].exhibit.stored.to_vec();
+            *stored.last_mut().unwrap() ^= 1;
+            given[5].exhibit.stored = stored.into();
+        });
+        lie(&|given| given[5].exhibit.path[0][0] ^= 1);
+        lie(&|given| given[5].exhibit.path.truncate(1));
+        lie(&|given| given[5].exhibit.seq += 1);
+        lie(&|given| given[0].exhibit.seq = 0);
+        lie(&|given| given[5].messages[0].index = 60);
+        lie(&|given| given.swap(5, 6));
+        lie(&|given| given[6] = given[5].clone());
+        lie(&|given| given[5].messages.reverse());
+        lie(&|given| given[5].messages[0].ordinal = 1);
+        let elsewhere = Mirror::open(&held, ChannelName::new("other").unwrap()).unwrap();
+        assert!(elsewhere.take(&signed, &all).is_err());
+        let other = Checkpoint {
+            realm: REALM,
+            ..*signed.checkpoint()
+        };
+        assert!(
+            mirror
+                .take(&other.sign(&signing(1), &[0; 32]), &all)
+                .is_err()
+        );
+        drop(mirror);
+
+        // A crash at any byte leaves a beginning, that goes on.
+        let file = held.join("channels/release/newer");
+        let mirror = Mirror::open(&held, release()).unwrap();
+        mirror.take(&signed, &all[..2]).unwrap();
+        let before = std::fs::metadata(&file).unwrap().len();
+        mirror.take(&signed, &all[2..4]).unwrap();
+        let whole = std::fs::read(&file).unwrap();
+        drop(mirror);
+        for length in (0..whole.len())
+            .step_by(7)
+            .chain([before as usize - 1, whole.len()])
+        {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            let mirror = Mirror::open(&held, release()).unwrap();
+            let next = mirror.next();
+            assert_eq!(all_in(&mirror).len() as u64, next - 1);
+            let rest: Vec<_> = all
+                .iter()
+                .map(|one| {
+                    let mut one = one.clone();
+                    one.messages.retain(|said| said.ordinal >= next);
+                    one
+                })
+                .filter(|one| !one.messages.is_empty())
+                .collect();
+            mirror.take(&signed, &rest).unwrap();
+            assert_eq!(all_in(&mirror).len(), 60);
+            let copied = examine(&held, &release(), &keys, |_| {}).unwrap();
+            assert_eq!((copied.messages, &copied.wrong[..]), (60, &[][..]));
+        }
+        // What others wrote over is found by whoever verifies.
+        let strange = examine(&held, &release(), &[signing(2).public()], |_| {}).unwrap();
+        assert_eq!(strange.wrong.len(), 1, "{:?}", strange.wrong);
+
+        // A small copy has the newest, proved as before.
+        let held = dir.path().join("small");
+        let mirror = Mirror::open_with(&held, release(), 6 << 10).unwrap();
+        for one in all.chunks(1) {
+            mirror.take(&signed, one).unwrap();
+        }
+        let (first, last) = mirror.span().unwrap();
+        assert!(first > 1 && first < 50 && last == 60, "{first} {last}");
+        let newest = all_in(&mirror);
+        assert_eq!(newest.len() as u64, last - first + 1);
+        assert_eq!(newest.last().unwrap(), "19.2");
+        drop(mirror);
+        let mirror = Mirror::open_with(&held, release(), 6 << 10).unwrap();
+        assert_eq!(
+            (mirror.span(), all_in(&mirror)),
+            (Some((first, last)), newest)
+        );
+        let copied = examine(&held, &release(), &keys, |_| {}).unwrap();
+        assert_eq!(
+            (copied.span, &copied.wrong[..]),
+            (Some((first, last)), &[][..])
+        );
+        let folder = held.join("channels/release");
+        let bytes: u64 = ["older", "newer"]
+            .map(|name| std::fs::metadata(folder.join(name)).unwrap().len())
+            .iter()
+            .sum();
+        assert!(bytes < 9 << 10, "{bytes}");
+        bravo.host.close().await;
+        asking.close().await;
     });
 }

@@ -27,8 +27,8 @@ use capnp::private::capability::ClientHook;
 
 use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
-use crate::delivery::record::Kept;
 use crate::delivery::message::{write_message, write_outcome};
+use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
@@ -614,7 +614,9 @@ impl Facet {
         let from = from.max(1).max(reach.0 + 1).max(pruned + 1);
         let count = count.min(limits::BATCH_MESSAGES_MAX);
         let read = record.messages(&self.channel, Ordinal(from), count, limits::BATCH_BYTES_MAX);
-        let read = read.await.map_err(|error| error::busy(&error.to_string()))?;
+        let read = read
+            .await
+            .map_err(|error| error::busy(&error.to_string()))?;
         let (mut proved, mut next) = (Vec::new(), from);
         let (mut last, mut bytes) = (0, 0);
         for kept in read {

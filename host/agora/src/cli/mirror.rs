@@ -111,7 +111,9 @@ fn list(data: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
         }
     }
     if found == 0 && !as_json {
-        show::print("no channel of a peer's is mirrored here (mirror = ['CHANNEL'] under [peers.NAME])\n");
+        show::print(
+            "no channel of a peer's is mirrored here (mirror = ['CHANNEL'] under [peers.NAME])\n",
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

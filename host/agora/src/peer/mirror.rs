@@ -22,9 +22,7 @@ use agora_realm::checkpoint::{Checkpoint, Signed};
 use agora_realm::evidence::Exhibit;
 use agora_realm::limits::ENTRY_BYTES_MAX;
 use agora_realm::merkle::{self, Hash, PROOF_HASHES_MAX};
-use agora_realm::{
-    Body, ChannelName, MessageId, Ordinal, PublicKey, Sealed, Stored, Verifier,
-};
+use agora_realm::{Body, ChannelName, MessageId, Ordinal, PublicKey, Sealed, Stored, Verifier};
 use bytes::Bytes;
 
 use crate::delivery::index::Place;

@@ -131,7 +131,9 @@ impl Peer {
                 None
             }
         };
-        let _ = self.mirrors.set(self.spec.mirror.iter().filter_map(open).collect());
+        let _ = self
+            .mirrors
+            .set(self.spec.mirror.iter().filter_map(open).collect());
     }
 
     /// It has a graft of this epoch: what it is told from here on is of that one or later.
