@@ -22,8 +22,8 @@ struct Entry {
   # 32 bytes: who wrote the entry. A host's id is the first public key it ever had.
 
   author @3 :Text;
-  # The persona's name at that host; empty when the host itself speaks. A plain name; or operator:UID; or peer:NAME, another host, of
-  # another realm, as it speaks here; or NAME/REST, a guest: a persona of the peer NAME, which REST is its name at.
+  # The persona's name at that host; empty when the host itself speaks. A plain name; or operator:UID; or peer:NAME, a host
+  # of another realm as it speaks here; or NAME/REST, a guest: what the peer NAME calls REST.
 
   signer @4 :Data;
   # 32 bytes, x-only: the public key the signature verifies with. judge checks that it is the author's.
@@ -68,8 +68,8 @@ struct Key {
 }
 
 struct Origin {
-  # Who a peer or a guest is at its own host, as this host was told. Nothing in this realm is judged by it, but that a peer's names
-  # no persona and a guest's does.
+  # Who a peer or a guest is at its own host, as this host was told. Nothing in this realm is judged by it, but that a
+  # peer's names no persona and a guest's does.
 
   peer @0 :Data;         # The libp2p peer id that it came from, at most 64 bytes.
   host @1 :Data;         # 32 bytes: the host's id there. Empty: not known.
@@ -78,9 +78,9 @@ struct Origin {
   publicKey @4 :Data;    # 32 bytes, x-only: the persona's key there. Empty: not known.
   component @5 :Data;    # 32 bytes: SHA-256 of the persona's component there. Empty: none, or not known.
   signature @6 :Data;
-  # 64 bytes, or empty: BIP-340, by that host's key, over the tagged hash ("agora/introduction") of the realm of this log, the id of the
-  # host that writes the entry, the name in `Key.persona`, and this struct's persona, publicKey and component; each behind its length as
-  # 8 bytes, big-endian.
+  # 64 bytes, or empty: BIP-340, by that host's key, over the tagged hash ("agora/introduction") of the realm of this log,
+  # the id of the host that writes the entry, the name in `Key.persona`, and this struct's persona, publicKey and
+  # component; each behind its length as 8 bytes, big-endian.
 }
 
 struct Genesis {

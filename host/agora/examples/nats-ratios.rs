@@ -189,6 +189,7 @@ impl Scene {
             channel,
             grant: Some(grant),
             epoch: Epoch(1),
+            peer_epoch: Epoch(0),
         };
         Self {
             keys,

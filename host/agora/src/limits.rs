@@ -333,8 +333,12 @@ pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
 pub const PEER_ADDRESSES_MAX: usize = agora_dial::limits::ADDRESSES_MAX;
 /// Personas of one peer that may speak here in one graft.
 pub const PEER_SPEAKERS_MAX: usize = 256;
-/// Channels that one peer may follow at once in one graft.
+/// Channels that one peer may follow at once in one graft; each once.
 pub const PEER_FOLLOWS_MAX: usize = 256;
+/// Keys of guests and grants below its own that one peer may have this host write at once, whatever the connection.
+pub const PEER_ENTRIES_BURST: u32 = 512;
+/// The same for each second in the long run.
+pub const PEER_ENTRIES_PER_S: u32 = 4;
 /// Frames of a peer that may wait for the RPC system before no more is read from it.
 pub const PEER_FRAMES_AHEAD_MAX: usize = 64;
 /// Their bytes.
@@ -353,6 +357,7 @@ pub const PEER_WIRE: Limits = Limits {
     queue_frames_max: 16 * 1024,
     questions_max: 2048,
     unanswered_bytes_max: 8 << 20,
+    unfinished_bytes_max: 24 << 20,
     exports_max: 4096,
     asked_max: 4096,
     ..Limits::HOST
@@ -364,6 +369,7 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     questions_max: 32,
     cancelled_max: 1024,
     unanswered_bytes_max: 256 << 10,
+    unfinished_bytes_max: 256 << 10,
     exports_max: 16,
     caps_per_message_max: 4,
     asked_max: 32,
@@ -393,10 +399,13 @@ pub const MIRROR_FILE_BYTES_MAX: u64 = 48 << 20;
 pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
 /// What is wrong with a copy, told one by one.
 pub const MIRROR_FINDINGS_MAX: usize = 16;
+/// How long an operator's ping of a peer waits for its answer.
+pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login's signer may take.
 pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
-/// Logins of guests at once, in all.
-pub const LOGINS_AT_ONCE_MAX: usize = 8;
+/// Logins of guests at once, in all: more than one network address may have connections, so that none keeps all others out.
+pub const LOGINS_AT_ONCE_MAX: usize = 12;
+const _: () = assert!(LOGINS_AT_ONCE_MAX > agora_dial::limits::GUEST_ADDRESS_CONNECTIONS_MAX);
 /// Ids whose failed logins are remembered.
 pub const LOGINS_REMEMBERED_MAX: usize = 1024;
 /// The wait after a first login that failed; doubles each time, up to `LOGIN_AGAIN_MAX`.
@@ -405,3 +414,30 @@ pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
 pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// Orders that may wait for the peers' thread.
 pub const PEER_ORDERS_MAX: usize = 64;
+/// Messages of one of a peer's channels that are kept in memory for those who listen here.
+pub const REMOTE_RECENT_MAX: usize = 1024;
+/// Their bytes. Older ones are asked for again.
+pub const REMOTE_RECENT_BYTES_MAX: usize = 4 << 20;
+/// Requests for a peer's history, on one channel, that may wait.
+pub const REMOTE_REQUESTS_MAX: usize = 64;
+/// Messages said for one of a peer's channels that the peer has not settled. Below the keys that the peer remembers of a persona, so that
+/// whatever is sent again after a crash is known there.
+pub const OUTBOX_WAITING_MAX: usize = 1024;
+/// Their bytes, as far as this run knows of them.
+pub const OUTBOX_WAITING_BYTES_MAX: usize = 16 << 20;
+/// Messages of an outbox that are read before the peer has settled those before them.
+pub const OUTBOX_AHEAD_MAX: usize = 256;
+/// What became of the latest messages of an outbox is remembered, for who asks again.
+pub const OUTBOX_FATES_MAX: usize = 512;
+/// How long a peer's refusal text may be here.
+pub const FATE_TEXT_BYTES_MAX: usize = 256;
+/// The first wait before what a peer can't take now is sent again; it doubles.
+pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
+/// The longest.
+pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How often what is known of a peer is written to the data folder, when it changed.
+pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// The first wait before a link that failed is made again; it doubles.
+pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+pub const LINK_AGAIN_MAX: Duration = Duration::from_secs(10);

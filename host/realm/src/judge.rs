@@ -20,9 +20,7 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
 };
-use crate::limits::{
-    AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, GUESTS_PER_PEER_MAX, HOSTS_MAX, PERSONAS_MAX,
-};
+use crate::limits::{AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX};
 use crate::rules::{Hops, Offer, Speaking};
 use crate::state::{Grant, Host, Persona, State, placed};
 use crate::terms::Rights;
@@ -430,28 +428,6 @@ impl Judging<'_> {
         }
     }
 
-    /// A guest comes with its peer. Answers the peer, when the guest is new and there is room for it.
-    fn comes_with(&self, guest: &PersonaId) -> Result<Option<PersonaId>, Refusal> {
-        let Some(id) = guest.brought_by() else {
-            return Ok(None);
-        };
-        let peer = self
-            .state
-            .personas
-            .get(&id)
-            .ok_or(Refusal::UnknownPersona)?;
-        if peer.killed {
-            return Err(Refusal::Revoked);
-        }
-        if self.state.personas.contains_key(guest) {
-            return Ok(None);
-        }
-        if peer.guests >= GUESTS_PER_PEER_MAX {
-            return Err(Refusal::Overloaded);
-        }
-        Ok(Some(id))
-    }
-
     fn host_key(&mut self, host: HostId, key: PublicKey) -> Result<(), Refusal> {
         let before = match self.state.hosts.get(&host) {
             Some(known) if known.revoked => return Err(Refusal::Revoked),
@@ -476,7 +452,7 @@ impl Judging<'_> {
     }
 
     fn persona_key(&mut self, id: PersonaId, body: &KeyBody) -> Result<(), Refusal> {
-        let peer = self.comes_with(&id)?;
+        let peer = self.state.admit_guest(&id)?;
         let (joined, revived) = match self.state.personas.get_mut(&id) {
             Some(known) => {
                 if known.killed && !body.started {

@@ -8,7 +8,7 @@
 //! | `ids`, `act`, `terms` | | what things are called, what is meant, what is allowed |
 //! | `entry`, `codec`, `key` | an [`Entry`] and a [`SigningKey`], or bytes | a [`Sealed`] entry, or [`Junk`] |
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
-//! | `signer` | what an agent has its host sign, and how a host introduces one to another realm | the digest that is signed, apart from every other |
+//! | `signer` | what an agent has its host sign, or an introduction | the digest that is signed, apart from every other |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
 //! | [`evidence`] | a record, and a checkpoint of it | a proof of one entry that stands by itself; from that, what it shows |

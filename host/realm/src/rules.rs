@@ -6,9 +6,9 @@ use crate::channel::PersonaNo;
 use crate::entry::{GrantBody, Object};
 use crate::ids::{ChannelName, GrantId, HostId, MessageId, Ordinal, PersonaId};
 use crate::limits::{
-    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, LENT_TO_ONE_MAX,
-    OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX, PEER_LENT_PER_EPOCH_MAX, PERSONA_GRANTS_MAX,
-    PERSONA_GRANTS_RESERVED, PERSONA_OBJECTS_MAX,
+    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, GUESTS_PER_PEER_MAX, LENT_PER_EPOCH_MAX,
+    LENT_TO_ONE_MAX, OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX, PEER_LENT_PER_EPOCH_MAX,
+    PERSONA_GRANTS_MAX, PERSONA_GRANTS_RESERVED, PERSONA_OBJECTS_MAX,
 };
 use crate::state::State;
 use crate::terms::{Rights, Terms};
@@ -201,6 +201,28 @@ impl State {
             return Err(Refusal::Overloaded);
         }
         Ok(effective)
+    }
+
+    /// Whether a guest's key would count, for all that hangs on its peer: a guest comes with its peer. Answers the peer, when the guest is new
+    /// and there is room for it; nobody, when it is known, or no guest.
+    ///
+    /// # Errors
+    /// Why the key would be void.
+    pub fn admit_guest(&self, guest: &PersonaId) -> Result<Option<PersonaId>, Refusal> {
+        let Some(id) = guest.brought_by() else {
+            return Ok(None);
+        };
+        let peer = self.personas.get(&id).ok_or(Refusal::UnknownPersona)?;
+        if peer.killed {
+            return Err(Refusal::Revoked);
+        }
+        if self.personas.contains_key(guest) {
+            return Ok(None);
+        }
+        if peer.guests >= GUESTS_PER_PEER_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(Some(id))
     }
 
     /// Whether the lender has lent this persona as much as one may.

@@ -595,7 +595,10 @@ async fn propose_agent(
 }
 
 /// Grants what the manifest proposes for a persona, as far as the log has not decided it.
-async fn propose_grants(
+///
+/// # Errors
+/// For people.
+pub(crate) async fn propose_grants(
     control: &Arc<Control>,
     id: &PersonaId,
     known: Option<&agora_realm::Persona>,
@@ -618,6 +621,9 @@ async fn propose_grants(
             Object::Timer => "the timer".to_owned(),
             Object::Signer(domain) => format!("the signer for '{domain}'"),
         };
+        if let Object::Channel(channel) = &object {
+            control.declare_remote(channel).await?;
+        }
         let decided = known.is_some_and(|known| known.decided.contains(&object));
         if !decided {
             let body = GrantBody {

@@ -6,12 +6,12 @@
 //! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
+use agora_capnp::channel_capnp::{channel, draft, message, revoker, sink, subscription};
 use agora_capnp::loan_capnp::loan;
 use agora_capnp::signer_capnp::signer;
 use agora_guest::wire;
@@ -25,6 +25,7 @@ use bytes::Bytes;
 use capnp::Error;
 use capnp::private::capability::ClientHook;
 
+use super::allowance::Allowance;
 use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
@@ -32,6 +33,10 @@ use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
+use crate::peer::remote::{
+    Echo, Place as OutboxPlace, Remote, RemoteMessage, Standing as RemoteStanding, disconnected,
+};
+use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 
 /// What the facets of one graft share.
@@ -58,6 +63,8 @@ pub struct Holder {
     subscriptions_live: Rc<Cell<usize>>,
     /// Tells this graft from others.
     token: u64,
+    /// What grants below its own are drawn on, when it is another host's.
+    allowance: OnceCell<Arc<Allowance>>,
 }
 
 /// The facets alive on one vat thread, and the signers, by the brand and address of the capability: which one it is.
@@ -176,7 +183,13 @@ impl Holder {
             subscriptions_live: Rc::default(),
             token,
             shared,
+            allowance: OnceCell::new(),
         })
+    }
+
+    /// Every grant that is made below its own is drawn on this from here on.
+    pub fn draw_on(&self, allowance: &Arc<Allowance>) {
+        let _ = self.allowance.set(allowance.clone());
     }
 
     /// A facet for a grant, as a capability of the inside.
@@ -255,6 +268,16 @@ pub struct Facet {
     _watch: Option<AbortOnDrop>,
     /// Of a facet made by attenuating.
     place: Option<Place>,
+    /// Of a peer's channel.
+    afar: Option<Afar>,
+}
+
+/// What a facet of a peer's channel goes by.
+struct Afar {
+    /// None: this host has no such peer any more.
+    remote: Option<Arc<Remote>>,
+    /// The peer's epoch that the facet is of; none while none is known.
+    epoch: Cell<Option<Epoch>>,
 }
 
 impl Drop for Facet {
@@ -300,7 +323,15 @@ fn refused(refusal: Refusal) -> Error {
 
 impl Facet {
     fn new(holder: &Rc<Holder>, channel: ChannelName, grant: GrantId, leash: Leash) -> Self {
+        let afar = channel.is_remote().then(|| {
+            let remote = holder.control.peers().remote(&channel);
+            Afar {
+                epoch: Cell::new(remote.as_ref().and_then(|remote| remote.epoch())),
+                remote,
+            }
+        });
         Self {
+            afar,
             holder: holder.clone(),
             channel,
             grant,
@@ -413,6 +444,9 @@ impl Facet {
             }
             Err(refusal) => return Err(refused(refusal)),
         }
+        if let Some(allowance) = self.holder.allowance.get() {
+            allowance.draw()?;
+        }
         control
             .issue(body, self.holder.epoch)
             .await
@@ -449,12 +483,66 @@ impl Facet {
         true
     }
 
-    fn standing(&self) -> Standing {
-        Standing {
+    fn standing(&self) -> Result<Standing, Error> {
+        Ok(Standing {
             channel: self.channel.clone(),
             grant: Some(self.grant),
             epoch: self.holder.epoch,
+            peer_epoch: self.peer_epoch()?,
+        })
+    }
+
+    /// The peer's channel that this is a facet of; none where it is this realm's own.
+    fn remote(&self) -> Result<Option<&Arc<Remote>>, Error> {
+        match &self.afar {
+            None => Ok(None),
+            Some(Afar {
+                remote: Some(remote),
+                ..
+            }) => Ok(Some(remote)),
+            Some(_) => Err(error::denied(&format!(
+                "'{}': this host has no such peer now",
+                self.channel
+            ))),
         }
+    }
+
+    /// The peer's epoch that it is of; zero where the channel is this realm's own.
+    fn peer_epoch(&self) -> Result<Epoch, Error> {
+        let (Some(remote), Some(afar)) = (self.remote()?, &self.afar) else {
+            return Ok(Epoch(0));
+        };
+        let now = remote.epoch();
+        match (afar.epoch.get().or(now), now) {
+            (Some(own), Some(now)) if own != now => Err(error::stale(&format!(
+                "'{}': the peer's epoch {own} has ended; graft again",
+                self.channel
+            ))),
+            (Some(own), _) => {
+                afar.epoch.set(Some(own));
+                Ok(own)
+            }
+            (None, _) => Err(disconnected(&format!(
+                "'{}': the peer has not been heard yet, and nothing was said; try again",
+                self.channel
+            ))),
+        }
+    }
+
+    /// Takes room in the outbox, where there is one.
+    fn reserve(&self, drafts: &[Draft], through: Ordinal) -> Result<Option<OutboxPlace>, Error> {
+        let Some(remote) = self.remote()? else {
+            return Ok(None);
+        };
+        let heard = *remote.heard().borrow();
+        if heard.is_known && through.0 > heard.latest {
+            return Err(error::denied(&format!(
+                "'{}' has {} messages, and none is the one that is answered through",
+                self.channel, heard.latest
+            )));
+        }
+        let bytes = drafts.iter().map(|draft| draft.payload.len()).sum();
+        remote.reserve(drafts.len(), bytes).map(Some)
     }
 
     fn needs(&self, right: Rights, what: &str) -> Result<(Terms, Ordinal), Error> {
@@ -570,6 +658,9 @@ impl Facet {
         self.needs(Rights::READ, "read")?;
         self.write_info(info)?;
         let state = self.holder.control.record().state();
+        if let Some(remote) = self.remote()? {
+            return Ok(remote.floor(state.epoch()).unwrap_or(0));
+        }
         Ok(state.cursor(&self.holder.persona, &self.channel).0)
     }
 
@@ -579,7 +670,62 @@ impl Facet {
     /// Why it ended.
     pub async fn follow(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
         let leash = self.leash.clone();
-        leash.hold(self.follow_held(from, sink)).await
+        match self.remote()? {
+            Some(remote) => leash.hold(self.follow_afar(remote, from, sink)).await,
+            None => leash.hold(self.follow_held(from, sink)).await,
+        }
+    }
+
+    /// The same, of a channel that is a further peer's.
+    async fn follow_afar(
+        &self,
+        remote: &Arc<Remote>,
+        from: u64,
+        sink: &sink::Client,
+    ) -> Result<(), Error> {
+        let mut heard = remote.heard();
+        let mut next = from.max(1);
+        loop {
+            let now = *heard.borrow_and_update();
+            if !now.is_known || next > now.latest {
+                if heard.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            self.needs(Rights::READ, "read")?;
+            if next <= now.pruned {
+                let mut request = sink.skipped_request();
+                request.get().set_from(next);
+                request.get().set_through(now.pruned);
+                request.send().promise.await?;
+                next = now.pruned + 1;
+                continue;
+            }
+            let page = match remote.messages(next, limits::BATCH_MESSAGES_MAX).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::debug!("'{}' can't be read for a peer: {error}", self.channel);
+                    tokio::time::sleep(limits::READ_AGAIN).await;
+                    continue;
+                }
+            };
+            if page.messages.is_empty() && page.next <= next {
+                tokio::time::sleep(limits::READ_AGAIN).await;
+                continue;
+            }
+            next = page.next;
+            if page.messages.is_empty() {
+                continue;
+            }
+            let mut request = sink.deliver_request();
+            write_afar(
+                &page.messages,
+                request.get().init_messages(page.messages.len() as u32),
+                None,
+            )?;
+            request.send().await?;
+        }
     }
 
     /// Counting messages from an ordinal on, as far as the terms reach and they stand among the first `size` places of the log; each with
@@ -684,9 +830,24 @@ impl Facet {
             for (i, kept) in batch.iter().enumerate() {
                 write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
             }
+            drop(batch);
             request.send().await?;
         }
     }
+}
+
+/// Writes a peer's messages as the peer has them; `reader` tells which are marked as the reader's own.
+pub(crate) fn write_afar(
+    messages: &[Arc<RemoteMessage>],
+    mut list: capnp::struct_list::Builder<'_, message::Owned>,
+    reader: Option<&Echo>,
+) -> Result<(), Error> {
+    for (i, message) in messages.iter().enumerate() {
+        message.read(|from| list.set_with_caveats(i as u32, from))?;
+        let mine = reader.is_some_and(|echo| echo.is(&message.author));
+        list.reborrow().get(i as u32).set_mine(mine);
+    }
+    Ok(())
 }
 
 /// The calls, while the leash holds.
@@ -702,6 +863,20 @@ impl Facet {
     fn write_info(&self, mut info: channel::info::Builder<'_>) -> Result<(), Error> {
         let (terms, _) = self.terms()?;
         let control = &self.holder.control;
+        if let Some(remote) = self.remote()? {
+            let granted = remote.granted()?;
+            let state = control.record().state();
+            info.set_name(self.channel.as_str());
+            info.set_hops(granted.hops);
+            info.set_reactions(granted.reactions);
+            info.set_carry(granted.carry);
+            let (latest, cursor) = control.place_on(&state, &self.holder.persona, &self.channel);
+            info.set_latest(latest.0);
+            info.set_cursor(cursor.0);
+            info.set_next_key(state.next_key(&self.holder.persona, &self.channel));
+            terms.meet(&granted.terms).write(info.init_terms());
+            return Ok(());
+        }
         let state = control.record().state();
         let view = state
             .channel(&self.channel)
@@ -738,6 +913,7 @@ impl Facet {
         let through = Ordinal(params.get_through());
         let mut own = Vec::new();
         let mut elsewhere: Vec<(Standing, Vec<Draft>)> = Vec::new();
+        let mut others: Vec<Rc<Self>> = Vec::new();
         // For each draft: on which of the channels it is spoken (0: this one), to put the outcomes back in order.
         let mut order = Vec::new();
         for reader in drafts.iter() {
@@ -752,13 +928,14 @@ impl Facet {
                         return Err(error::denied("`to` is for turns: call the other facet"));
                     }
                     facet.terms()?;
-                    let standing = facet.standing();
+                    let standing = facet.standing()?;
                     let known = elsewhere
                         .iter()
                         .position(|(s, _)| s.channel == standing.channel);
                     let at = known.unwrap_or(elsewhere.len());
                     if known.is_none() {
                         elsewhere.push((standing, Vec::new()));
+                        others.push(facet);
                     }
                     order.push(at + 1);
                     elsewhere[at].1.push(draft);
@@ -784,8 +961,16 @@ impl Facet {
         if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
             return Ok(());
         }
+        // What goes to a peer waits in its outbox, which has a bound.
+        let sizes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).collect::<Vec<_>>();
+        let mut places = vec![self.reserve(&own, through)?];
+        let mut told = vec![(self.remote()?, sizes(&own))];
+        for (facet, (_, drafts)) in others.iter().zip(&elsewhere) {
+            places.push(facet.reserve(drafts, Ordinal(0))?);
+            told.push((facet.remote()?, sizes(drafts)));
+        }
         let speech = Speech {
-            standing: self.standing(),
+            standing: self.standing()?,
             drafts: own,
             elsewhere,
             through,
@@ -796,10 +981,17 @@ impl Facet {
             .speak(&self.holder.persona, speech)
             .await
             .map_err(|error| speak_error(&error))?;
-        let mut queues: Vec<_> = std::iter::once(own)
-            .chain(said)
-            .map(Vec::into_iter)
-            .collect();
+        // What is in the outbox counts there.
+        drop(places);
+        let mut queues = Vec::with_capacity(told.len());
+        for (outcomes, (remote, sizes)) in std::iter::once(own).chain(said).zip(told) {
+            let outcomes = match remote {
+                None => outcomes,
+                // It is in the outbox; what becomes of it is the peer's to say.
+                Some(remote) => remote.settle(outcomes, &sizes).await,
+            };
+            queues.push(outcomes.into_iter());
+        }
         let mut list = results.get().init_outcomes(order.len() as u32);
         for (i, at) in order.into_iter().enumerate() {
             if let Some(outcome) = queues[at].next() {
@@ -828,11 +1020,16 @@ impl Facet {
         };
         let sink = params.get_sink()?;
         let control = &self.holder.control;
+        let remote = self.remote()?.cloned();
+        if let Some(remote) = &remote
+            && matches!(remote.standing(), RemoteStanding::NotGranted)
+        {
+            remote.granted()?;
+        }
         let cursor = {
             let state = control.record().state();
-            control
-                .silent()
-                .effective(&state, &self.holder.persona, &self.channel)
+            let (_, cursor) = control.place_on(&state, &self.holder.persona, &self.channel);
+            cursor
         };
         let progress = Arc::new(Progress::default());
         let name = self.channel.clone();
@@ -850,10 +1047,16 @@ impl Facet {
             sink: sink.clone(),
             progress: progress.clone(),
         };
+        let running = async move {
+            match remote {
+                Some(remote) => RemoteSubscription(running, remote).run().await,
+                None => running.run(cursor).await,
+            }
+        };
         let name = format!("{} on {}", self.holder.persona, self.channel);
         let (own, over, leash) = (sink.clone(), progress.clone(), self.leash.clone());
         let task = tokio::task::spawn_local(async move {
-            let ended = leash.hold(running.run(cursor)).await;
+            let ended = leash.hold(running).await;
             // Nothing more is due from a subscription that has ended.
             over.over();
             if let Err(error) = ended {
@@ -892,8 +1095,24 @@ impl Facet {
         mut results: channel::HistoryResults,
     ) -> Result<(), Error> {
         let _busy = self.holder.control.busy();
-        let (_, reach) = self.needs(Rights::READ, "read")?;
+        let (terms, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
+        if let Some(remote) = self.remote()? {
+            let floor = remote.floor(self.holder.epoch).unwrap_or(0);
+            let first = floor.saturating_sub(terms.history) + 1;
+            let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
+            let from = params.get_from().max(1);
+            let page = remote.history(from.max(first), count).await?;
+            let next = match page.messages.is_empty() {
+                true => from.max(page.pruned + 1),
+                false => page.next,
+            };
+            results.get().set_next(next);
+            results.get().set_pruned(page.pruned);
+            let list = results.get().init_messages(page.messages.len() as u32);
+            let echo = remote.echo(&self.holder.persona);
+            return write_afar(&page.messages, list, Some(&echo));
+        }
         let from = Ordinal(params.get_from().max(1));
         let pruned = self.holder.control.record().state().channel(&self.channel);
         let pruned = pruned.map_or(Ordinal(0), |view| view.pruned);

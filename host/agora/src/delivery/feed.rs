@@ -360,3 +360,28 @@ impl Told {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agora_realm::{PersonaName, RealmId};
+
+    #[test]
+    fn where_a_guest_comes_from_is_told_as_far_as_it_is_known() {
+        let mut origin = Origin {
+            peer: vec![1],
+            host: None,
+            realm: None,
+            persona: None,
+            public_key: None,
+            component: None,
+            signature: None,
+        };
+        assert_eq!(whence(&origin), "a host that has not said its id");
+        origin.host = Some(HostId([0x1a; 32]));
+        origin.realm = Some(RealmId([0x2b; 32]));
+        assert_eq!(whence(&origin), "host 1a1a1a1a of realm 2b2b2b2b");
+        origin.persona = PersonaName::new("synth").ok();
+        assert_eq!(whence(&origin), "synth of host 1a1a1a1a");
+    }
+}

@@ -11,11 +11,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_log::{Class, LogError};
+use agora_membrane::error;
 use agora_realm::checkpoint::Signed;
 use agora_realm::{
-    Body, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
-    KeySubject, LapseBody, MessageId, NoteBody, Object, Origin, PersonaId, PersonaName, PublicKey,
-    Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, Terms,
+    Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
+    KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
+    PersonaName, PublicKey, Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, State,
+    Terms,
 };
 use tokio::sync::watch;
 
@@ -26,6 +28,7 @@ use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::host::LogPlace;
 use crate::boot::manifest::{NotADomain, unknown};
+use crate::channel::allowance::Allowance;
 use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
 };
@@ -34,6 +37,7 @@ use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
 use crate::peer::peers::{Peer, Peers};
+use crate::peer::remote::Remote;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
 use crate::persona::secret::random_bytes;
@@ -885,27 +889,51 @@ impl Control {
             component: None,
             signature: None,
         };
-        self.key_from(&peer.persona, origin, started).await
+        match self.key_from(&peer.persona, origin, started)? {
+            Some(body) => self.decide(body).await.map(|_| ()),
+            None => Ok(()),
+        }
     }
 
-    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's.
+    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's. What is written is
+    /// drawn on the peer's allowance.
     ///
     /// # Errors
-    /// For people.
+    /// What the peer is told: there is no room for more of its guests, it must wait, or the log can't take it now.
     pub async fn key_guest(
         self: &Arc<Self>,
         name: &PersonaName,
         origin: Origin,
-    ) -> Result<(), String> {
-        self.key_from(name, origin, false).await
+        allowance: &Allowance,
+    ) -> Result<(), capnp::Error> {
+        let busy =
+            |error: String| error::busy(&format!("{name} can't be put on the record: {error}"));
+        let Some(body) = self.key_from(name, origin, false).map_err(busy)? else {
+            return Ok(());
+        };
+        // The judge would refuse it as well; but it would stand in the log.
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let admitted = {
+            let state = self.record.state();
+            let is_killed = state.persona(&id).is_some_and(|known| known.killed);
+            match is_killed {
+                true => Err(Refusal::Revoked),
+                false => state.admit_guest(&id).map(|_| ()),
+            }
+        };
+        admitted
+            .map_err(|refusal| error::denied(&format!("{name} is not let in here: {refusal}")))?;
+        allowance.draw()?;
+        self.decide(body).await.map(|_| ()).map_err(busy)
     }
 
-    async fn key_from(
+    /// The key of a persona that comes from elsewhere, when it must be put on the record.
+    fn key_from(
         self: &Arc<Self>,
         name: &PersonaName,
         origin: Origin,
         started: bool,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Body>, String> {
         let id = PersonaId::new(self.host_id(), name.clone());
         let known = self.record.state().persona(&id).cloned();
         // Whoever it is now, its next key says so.
@@ -913,18 +941,16 @@ impl Control {
             .as_ref()
             .is_some_and(|known| known.origin.as_deref() != Some(&origin));
         let (key, is_new) = self.persona_key(name, None, started || changed)?;
-        if is_new {
-            let body = Body::Key(KeyBody {
+        Ok(is_new.then(|| {
+            Body::Key(KeyBody {
                 subject: KeySubject::Persona(name.clone()),
                 public_key: key.public(),
                 component: None,
                 started,
                 genesis: None,
                 origin: Some(Box::new(origin)),
-            });
-            self.decide(body).await?;
-        }
-        Ok(())
+            })
+        }))
     }
 
     /// Signs a digest that says something of this host, with the key that it has now.
@@ -1277,6 +1303,9 @@ impl Control {
         };
         let (object, terms) = match what {
             Grantable::Channel(channel, terms) => {
+                if let Ok(remote) = ChannelName::new(&channel) {
+                    self.declare_remote(&remote).await?;
+                }
                 (Object::Channel(self.channel_named(&channel)?), terms)
             }
             Grantable::Service(service) => (
@@ -1347,6 +1376,55 @@ impl Control {
             let parent = grant.parent.and_then(|parent| state.grant(&parent));
             parent.is_some_and(|parent| parent.persona == *persona && grant.persona != *persona)
         })
+    }
+
+    /// Fells the walls of whoever holds a channel of this peer's: agents here, and other peers.
+    pub async fn fell_borrowers(&self, peer: &str, reason: &str) {
+        let (holders, epoch) = {
+            let state = self.record.state();
+            let borrowed = state.grants().filter(|(_, grant)| {
+                let channel = match &grant.object {
+                    Object::Channel(channel) => channel.peer(),
+                    _ => None,
+                };
+                channel == Some(peer) && grant.persona.host == self.host_id()
+            });
+            let holders: HashSet<PersonaName> = borrowed
+                .map(|(_, grant)| grant.persona.name.clone())
+                .collect();
+            (holders, state.epoch())
+        };
+        for name in holders {
+            if name.is_peer() {
+                self.peers.fell(Some(&name), epoch, reason).await;
+            } else if let Ok(agent) = self.agent(name.as_str()) {
+                self.fell_wall(&agent, reason).await;
+            }
+        }
+    }
+
+    /// Declares a channel of a peer's, where this realm has no outbox for it yet.
+    ///
+    /// # Errors
+    /// For people: there is no such peer, or the log can't take it now.
+    pub async fn declare_remote(self: &Arc<Self>, name: &ChannelName) -> Result<(), String> {
+        let Some(peer) = name.peer() else {
+            return Ok(());
+        };
+        if self.peers.named(peer).is_none() {
+            let names: Vec<_> = self.peers.all().map(|peer| peer.name.clone()).collect();
+            return Err(unknown("peer", peer, names.iter().map(String::as_str)));
+        }
+        if self.record.state().channel(name).is_some() {
+            return Ok(());
+        }
+        let body = ChannelBody {
+            name: name.clone(),
+            hops: limits::HOPS_DEFAULT,
+            reactions: limits::REACTIONS_DEFAULT,
+            carry: false,
+        };
+        self.decide(Body::Channel(body)).await.map(drop)
     }
 
     /// Cuts, on every vat thread, what hangs on grants that are cut here: facets, and the walls of those who hold such a grant.
@@ -1525,6 +1603,13 @@ impl Control {
     /// There is no such channel, or it can't be said now.
     pub async fn say(self: &Arc<Self>, uid: u32, said: Said) -> Result<Outcome, String> {
         let channel = self.channel_named(&said.channel)?;
+        let (remote, peer_epoch) = match channel.is_remote() {
+            false => (None, Epoch(0)),
+            true => {
+                let (remote, epoch) = self.remote_epoch(&channel)?;
+                (Some(remote), epoch)
+            }
+        };
         let name = PersonaName::operator(uid);
         if said.text.len() > agora_realm::limits::PAYLOAD_BYTES_MAX {
             return Err(format!(
@@ -1552,6 +1637,7 @@ impl Control {
                 channel,
                 grant: None,
                 epoch,
+                peer_epoch,
             },
             drafts: vec![Draft {
                 act: said.act,
@@ -1569,14 +1655,50 @@ impl Control {
         };
         let persona = PersonaId::new(self.host_id(), name);
         match self.speakers.speak(&persona, speech).await {
-            Ok((outcomes, _)) => outcomes
-                .into_iter()
-                .next()
-                .ok_or_else(|| "nothing was said".to_owned()),
+            Ok((mut outcomes, _)) => {
+                if let Some(remote) = remote {
+                    outcomes = remote.settle(outcomes, &[]).await;
+                }
+                let first = outcomes.into_iter().next();
+                first.ok_or_else(|| "nothing was said".to_owned())
+            }
             Err(SpeakError::Stale(_)) => {
                 Err("a fence waits for the log; nothing is admitted until it is in".into())
             }
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A peer's channel, and the peer's epoch as far as it is known.
+    fn remote_epoch(&self, channel: &ChannelName) -> Result<(Arc<Remote>, Epoch), String> {
+        let remote = self.peers.remote(channel);
+        let remote = remote.ok_or_else(|| format!("'{channel}': there is no such peer now"))?;
+        match remote.epoch() {
+            Some(epoch) => Ok((remote, epoch)),
+            None => Err(format!(
+                "'{channel}': the peer has not been heard yet; try again"
+            )),
+        }
+    }
+
+    /// How far a channel has come, and the persona's place there.
+    pub fn place_on(
+        &self,
+        state: &State,
+        persona: &PersonaId,
+        channel: &ChannelName,
+    ) -> (Ordinal, Ordinal) {
+        match self.peers.remote(channel) {
+            Some(remote) => (
+                Ordinal(remote.heard().borrow().latest),
+                remote.cursor(&self.silent, state, persona),
+            ),
+            None => (
+                state
+                    .channel(channel)
+                    .map_or(Ordinal(0), |view| view.latest),
+                self.silent.effective(state, persona, channel),
+            ),
         }
     }
 

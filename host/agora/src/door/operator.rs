@@ -267,8 +267,9 @@ fn write_grants<'a>(
         match &grant.object {
             Object::Channel(name) => {
                 to.set_object(name.as_str());
-                to.set_cursor(control.silent().effective(state, persona, name).0);
-                to.set_latest(state.channel(name).map_or(0, |c| c.latest.0));
+                let (latest, cursor) = control.place_on(state, persona, name);
+                to.set_cursor(cursor.0);
+                to.set_latest(latest.0);
             }
             Object::Timer => to.set_object("timer"),
             Object::Service(name) => to.set_object(name.as_str()),
@@ -305,7 +306,7 @@ impl Desk {
                 (true, None) => ("away", "not in the manifest".to_owned()),
                 (true, Some(peer)) => {
                     let seen = sighting(control.peers(), peer);
-                    let is_here = matches!(seen.state, "connected" | "partly");
+                    let is_here = matches!(seen.state, "connected" | "partly" | "lapsed");
                     let detail = match is_here {
                         true => String::new(),
                         false => format!("agora peers: {}", seen.state),
@@ -340,16 +341,10 @@ impl operator::Server for Desk {
         let mut list = results.init_peers(all.len() as u32);
         for (i, peer) in all.iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);
-            sighting(control.peers(), peer).write(to.reborrow());
+            sighting(control.peers(), peer).write(&peer.name, to.reborrow());
             to.set_name(peer.name.as_str());
             if let Some(id) = peer.id() {
                 to.set_id(id.to_string().as_str());
-            }
-            if let Some(known) = peer.known() {
-                to.set_realm(&known.realm.0);
-                to.set_host(&known.host.0);
-                to.set_key(&known.key.0);
-                to.set_calls_us(known.calls_us.as_str());
             }
             let holding = peer.holding();
             to.set_held(holding.size);

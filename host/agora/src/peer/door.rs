@@ -6,7 +6,7 @@
 //! Failure: more speakers or followings than a peer may have are refused, and the rest goes on.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use agora_capnp::membrane_capnp::{membrane, session};
 use agora_capnp::peer_capnp::{following, peer_channel};
 use agora_guest::wire;
 use agora_membrane::error;
-use agora_realm::{ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey};
+use agora_realm::{
+    ChannelName, ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey,
+};
 use capnp::Error;
 use capnp::traits::HasTypeId;
 
@@ -42,7 +44,10 @@ struct Speaking {
     holder: Rc<Holder>,
     /// By the persona's name here.
     speakers: RefCell<HashMap<PersonaName, Rc<Holder>>>,
-    follows: Rc<Cell<usize>>,
+    /// Held while one is put on the record.
+    introducing: tokio::sync::Mutex<()>,
+    /// By channel; each once.
+    follows: Rc<RefCell<HashSet<ChannelName>>>,
 }
 
 impl Speaking {
@@ -132,6 +137,7 @@ impl membrane::Server for PeerDoor {
             persona.clone(),
             epoch,
         );
+        holder.draw_on(&self.peer.allowance);
         let speaking = Rc::new(Speaking {
             control: self.control.clone(),
             peer: self.peer.clone(),
@@ -139,6 +145,7 @@ impl membrane::Server for PeerDoor {
             wire: self.wire.clone(),
             holder: holder.clone(),
             speakers: RefCell::default(),
+            introducing: tokio::sync::Mutex::default(),
             follows: Rc::default(),
         });
         let granted: Vec<_> = self
@@ -272,7 +279,7 @@ impl peer_channel::Server for PeerFacet {
         mut results: peer_channel::FollowResults,
     ) -> Result<(), Error> {
         let params = params.get()?;
-        let place = FollowPlace::take(&self.speaking.follows)?;
+        let place = FollowPlace::take(&self.speaking.follows, self.facet.channel())?;
         let from = params.get_from();
         let sink: sink::Client = params.get_sink()?;
         let floor = self.facet.follow_info(results.get().init_info())?;
@@ -346,8 +353,12 @@ impl Speaking {
         let name = PersonaName::guest(&self.peer.name, theirs).map_err(|error| {
             error::denied(&format!("'{theirs}' is no name of a persona: {error}"))
         })?;
-        let known = self.speakers.borrow().get(&name).cloned();
-        if let Some(known) = known {
+        let known = || self.speakers.borrow().get(&name).cloned();
+        if let Some(known) = known() {
+            return Ok(known);
+        }
+        let _one = self.introducing.lock().await;
+        if let Some(known) = known() {
             return Ok(known);
         }
         if self.speakers.borrow().len() >= limits::PEER_SPEAKERS_MAX {
@@ -361,9 +372,8 @@ impl Speaking {
         })?;
         let origin = self.origin(at_home, introduction)?;
         let _busy = self.control.busy();
-        let keyed = self.control.key_guest(&name, origin).await;
-        keyed
-            .map_err(|error| error::busy(&format!("{name} can't be put on the record: {error}")))?;
+        let keyed = self.control.key_guest(&name, origin, &self.peer.allowance);
+        keyed.await?;
         let persona = PersonaId::new(self.control.host_id(), name.clone());
         let holder = Holder::new(
             self.control.clone(),
@@ -373,9 +383,9 @@ impl Speaking {
             persona,
             self.holder.epoch,
         );
-        // Another call may have been first.
-        let mut speakers = self.speakers.borrow_mut();
-        Ok(speakers.entry(name).or_insert(holder).clone())
+        holder.draw_on(&self.peer.allowance);
+        let holders = &mut *self.speakers.borrow_mut();
+        Ok(holders.entry(name).or_insert(holder).clone())
     }
 
     /// Who a persona of the peer's is at home, as far as the peer says so.
@@ -423,23 +433,33 @@ impl Drop for Following {
     }
 }
 
-struct FollowPlace(Rc<Cell<usize>>);
+/// One channel that is followed in a graft.
+struct FollowPlace(Rc<RefCell<HashSet<ChannelName>>>, ChannelName);
 
 impl FollowPlace {
-    fn take(live: &Rc<Cell<usize>>) -> Result<Self, Error> {
-        if live.get() >= limits::PEER_FOLLOWS_MAX {
+    fn take(
+        live: &Rc<RefCell<HashSet<ChannelName>>>,
+        channel: &ChannelName,
+    ) -> Result<Self, Error> {
+        let mut followed = live.borrow_mut();
+        if followed.contains(channel) {
+            return Err(error::busy(&format!(
+                "this graft follows '{channel}' already; let go of that first"
+            )));
+        }
+        if followed.len() >= limits::PEER_FOLLOWS_MAX {
             return Err(error::busy(&format!(
                 "this graft follows {} channels; let go of one first",
                 limits::PEER_FOLLOWS_MAX
             )));
         }
-        live.set(live.get() + 1);
-        Ok(Self(live.clone()))
+        followed.insert(channel.clone());
+        Ok(Self(live.clone(), channel.clone()))
     }
 }
 
 impl Drop for FollowPlace {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.borrow_mut().remove(&self.1);
     }
 }

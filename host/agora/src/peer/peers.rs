@@ -10,16 +10,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
-use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName};
+use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::borrowed::{Borrowed, LinkState};
 use super::exchange::Holding;
 use super::mirror::Mirror;
 use super::past::Past;
+use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
 use super::told::Known;
+use crate::channel::allowance::Allowance;
 use crate::door::control::Control;
+use crate::limits;
 use crate::persona::agent::Shared;
 
 /// What a peer is told on the control lane.
@@ -45,6 +49,8 @@ pub struct Peer {
     pub shared: Arc<Shared>,
     /// What it is told.
     pub told: watch::Sender<Told>,
+    /// How much it may have this host write besides messages.
+    pub allowance: Arc<Allowance>,
     /// It is let in by nobody.
     refused: AtomicBool,
     /// Who its host is, as it has proved.
@@ -56,6 +62,12 @@ pub struct Peer {
     judging: Mutex<()>,
     /// The copies of its channels.
     mirrors: OnceLock<BTreeMap<ChannelName, Arc<Mirror>>>,
+    /// How the link to it is: what we use of theirs.
+    pub link: watch::Sender<LinkState>,
+    /// What it lets us use.
+    pub borrowed: Borrowed,
+    /// What it granted when it was last heard.
+    pub(super) granted: Mutex<Option<Vec<(String, Terms)>>>,
 }
 
 impl Peer {
@@ -70,12 +82,19 @@ impl Peer {
             persona,
             shared: Arc::default(),
             told,
+            allowance: Arc::new(Allowance::new(
+                limits::PEER_ENTRIES_BURST,
+                limits::PEER_ENTRIES_PER_S,
+            )),
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
             holding: RwLock::default(),
             judging: Mutex::default(),
             mirrors: OnceLock::new(),
+            link: watch::channel(LinkState::down("it is not connected")).0,
+            borrowed: Borrowed::default(),
+            granted: Mutex::default(),
             name,
             spec,
         })
@@ -208,6 +227,11 @@ impl Peers {
         by_id.get(id).cloned()
     }
 
+    /// A channel of a peer's, by its name here. None: it is none, or of no peer of ours.
+    pub fn remote(&self, channel: &ChannelName) -> Option<Arc<Remote>> {
+        self.named(channel.peer()?)?.borrowed.remote(channel)
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.by_name.values()
@@ -237,14 +261,17 @@ impl Peers {
         }
     }
 
-    /// A peer has proved by its key who it is: it is known by this id from here on, until the host ends.
-    pub(super) fn bind(&self, peer: &Arc<Peer>, id: PeerId) {
+    /// A peer has proved by its key who it is: it is known by this id from here on, until the host ends. Answers the id that it was known
+    /// by before, if that is another.
+    pub(super) fn bind(&self, peer: &Arc<Peer>, id: PeerId) -> Option<PeerId> {
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
         let mut own = peer.id.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = own.replace(id) {
-            by_id.remove(&old);
+        let old = own.replace(id).filter(|old| *old != id);
+        if let Some(old) = &old {
+            by_id.remove(old);
         }
         by_id.insert(id, peer.clone());
+        old
     }
 
     /// Begins to listen and to dial, where there is anybody.
@@ -263,6 +290,8 @@ impl Peers {
             let past = Past::of(&control.folder().join(""), &peer.name);
             peer.holds(Holding::read(&past, &peer.name));
             peer.open_mirrors(&past);
+            peer.borrowed
+                .open(&peer.name, control.record(), control.folder());
         }
         if !self.peering.is_on() {
             return Ok(());
@@ -279,6 +308,24 @@ impl Peers {
         if let Some(dialer) = self.dialer.get() {
             dialer.shutdown().await;
         }
+        for peer in self.all() {
+            peer.link
+                .send_replace(LinkState::down("the host is ending"));
+            for remote in peer.borrowed.remotes() {
+                // Nobody waits for it any more.
+                remote.set_standing(RemoteStanding::Away("the host is ending".into()));
+            }
+        }
+        self.keep().await;
+    }
+
+    /// Writes what is remembered of peers.
+    async fn keep(&self) {
+        let peers: Vec<_> = self.all().cloned().collect();
+        let keeping = tokio::task::spawn_blocking(move || {
+            peers.iter().for_each(|peer| peer.borrowed.keep());
+        });
+        let _ = keeping.await;
     }
 
     async fn order(&self, order: Order) {

@@ -7,7 +7,7 @@
 //! Failure: too many at once, or too often from one id, are overloaded; a signer that doesn't answer is timed out.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,19 +16,21 @@ use agora_capnp::membrane_capnp::membrane;
 use agora_capnp::peer_capnp::{login_signer, terminal};
 use agora_dial::PeerId;
 use agora_guest::wire;
-use agora_realm::{Challenge, PublicKey};
+use agora_membrane::error;
+use agora_realm::{Challenge, PersonaId, PublicKey};
 use capnp::Error;
 
 use super::door::PeerDoor;
 use super::peers::Peer;
 use super::thread::Ctx;
+use crate::boot::host::propose_grants;
 use crate::limits;
 use crate::persona::secret::random_bytes;
 
-/// Logins of all guests: how many are under way, and who failed lately.
+/// Logins of all guests: whose are under way, and who failed lately.
 #[derive(Default)]
 pub struct Logins {
-    running: Rc<Cell<usize>>,
+    running: RefCell<HashSet<PeerId>>,
     failed: RefCell<HashMap<PeerId, Failed>>,
 }
 
@@ -40,21 +42,29 @@ struct Failed {
 
 impl Logins {
     /// A place for one more.
-    fn begin(&self, from: &PeerId) -> Result<Running, String> {
+    fn begin(&self, from: PeerId) -> Result<Running<'_>, String> {
         let now = Instant::now();
         let failed = self.failed.borrow();
-        if let Some(failed) = failed.get(from).filter(|failed| failed.until > now) {
+        if let Some(failed) = failed.get(&from).filter(|failed| failed.until > now) {
             let wait = failed.until - now;
             return Err(format!(
                 "it failed before; try again in {:.0} s",
                 wait.as_secs_f32().ceil()
             ));
         }
-        if self.running.get() >= limits::LOGINS_AT_ONCE_MAX {
+        let mut running = self.running.borrow_mut();
+        if running.contains(&from) {
+            return Err("it logs in already; one login at a time".into());
+        }
+        if running.len() >= limits::LOGINS_AT_ONCE_MAX {
             return Err("too many log in at once; try again later".into());
         }
-        self.running.set(self.running.get() + 1);
-        Ok(Running(self.running.clone()))
+        running.insert(from);
+        Ok(Running {
+            logins: self,
+            from,
+            succeeded: false,
+        })
     }
 
     /// One more failure: the wait doubles with each.
@@ -84,11 +94,20 @@ impl Logins {
     }
 }
 
-struct Running(Rc<Cell<usize>>);
+/// One login. Unless it succeeds it has failed, also when the guest gives it up.
+struct Running<'a> {
+    logins: &'a Logins,
+    from: PeerId,
+    succeeded: bool,
+}
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.logins.running.borrow_mut().remove(&self.from);
+        match self.succeeded {
+            true => self.logins.succeed(&self.from),
+            false => self.logins.fail(self.from),
+        }
     }
 }
 
@@ -140,16 +159,13 @@ impl Terminal {
                 "one login a connection; connect anew".into(),
             ));
         }
-        let _running = match self.ctx.logins.begin(&self.from) {
+        let mut running = match self.ctx.logins.begin(self.from) {
             Ok(running) => running,
             Err(why) => return Ok(Outcome::Overloaded(why)),
         };
         let control = &self.ctx.control;
-        let (realm, epoch) = {
-            let state = control.record().state();
-            (state.realm(), state.epoch())
-        };
-        let Some(realm) = realm else {
+        let epoch = control.gate().shown().epoch;
+        let Some(realm) = control.record().state().realm() else {
             return Ok(Outcome::Overloaded("this host has no realm yet".into()));
         };
         let nonce = random_bytes().map_err(|error| Error::failed(error.to_string()))?;
@@ -162,7 +178,6 @@ impl Terminal {
         challenge.set_epoch(epoch.0);
         let answered = tokio::time::timeout(limits::LOGIN_PATIENCE, request.send().promise).await;
         let Ok(answered) = answered else {
-            self.ctx.logins.fail(self.from);
             return Ok(Outcome::TimedOut("the signer did not answer in time"));
         };
         let proved = answered.and_then(|answered| {
@@ -189,15 +204,26 @@ impl Terminal {
             is_signed.then(|| peer.clone())
         });
         let Some(peer) = peer else {
-            self.ctx.logins.fail(self.from);
             return Ok(Outcome::Denied(DENIED));
         };
-        if control.record().state().epoch() != epoch {
+        // Whoever proved its key need not wait to do so again.
+        running.succeeded = true;
+        if !control.gate().is_open(epoch) {
             return Ok(Outcome::Stale("the epoch has ended; log in again"));
         }
-        self.ctx.logins.succeed(&self.from);
         Ok(Outcome::Granted(peer))
     }
+}
+
+/// Puts a peer that has logged in on the record, with what the manifest proposes for it and the log has not decided.
+async fn settle(ctx: &Ctx, peer: &Peer) -> Result<(), String> {
+    let control = &ctx.control;
+    control.key_peer(peer, false).await?;
+    let id = PersonaId::new(control.host_id(), peer.persona.clone());
+    let known = control.record().state().persona(&id).cloned();
+    // What the log has decided otherwise was told at the start.
+    let notices = &mut Vec::new();
+    propose_grants(control, &id, known.as_ref(), &peer.spec.grants, notices).await
 }
 
 impl terminal::Server for Terminal {
@@ -228,8 +254,17 @@ impl terminal::Server for Terminal {
             }
         };
         let (ctx, id) = (self.ctx.clone(), self.from);
-        ctx.peers.bind(&peer, id);
-        if let Err(error) = ctx.control.key_peer(&peer, false).await {
+        if peer.id() != Some(id)
+            && let Err(error) = peer.allowance.draw()
+        {
+            to.set_overloaded(error::reason(&error));
+            return Ok(());
+        }
+        if let Some(old) = ctx.peers.bind(&peer, id) {
+            // Whoever has the key has it from another machine now.
+            ctx.dialer.reconsider(old).await;
+        }
+        if let Err(error) = settle(&ctx, &peer).await {
             to.set_overloaded(format!("{}: {error}", peer.name).as_str());
             return Ok(());
         }
@@ -245,5 +280,57 @@ impl terminal::Server for Terminal {
             ctx.dialer.reconsider(id).await;
         });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(seed: u8) -> PeerId {
+        agora_dial::Options::new([seed; 32], |_: &PeerId| agora_dial::Standing::Guest).peer_id()
+    }
+
+    #[test]
+    fn logins_are_few_one_an_id_and_who_fails_or_gives_up_waits() {
+        let logins = Logins::default();
+        let max = limits::LOGINS_AT_ONCE_MAX as u8;
+        let mut running: Vec<_> = (0..max).map(|n| logins.begin(id(n)).unwrap()).collect();
+        assert!(logins.begin(id(max)).is_err(), "there are too many");
+        running[1].succeeded = true;
+        drop(running.drain(..2));
+        assert!(logins.begin(id(0)).is_err(), "it failed a moment ago");
+        let mut again = logins.begin(id(1)).unwrap();
+        again.succeeded = true;
+        assert!(logins.begin(id(1)).is_err(), "one at a time");
+        drop(logins.begin(id(max)).unwrap());
+        assert_eq!(logins.failed.borrow()[&id(max)].times, 1);
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_the_longest_and_few_ids_are_remembered() {
+        let logins = Logins::default();
+        for times in 1..40 {
+            let began = Instant::now();
+            logins.fail(id(1));
+            let wait = logins.failed.borrow()[&id(1)].until - began;
+            let doubled = limits::LOGIN_AGAIN_MIN * 2_u32.pow((times - 1).min(10));
+            assert!(
+                wait >= doubled.min(limits::LOGIN_AGAIN_MAX),
+                "{times}: {wait:?}"
+            );
+        }
+        for n in 0..=limits::LOGINS_REMEMBERED_MAX as u32 {
+            let mut seed = [7; 32];
+            seed[..4].copy_from_slice(&n.to_be_bytes());
+            let policy = |_: &PeerId| agora_dial::Standing::Guest;
+            logins.fail(agora_dial::Options::new(seed, policy).peer_id());
+        }
+        let failed = logins.failed.borrow();
+        assert_eq!(failed.len(), limits::LOGINS_REMEMBERED_MAX);
+        assert!(
+            failed.contains_key(&id(1)),
+            "who failed most is remembered longest"
+        );
     }
 }

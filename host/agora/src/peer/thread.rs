@@ -13,9 +13,11 @@ use std::time::Duration;
 use agora_capnp::membrane_capnp::membrane;
 use agora_capnp::peer_capnp::{link, terminal};
 use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
+use agora_membrane::error;
 use agora_realm::PersonaName;
 use tokio::sync::{mpsc, oneshot};
 
+use super::borrowed::LinkState;
 use super::door::PeerDoor;
 use super::peers::Peers;
 use super::terminal::{Logins, Terminal};
@@ -78,6 +80,20 @@ pub struct Ctx {
     /// Those of guests that have logged in, until they connect as who they are.
     guests: RefCell<Vec<std::rc::Weak<PeerDoor>>>,
     links: RefCell<HashMap<String, Resident>>,
+    /// Of peers that we are connected to: what each offers on the control lane.
+    controls: RefCell<HashMap<String, link::Client>>,
+}
+
+/// A peer's control lane, as others here find it for as long as this is kept.
+pub(super) struct Offered {
+    ctx: Rc<Ctx>,
+    name: String,
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.ctx.controls.borrow_mut().remove(&self.name);
+    }
 }
 
 /// What is kept of a connection for as long as it lives.
@@ -132,6 +148,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
             doors: RefCell::default(),
             guests: RefCell::default(),
             links: RefCell::default(),
+            controls: RefCell::default(),
         });
         local.block_on(&runtime, live(ctx, inbound, ordered));
     });
@@ -140,6 +157,9 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
 }
 
 async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Order>) {
+    for peer in ctx.peers.all() {
+        tokio::task::spawn_local(super::link::keep(ctx.clone(), peer.clone()));
+    }
     loop {
         tokio::select! {
             biased;
@@ -191,8 +211,40 @@ impl Ctx {
         }
     }
 
+    /// What a peer offers on the control lane, for who pings it.
+    pub(super) fn offers(self: &Rc<Self>, name: &str, control: link::Client) -> Offered {
+        let (ctx, name) = (self.clone(), name.to_owned());
+        self.controls.borrow_mut().insert(name.clone(), control);
+        Offered { ctx, name }
+    }
+
     fn ping(self: &Rc<Self>, name: String, answer: oneshot::Sender<Result<Duration, String>>) {
-        let _ = answer.send(Err(format!("{name}: it is not connected")));
+        let Some(link) = self.controls.borrow().get(&name).cloned() else {
+            let state = self
+                .peers
+                .named(&name)
+                .map(|peer| peer.link.borrow().clone());
+            let why = match state {
+                Some(LinkState::Down { why, .. }) => why.to_string(),
+                _ => "it is not connected".to_owned(),
+            };
+            let _ = answer.send(Err(why));
+            return;
+        };
+        // Not on this task, which stops come by.
+        tokio::task::spawn_local(async move {
+            let sent = std::time::Instant::now();
+            let ping = link.ping_request().send().promise;
+            let answered = match tokio::time::timeout(limits::PEER_PING_PATIENCE, ping).await {
+                Ok(Ok(_)) => Ok(sent.elapsed()),
+                Ok(Err(error)) => Err(error::reason(&error).to_owned()),
+                Err(_) => Err(format!(
+                    "nothing came back in {:?}",
+                    limits::PEER_PING_PATIENCE
+                )),
+            };
+            let _ = answer.send(answered);
+        });
     }
 
     fn doors(&self) -> Vec<Rc<PeerDoor>> {

@@ -137,10 +137,10 @@ impl link::Server for Link {
         params: link::HelloParams,
         mut results: link::HelloResults,
     ) -> Result<(), Error> {
-        let known = read_hello(&self.peer, &self.from, params.get()?.get_hello()?)?;
         if self.greeted.replace(true) {
             return Err(error::denied("a control connection is greeted once"));
         }
+        let known = read_hello(&self.peer, &self.from, params.get()?.get_hello()?)?;
         self.peer.met(known);
         write_hello(
             &self.control,

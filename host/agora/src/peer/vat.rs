@@ -154,8 +154,12 @@ fn lost(error: std::io::Error) -> String {
 /// Whole frames, from bytes.
 #[derive(Default)]
 struct Frames {
+    /// Room for what is read; it grows with the frames, and what was read is moved to its front where there is no more room behind it.
     bytes: Vec<u8>,
+    /// What was read and not taken begins here,
     at: usize,
+    /// and ends here.
+    end: usize,
 }
 
 impl Frames {
@@ -186,10 +190,6 @@ impl Frames {
         self.read(total, from).await?;
         let frame = self.bytes[self.at..self.at + total].to_vec();
         self.at += total;
-        if self.at == self.bytes.len() {
-            self.bytes.clear();
-            self.at = 0;
-        }
         Ok(frame)
     }
 
@@ -199,26 +199,100 @@ impl Frames {
         u32::from_le_bytes(bytes.expect("four bytes are four"))
     }
 
-    /// Reads until so many bytes of the next frame are there.
+    /// Reads until so many bytes of the next frame are there. What a byte costs doesn't depend on how many come with it.
     async fn read(
         &mut self,
         bytes: usize,
         from: &mut (impl futures::AsyncRead + Unpin),
     ) -> Result<(), String> {
-        while self.bytes.len() - self.at < bytes {
-            self.bytes.drain(..self.at);
-            self.at = 0;
-            let had = self.bytes.len();
-            let room = limits::PEER_READ_BYTES.max(bytes - had);
-            self.bytes.resize(had + room, 0);
-            let read = from.read(&mut self.bytes[had..]).await;
-            self.bytes.truncate(had + *read.as_ref().unwrap_or(&0));
+        if self.at == self.end {
+            (self.at, self.end) = (0, 0);
+            // One large frame does not make the connection keep room for another.
+            if self.bytes.len() > limits::PEER_READ_BYTES {
+                self.bytes = Vec::new();
+            }
+        }
+        if self.end - self.at >= bytes {
+            return Ok(());
+        }
+        if self.at + bytes > self.bytes.len() {
+            self.bytes.copy_within(self.at..self.end, 0);
+            (self.at, self.end) = (0, self.end - self.at);
+            let room = limits::PEER_READ_BYTES.max(bytes);
+            if self.bytes.len() < room {
+                self.bytes.resize(room, 0);
+            }
+        }
+        while self.end - self.at < bytes {
+            let read = from.read(&mut self.bytes[self.end..]).await;
             match read.map_err(lost)? {
-                0 if had == 0 => return Err("it closed the connection".into()),
+                0 if self.at == self.end => return Err("it closed the connection".into()),
                 0 => return Err("it closed the connection in the middle of a message".into()),
-                _ => {}
+                read => self.end += read,
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives so many bytes at a time.
+    struct Drops(Vec<u8>, usize);
+
+    impl futures::AsyncRead for Drops {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            to: &mut [u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            let many = self.1.min(to.len()).min(self.0.len());
+            to[..many].copy_from_slice(&self.0[..many]);
+            self.0.drain(..many);
+            std::task::Poll::Ready(Ok(many))
+        }
+    }
+
+    fn frame(words: u32, fill: u8) -> Vec<u8> {
+        let head = [0, words].map(u32::to_le_bytes).concat();
+        [head, vec![fill; words as usize * 8]].concat()
+    }
+
+    #[tokio::test]
+    async fn frames_come_whole_however_they_were_cut() {
+        let sizes = [1, 0, 9000, 3, 131_000, 8191, 1, 40_000];
+        let frames: Vec<_> = (1_u8..).zip(sizes).map(|(i, n)| frame(n, i)).collect();
+        for cut in [1, 7, 8, 4096, 65_536, 10_000_000] {
+            let mut drops = Drops(frames.concat(), cut);
+            if cut == 1 {
+                drops.0.truncate(frames[..3].concat().len());
+            }
+            let mut whole = Frames::default();
+            for expected in frames.iter().take(if cut == 1 { 3 } else { frames.len() }) {
+                assert!(whole.next(&mut drops).await.unwrap() == *expected, "{cut}");
+            }
+            let ended = whole.next(&mut drops).await;
+            assert_eq!(ended.unwrap_err(), "it closed the connection");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_claims_too_much_is_refused_before_there_is_room_for_it() {
+        for claims in [
+            [0_u32, u32::MAX],
+            [u32::MAX - 1, 1],
+            [0, FRAME_BYTES_MAX as u32 / 8],
+        ] {
+            let mut drops = Drops(claims.map(u32::to_le_bytes).concat(), 8);
+            let mut frames = Frames::default();
+            frames.next(&mut drops).await.unwrap_err();
+            assert!(frames.bytes.len() <= limits::PEER_READ_BYTES);
+        }
+        let mut frames = Frames::default();
+        let cut = frames.next(&mut Drops(frame(4, 1)[..20].to_vec(), 8)).await;
+        let middle = "it closed the connection in the middle of a message";
+        assert_eq!(cut.unwrap_err(), middle);
     }
 }

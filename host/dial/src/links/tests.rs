@@ -11,10 +11,11 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Links, Setup, link::at};
+use super::{Links, Services, Setup, link::at};
 use crate::{
     Incoming, KnownPeer, Lane, Snapshot, Standing, Timing,
     backoff::Jitter,
+    errands::Errands,
     greeting::{Incarnation, Verdict},
     handler::Say,
     limits,
@@ -60,6 +61,8 @@ fn bench(own: PeerId, standing: Standing) -> Bench {
         jitter: Jitter::new(1),
         inbound,
         watch,
+        errands: Errands::default(),
+        services: Services::default(),
     });
     Bench {
         links,

@@ -1,0 +1,1 @@
+//! Stops at either host, and links that are cut.
