@@ -20,9 +20,7 @@ use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
 };
-use crate::limits::{
-    AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX,
-};
+use crate::limits::{AUTHORITY_ENTRIES_PER_EPOCH_MAX, CHANNELS_MAX, HOSTS_MAX, PERSONAS_MAX};
 use crate::rules::{Hops, Offer, Speaking};
 use crate::state::{Grant, Host, Persona, State, placed};
 use crate::terms::Rights;
@@ -971,6 +969,19 @@ impl Judging<'_> {
                     reason: reason.clone(),
                     count: *count,
                 });
+            }
+            // Of turns that stand before it. Whether that is what they were rests on the host that says so.
+            NoteBody::Stubs { channel, stubs } => {
+                if !self.state.channels.contains_key(channel) {
+                    return Err(Refusal::UnknownChannel);
+                }
+                let mut last = 0;
+                for stub in stubs {
+                    if stub.seq <= last || stub.seq >= self.seq {
+                        return Err(Refusal::Malformed);
+                    }
+                    last = stub.seq;
+                }
             }
             NoteBody::Marker { .. } => {}
         }

@@ -285,12 +285,17 @@ impl Desk {
         let own = state
             .personas()
             .filter(|(id, _)| id.host == control.host_id());
-        let foreign: Vec<_> = own
+        let mut foreign: Vec<_> = own
             .filter(|(id, known)| {
                 let holds = || known.killed || state.grants_of(id).next().is_some();
                 id.name.is_peer() || id.name.is_guest() && holds()
             })
             .collect();
+        // Each peer, then its guests.
+        foreign.sort_by_key(|(id, _)| {
+            let whose = id.name.peer_name().or(id.name.host_peer());
+            (whose, id.name.is_guest(), &id.name)
+        });
         let mut list = status.reborrow().init_foreign(foreign.len() as u32);
         for (i, (id, known)) in foreign.into_iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);
@@ -345,6 +350,18 @@ impl operator::Server for Desk {
             to.set_name(peer.name.as_str());
             if let Some(id) = peer.id() {
                 to.set_id(id.to_string().as_str());
+            }
+            let holding = peer.holding();
+            to.set_held(holding.size);
+            to.set_alarm(holding.alarm.as_deref().unwrap_or(""));
+            let mirrors: Vec<_> = peer.mirrors().collect();
+            let mut copies = to.reborrow().init_mirrors(mirrors.len() as u32);
+            for (j, mirror) in mirrors.iter().enumerate() {
+                let (first, last) = mirror.span().unwrap_or_default();
+                let mut copy = copies.reborrow().get(j as u32);
+                copy.set_channel(mirror.channel().as_str());
+                copy.set_first(first);
+                copy.set_last(last);
             }
             let persona = PersonaId::new(control.host_id(), peer.persona.clone());
             let state = control.record().state();

@@ -15,7 +15,9 @@ use agora_capnp::membrane_capnp::{membrane, session};
 use agora_capnp::peer_capnp::{following, peer_channel};
 use agora_guest::wire;
 use agora_membrane::error;
-use agora_realm::{ChannelName, ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey};
+use agora_realm::{
+    ChannelName, ComponentHash, GrantId, Object, Origin, PersonaId, PersonaName, PublicKey,
+};
 use capnp::Error;
 use capnp::traits::HasTypeId;
 
@@ -301,6 +303,44 @@ impl peer_channel::Server for PeerFacet {
             }));
         Ok(())
     }
+
+    async fn entries(
+        self: Rc<Self>,
+        params: peer_channel::EntriesParams,
+        mut results: peer_channel::EntriesResults,
+    ) -> Result<(), Error> {
+        let peer = &self.speaking.peer;
+        if !peer.spec.may_mirror || self.facet.channel().is_remote() {
+            return Err(error::denied(&format!(
+                "'{}' is not yours to mirror (the host that has it says may_mirror = true under [peers.{}])",
+                self.facet.channel(),
+                peer.name
+            )));
+        }
+        let params = params.get()?;
+        let (from, count, size) = (params.get_from(), params.get_count(), params.get_size());
+        let (proved, next) = self.facet.proved(from, count as usize, size).await?;
+        let mut answer = results.get();
+        answer.set_next(next);
+        let mut places = answer.init_places(proved.len() as u32);
+        let mut last = 0;
+        for (i, (kept, proof)) in proved.iter().enumerate() {
+            let mut place = places.reborrow().get(i as u32);
+            place.set_ordinal(kept.ordinal.0);
+            place.set_seq(kept.place.seq);
+            place.set_index(kept.place.index);
+            place.set_thread(&kept.place.thread.0);
+            if kept.place.seq != last {
+                place.set_stored(kept.sealed.stored());
+                let mut hashes = place.init_proof(proof.len() as u32);
+                for (j, hash) in proof.iter().enumerate() {
+                    hashes.set(j as u32, hash);
+                }
+                last = kept.place.seq;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Speaking {
@@ -397,7 +437,10 @@ impl Drop for Following {
 struct FollowPlace(Rc<RefCell<HashSet<ChannelName>>>, ChannelName);
 
 impl FollowPlace {
-    fn take(live: &Rc<RefCell<HashSet<ChannelName>>>, channel: &ChannelName) -> Result<Self, Error> {
+    fn take(
+        live: &Rc<RefCell<HashSet<ChannelName>>>,
+        channel: &ChannelName,
+    ) -> Result<Self, Error> {
         let mut followed = live.borrow_mut();
         if followed.contains(channel) {
             return Err(error::busy(&format!(

@@ -197,9 +197,7 @@ impl Terminal {
         let peer = proved.ok().flatten().and_then(|(key, signature)| {
             let key = PublicKey(key);
             let mut peers = self.ctx.peers.all();
-            let peer = peers.find(|peer| {
-                peer.spec.id.is_none() && peer.spec.key == Some(key) && !peer.is_refused()
-            })?;
+            let peer = peers.find(|peer| peer.may_log_in() && peer.spec.key == Some(key))?;
             let is_signed = key.verifies(&challenge.digest(), &signature);
             is_signed.then(|| peer.clone())
         });
@@ -315,7 +313,10 @@ mod tests {
             logins.fail(id(1));
             let wait = logins.failed.borrow()[&id(1)].until - began;
             let doubled = limits::LOGIN_AGAIN_MIN * 2_u32.pow((times - 1).min(10));
-            assert!(wait >= doubled.min(limits::LOGIN_AGAIN_MAX), "{times}: {wait:?}");
+            assert!(
+                wait >= doubled.min(limits::LOGIN_AGAIN_MAX),
+                "{times}: {wait:?}"
+            );
         }
         for n in 0..=limits::LOGINS_REMEMBERED_MAX as u32 {
             let mut seed = [7; 32];
@@ -325,6 +326,9 @@ mod tests {
         }
         let failed = logins.failed.borrow();
         assert_eq!(failed.len(), limits::LOGINS_REMEMBERED_MAX);
-        assert!(failed.contains_key(&id(1)), "who failed most is remembered longest");
+        assert!(
+            failed.contains_key(&id(1)),
+            "who failed most is remembered longest"
+        );
     }
 }

@@ -105,10 +105,7 @@ impl login_signer::Server for Signer {
     }
 }
 
-fn signer(
-    caller: &Caller,
-    signs: impl AsyncSigner + 'static,
-) -> login_signer::Client {
+fn signer(caller: &Caller, signs: impl AsyncSigner + 'static) -> login_signer::Client {
     capnp_rpc::new_client(Signer {
         challenger: caller.host,
         caller: caller.dialer.peer_id(),
@@ -149,9 +146,8 @@ async fn login(terminal: &terminal::Client, signer: login_signer::Client) -> Cam
         Err(error) => return Came::Not("lost", error.extra),
     };
     let outcome = answer.get().unwrap().get_outcome().unwrap();
-    let text = |text: capnp::Result<capnp::text::Reader<'_>>| {
-        text.unwrap().to_str().unwrap().to_owned()
-    };
+    let text =
+        |text: capnp::Result<capnp::text::Reader<'_>>| text.unwrap().to_str().unwrap().to_owned();
     match outcome.which().unwrap() {
         outcome::Which::Granted(door) => Came::Granted(door.unwrap()),
         outcome::Which::Denied(why) => Came::Not("denied", text(why)),
@@ -190,7 +186,11 @@ fn who_has_the_key_is_let_in_and_known_by_its_id_from_then_on() {
     on_bed(plan(), async |bed: &Bed| {
         let caller = bed.caller(21).await;
         let (terminal, vat) = caller.terminal().await;
-        let came = login(&terminal, signer(&caller, async |asked: Asked| rightly(&asked))).await;
+        let came = login(
+            &terminal,
+            signer(&caller, async |asked: Asked| rightly(&asked)),
+        )
+        .await;
         let Came::Granted(door) = came else {
             panic!("{came:?}");
         };
@@ -209,11 +209,19 @@ fn who_has_the_key_is_let_in_and_known_by_its_id_from_then_on() {
         let origin = bed.persona("peer:beta").unwrap().origin.unwrap();
         assert_eq!(origin.peer, id(21).to_bytes());
 
-        // From another machine, with the same key: that is beta now, and the first is nobody.
-        let other = Caller::start(22, caller.host, bed.address());
-        let other = bed.on_pool(other).await;
-        assert!(bed.peer("beta").id() == Some(id(21)));
-        drop(other);
+        // From another machine, with the same key: that is beta now, and the first has nothing any more.
+        let other = bed.caller(22).await;
+        let came = attempt(&other, async |asked: Asked| rightly(&asked)).await;
+        assert!(matches!(came, Came::Granted(_)), "{came:?}");
+        within("the end", beta.graft.ended()).await;
+        other.until(PeerState::Connected).await;
+        let beta = other.graft().await;
+        let synth = beta.speaker("release", "synth").await.unwrap();
+        let said = synth.say(agora_guest::Draft::inform("moved"));
+        within("speech", said).await.unwrap().unwrap();
+        assert_eq!(bed.peer("beta").id(), Some(id(22)));
+        let origin = bed.persona("peer:beta").unwrap().origin.unwrap();
+        assert_eq!(origin.peer, id(22).to_bytes());
     });
 }
 
@@ -235,7 +243,8 @@ fn nobody_is_let_in_by_a_signature_that_says_anything_else() {
             let caller = bed.caller(seed).await;
             let seen = seen.clone();
             let came = attempt(&caller, move |mut asked: Asked| {
-                seen.borrow_mut().push((asked.clone(), asked.signed(&key())));
+                seen.borrow_mut()
+                    .push((asked.clone(), asked.signed(&key())));
                 change(&mut asked);
                 async move { rightly(&asked) }
             });
