@@ -385,9 +385,8 @@ impl Live {
             if epoch == Epoch(0) {
                 return "it grafts in no epoch".to_owned();
             }
-            if let Some(why) = self.differs(&graft)
-                && !std::mem::take(&mut told_them)
-            {
+            let told = std::mem::take(&mut told_them);
+            if let Some(why) = self.differs(&graft).filter(|_| !told) {
                 self.peer.borrowed.unsettle();
                 self.fell(&why).await;
             }

@@ -337,7 +337,10 @@ impl Remote {
     ) -> Option<Arc<Self>> {
         let there = name.at_peer()?;
         // Of a log that lost its end, the places are given out anew.
-        let latest = record.state().channel(&name).map_or(0, |view| view.latest.0);
+        let latest = record
+            .state()
+            .channel(&name)
+            .map_or(0, |view| view.latest.0);
         let kept = KeptChannel {
             settled: kept.settled.min(latest),
             fates: kept
@@ -637,7 +640,9 @@ impl Remote {
             rises
         });
         page.next = match page.messages.is_empty() {
-            true => page.next.clamp(from, from.max(self.heard.borrow().latest + 1)),
+            true => page
+                .next
+                .clamp(from, from.max(self.heard.borrow().latest + 1)),
             false => next,
         };
         page.pruned = page.pruned.min(self.heard.borrow().latest);

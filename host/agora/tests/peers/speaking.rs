@@ -120,7 +120,9 @@ async fn a_host_that_is_known_by_its_key_logs_in_and_is_as_any_other() {
     alpha.linked("bravo").await;
     synth.until_life(1).await;
     graft(&synth, "bravo/release").await;
-    said(&synth, "bravo/release", Draft::inform("let in")).await.unwrap();
+    said(&synth, "bravo/release", Draft::inform("let in"))
+        .await
+        .unwrap();
     assert_eq!(
         all(bravo.host(), "release").await,
         [("alpha/synth".to_owned(), "let in".to_owned())]
@@ -134,7 +136,11 @@ async fn a_turn_at_home_speaks_at_the_peers_once() {
     let (synth, other) = (Puppet::new(), Puppet::new());
     let here = Plan::new()
         .channel("home")
-        .agent("synth", synth.native(), vec![all_of("home"), all_of("bravo/release")])
+        .agent(
+            "synth",
+            synth.native(),
+            vec![all_of("home"), all_of("bravo/release")],
+        )
         .agent("other", other.native(), vec![all_of("home")]);
     let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
     let mut alpha = Site::new("alpha", here);
@@ -148,7 +154,9 @@ async fn a_turn_at_home_speaks_at_the_peers_once() {
     graft(&synth, "bravo/release").await;
     synth.subscribe("home").await.unwrap().unwrap();
     graft(&other, "home").await;
-    said(&other, "home", Draft::inform("tell them")).await.unwrap();
+    said(&other, "home", Draft::inform("tell them"))
+        .await
+        .unwrap();
     let asked = heard(&synth, "home").await;
     for again in [false, true] {
         let asked = asked.clone();
@@ -160,7 +168,10 @@ async fn a_turn_at_home_speaks_at_the_peers_once() {
         let outcomes = within("the turn is taken", turn).await.unwrap().unwrap();
         let receipts: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
         assert_eq!(receipts[0].channel, "home");
-        assert_eq!((receipts[1].channel.as_str(), receipts[1].ordinal), ("bravo/release", 1));
+        assert_eq!(
+            (receipts[1].channel.as_str(), receipts[1].ordinal),
+            ("bravo/release", 1)
+        );
         assert_eq!(receipts[1].repeated, again);
     }
     assert_eq!(all(bravo.host(), "release").await.len(), 1);
@@ -184,9 +195,16 @@ async fn an_operator_speaks_there_as_the_host() {
     let agora::channel::speak::Outcome::Receipt { placed, .. } = outcome else {
         panic!("it counts: {outcome:?}");
     };
-    assert_eq!((placed.channel.as_str(), placed.ordinal.0), ("bravo/release", 1));
+    assert_eq!(
+        (placed.channel.as_str(), placed.ordinal.0),
+        ("bravo/release", 1)
+    );
     let message = heard(&bed.keeper, "release").await;
-    assert!(message.author.starts_with("peer:alpha@"), "{}", message.author);
+    assert!(
+        message.author.starts_with("peer:alpha@"),
+        "{}",
+        message.author
+    );
     assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"by hand");
     bed.close().await;
 }
@@ -208,7 +226,9 @@ async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
         puppet.until_life(1).await;
         graft(puppet, "bravo/release").await;
     }
-    said(&synth, "bravo/release", Draft::inform("one")).await.unwrap();
+    said(&synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
     let control = bravo.host().control.clone();
     control.kill("alpha/synth", "a test", "test").await.unwrap();
     until("it is refused there", async || {
@@ -243,9 +263,15 @@ async fn an_outbox_has_a_bound_and_says_so() {
         let speaking = bed.synth.speak("bravo/release", drafts);
         let outcomes = within("it is answered", speaking).await.unwrap().unwrap();
         let away = |outcome: agora_guest::Outcome| outcome.unwrap_err().reason.0;
-        assert!(outcomes.into_iter().all(|outcome| away(outcome) == Refusal::PeerAway));
+        assert!(
+            outcomes
+                .into_iter()
+                .all(|outcome| away(outcome) == Refusal::PeerAway)
+        );
     }
-    let speaking = bed.synth.speak("bravo/release", vec![Draft::inform("too many")]);
+    let speaking = bed
+        .synth
+        .speak("bravo/release", vec![Draft::inform("too many")]);
     let refused = within("it is answered", speaking).await.unwrap();
     assert_eq!(refused.unwrap_err().kind(), Kind::Busy);
     bed.bravo.open().await;
@@ -254,6 +280,8 @@ async fn an_outbox_has_a_bound_and_says_so() {
         (all(bed.bravo.host(), "release").await.len() == most).then_some(())
     })
     .await;
-    said(&bed.synth, "bravo/release", Draft::inform("again")).await.unwrap();
+    said(&bed.synth, "bravo/release", Draft::inform("again"))
+        .await
+        .unwrap();
     bed.close().await;
 }
