@@ -24,7 +24,7 @@ use tokio::time::{sleep, sleep_until};
 use super::borrowed::LinkState;
 use super::outbox::Forwarder;
 use super::peers::Peer;
-use super::remote::{Granted, History, Page, Remote, RemoteMessage, Standing};
+use super::remote::{Granted, History, ORDINAL_MAX, Page, Remote, RemoteMessage, Standing};
 use super::thread::Ctx;
 use super::told::{self, Known};
 use super::vat::Vat;
@@ -364,7 +364,10 @@ impl Live {
         door: &membrane::Client,
         known: Known,
     ) -> String {
-        // What was granted when this connection was lost is compared with: it may have changed meanwhile.
+        // A peer that changes its mind on end must not keep agents here grafting on end.
+        let mut wait = limits::LINK_AGAIN_MIN;
+        // Those who held something of the last graft have been told.
+        let mut told_them = false;
         loop {
             let revision = match link.ping_request().send().promise.await {
                 Ok(answer) => match answer.get() {
@@ -379,7 +382,12 @@ impl Live {
                 Err(error) => return error::reason(&error).to_owned(),
             };
             let epoch = graft.epoch;
-            if let Some(why) = self.differs(&graft) {
+            if epoch == Epoch(0) {
+                return "it grafts in no epoch".to_owned();
+            }
+            let told = std::mem::take(&mut told_them);
+            if let Some(why) = self.differs(&graft).filter(|_| !told) {
+                self.peer.borrowed.unsettle();
                 self.fell(&why).await;
             }
             self.peer.borrowed.settle(epoch, known.realm);
@@ -419,6 +427,7 @@ impl Live {
                 // Its place was taken. What the next one grants is compared with this.
                 None => {
                     self.lose("it is being asked anew");
+                    wait = self.rest(wait).await;
                     continue;
                 }
             };
@@ -430,8 +439,19 @@ impl Live {
                 false => format!("what {name} grants has changed ({why}); graft again"),
             };
             self.fell(&told).await;
+            told_them = true;
             self.lose("what it grants has changed; it is being asked anew");
+            wait = self.rest(wait).await;
         }
+    }
+
+    /// Waits a while where the last graft was short, and says how long the next while is.
+    async fn rest(&self, wait: Duration) -> Duration {
+        if self.since.get().elapsed() > limits::PEER_LEASE {
+            return limits::LINK_AGAIN_MIN;
+        }
+        sleep(wait).await;
+        (wait * 2).min(limits::LINK_AGAIN_MAX)
     }
 
     /// What is told to those who hold the peer's channels, where what they hold is not what there is any more.
@@ -612,17 +632,18 @@ async fn follow(
         carry: info.get_carry(),
         requests,
     };
+    let latest = info.get_latest().min(ORDINAL_MAX);
     let epoch = || live.ctx.control.record().state().epoch();
     let (tell, over) = tokio::sync::watch::channel(None);
     if !terms.rights.has(Rights::READ) {
-        remote.begins(epoch(), info.get_latest() + 1, info.get_latest(), 0, false);
+        remote.begins(epoch(), latest + 1, latest, 0, false);
         let following = Following {
             _following: None,
             over,
         };
         return Ok((granted, asked, following));
     }
-    let from = remote.follow_from(info.get_latest());
+    let from = remote.follow_from(latest);
     let mut request = channel.follow_request();
     request.get().set_from(from);
     request.get().set_sink(capnp_rpc::new_client(Ear {
@@ -632,13 +653,8 @@ async fn follow(
     }));
     let answer = request.send().promise.await?;
     let answer = answer.get()?;
-    remote.begins(
-        epoch(),
-        from,
-        info.get_latest(),
-        answer.get_floor(),
-        granted.carry,
-    );
+    let floor = answer.get_floor().min(ORDINAL_MAX);
+    remote.begins(epoch(), from, latest, floor, granted.carry);
     let following = Following {
         _following: Some(answer.get_following()?),
         over,
@@ -652,7 +668,7 @@ async fn answer(channel: &peer_channel::Client, requests: &mut mpsc::Receiver<Hi
     loop {
         tokio::select! {
             Some(()) = futures::StreamExt::next(&mut asking), if !asking.is_empty() => {}
-            request = requests.recv() => match request {
+            request = requests.recv(), if asking.len() < limits::REMOTE_ASKED_MAX => match request {
                 Some(request) => asking.push(ask(channel, request)),
                 None => std::future::pending().await,
             },

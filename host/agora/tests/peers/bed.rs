@@ -11,6 +11,7 @@ use agora::boot::host::Host;
 use agora::boot::manifest::GrantSpec;
 use agora::peer::borrowed::LinkState;
 use agora::peer::spec::{PeerSpec, Peering};
+use agora::persona::identity::Identity;
 use agora::testbed::{Plan, Puppet, all_of, peer_id};
 use agora_dial::{Multiaddr, PeerId};
 use agora_guest::{Draft, Message, Receipt, Refusal};
@@ -91,6 +92,17 @@ impl Site {
         let spec = PeerSpec {
             id: Some(other.id()),
             addresses: dialer.map_or(Vec::new(), |dialer| dialer.listening().to_vec()),
+            grants,
+            ..PeerSpec::default()
+        };
+        self.peers.insert(other.name.to_owned(), spec);
+    }
+
+    /// Knows another host by its key alone, so that it must log in.
+    pub(crate) fn knows_key_of(&mut self, other: &Site, grants: Vec<GrantSpec>) {
+        let keys = Identity::in_folder().open_or_make(&other.data()).unwrap();
+        let spec = PeerSpec {
+            key: Some(keys.host().public()),
             grants,
             ..PeerSpec::default()
         };
