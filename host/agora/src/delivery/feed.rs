@@ -248,6 +248,8 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
         ),
         // Hosts tell each other; people are told when they disagree.
         Body::Note(NoteBody::Tree { .. }) => return Vec::new(),
+        // The prune itself is told.
+        Body::Note(NoteBody::Stubs { .. }) => return Vec::new(),
         Body::Note(NoteBody::Incident {
             persona,
             reason,

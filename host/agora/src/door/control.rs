@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agora_log::{Class, LogError};
 use agora_membrane::error;
+use agora_realm::checkpoint::Signed;
 use agora_realm::{
     Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
     KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
@@ -451,7 +452,9 @@ impl Control {
                 .admit_grant(&self.host_id(), &body)
                 .map_err(|refusal| refusal.to_string())?;
         }
-        let committed = self.enact(Body::Grant(body), epoch).await?;
+        let committed = self
+            .enact(Body::Grant(body), epoch, Class::Ordinary)
+            .await?;
         let id = committed.settled.judged.id;
         Ok(GrantId::from(id.expect("what stands is an entry")))
     }
@@ -497,7 +500,7 @@ impl Control {
             by: String::new(),
         });
         // An agent's own cuts don't draw on the room that is kept for stops.
-        let committed = self.enact(body, epoch).await?;
+        let committed = self.enact(body, epoch, Class::Ordinary).await?;
         if let (true, Ok(sealed)) = (is_lasting, &committed.settled.sealed) {
             self.keep_for_again(sealed).await;
         }
@@ -547,13 +550,18 @@ impl Control {
     }
 
     /// Writes an entry of this host; again where the host's key was changed while it was on its way, since then it changed nothing.
-    async fn enact(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Committed, String> {
+    async fn enact(
+        self: &Arc<Self>,
+        body: Body,
+        epoch: Epoch,
+        class: Class,
+    ) -> Result<Committed, String> {
         loop {
             let sealed = self.seal(body.clone(), epoch).await?;
             let signer = sealed.entry().signer;
             let committed = self
                 .record
-                .commit(sealed, Class::Ordinary)
+                .commit(sealed, class)
                 .await
                 .map_err(|error| format!("logUnavailable: {error}"))?;
             match committed.settled.judged.verdict {
@@ -594,9 +602,21 @@ impl Control {
     /// # Errors
     /// For people.
     pub async fn decide(self: &Arc<Self>, body: Body) -> Result<Committed, String> {
+        self.decide_as(body, Class::Ordinary).await
+    }
+
+    /// The same, as an entry of this class.
+    ///
+    /// # Errors
+    /// For people.
+    pub(super) async fn decide_as(
+        self: &Arc<Self>,
+        body: Body,
+        class: Class,
+    ) -> Result<Committed, String> {
         loop {
             let epoch = self.record.state().epoch();
-            match self.enact(body.clone(), epoch).await {
+            match self.enact(body.clone(), epoch, class).await {
                 // A fence came in between. What is decided is not of an epoch, so it is decided again in the next.
                 Err(_) if self.record.state().epoch() != epoch => {}
                 decided => return decided,
@@ -961,6 +981,19 @@ impl Control {
         let key = key.ok_or(FOREIGN_KEY)?;
         let aux = random_bytes().map_err(|error| error.to_string())?;
         Ok((key.sign(digest, &aux), key.public()))
+    }
+
+    /// Adds this host's signature as a witness to another's checkpoint.
+    ///
+    /// # Errors
+    /// For people: there is no such key, no randomness, or no room for one more signature.
+    pub fn cosign(&self, signed: &mut Signed) -> Result<(), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
+        let cosigned = signed.cosign(&key, now_s, &aux);
+        cosigned.map_err(|error| error.to_string())
     }
 
     /// What this host's libp2p id comes from.

@@ -375,7 +375,7 @@ impl Live {
             };
             let (session, graft) = match self.graft(door, &known).await {
                 Ok(grafted) => grafted,
-                Err(error) if error::classify(&error) == Kind::Stale => continue,
+                Err(error) if is_told_stale(&error) => continue,
                 Err(error) => return error::reason(&error).to_owned(),
             };
             let epoch = graft.epoch;
@@ -398,25 +398,38 @@ impl Live {
                 let answer = request.send().promise.await?;
                 Ok::<_, Error>(answer.get()?.get_reason()?.to_string()?)
             };
+            let mut changed = std::pin::pin!(changed);
             let ended = session.ended_request().send().promise;
-            let why = tokio::select! {
+            let told = tokio::select! {
                 biased;
+                changed = &mut changed => Some(changed),
                 ended = ended => match ended {
-                    Ok(_) => "it ended the graft".to_owned(),
-                    Err(error) if error::classify(&error) == Kind::Stale => error::reason(&error).to_owned(),
+                    // The wall of the graft has fallen. Whether that is an end for those here too, the control lane tells.
+                    Err(error) if is_told_stale(&error) => {
+                        tokio::time::timeout(limits::PEER_ENDING_MAX, changed).await.ok()
+                    }
                     Err(error) => return error::reason(&error).to_owned(),
-                },
-                changed = changed => match changed {
-                    Ok(why) => why,
-                    Err(error) => return error::reason(&error).to_owned(),
+                    Ok(_) => None,
                 },
                 () = self.serve() => return "the host is ending".to_owned(),
+            };
+            let why = match told {
+                Some(Ok(why)) => why,
+                Some(Err(error)) => return error::reason(&error).to_owned(),
+                // Its place was taken. What the next one grants is compared with this.
+                None => {
+                    self.lose("it is being asked anew");
+                    continue;
+                }
             };
             // First those who hold it are told, and only then is it out of reach.
             self.peer.borrowed.unsettle();
             let name = &self.peer.name;
-            self.fell(&format!("{name}'s epoch {epoch} has ended, or what it grants has changed ({why}); graft again"))
-                .await;
+            let told = match why.contains("epoch") {
+                true => format!("{name}: {why}"),
+                false => format!("what {name} grants has changed ({why}); graft again"),
+            };
+            self.fell(&told).await;
             self.lose("what it grants has changed; it is being asked anew");
         }
     }
@@ -546,8 +559,7 @@ impl Live {
             };
             tracing::debug!("'{}': {}", remote.name(), error::reason(&why));
             if error::classify(&why) == Kind::Stale {
-                // The graft is over, or about to be seen to be.
-                set(Standing::Away(error::reason(&why).into()));
+                // The graft is over, which is about to be seen, and told in its order.
                 return;
             }
             set(Standing::Away(error::reason(&why).into()));
@@ -555,6 +567,11 @@ impl Live {
             wait = (wait * 2).min(limits::OUTBOX_AGAIN_MAX);
         }
     }
+}
+
+/// The peer says that it is over; a connection that is lost says nothing of that.
+fn is_told_stale(error: &Error) -> bool {
+    error::classify(error) == Kind::Stale && error::reason(error) != error.extra
 }
 
 /// Deliveries from the peer, for as long as it is held.
