@@ -163,6 +163,7 @@ struct Lapse {
 struct Note {
   union {
     tree @4 :Tree;
+    stubs @5 :Stubs;
     prune @0 :Prune;
     gap @1 :Gap;
     incident @2 :Incident;
@@ -180,6 +181,18 @@ struct Prune {
   # Messages of a channel up to an ordinal may be purged; the leaf hashes stay.
   channel @0 :Text;
   through @1 :UInt64;
+}
+
+struct Stubs {
+  # What is kept of turns that are about to be taken out of a log on servers, so that every host can go on judging it. Changes nothing.
+  channel @0 :Text;
+  stubs @1 :List(Stub);   # Their places rise, and stand before this.
+}
+
+struct Stub {
+  seq @0 :UInt64;
+  leaf @1 :Data;          # 32 bytes: the leaf hash of what stands there.
+  stub @2 :Data;
 }
 
 struct Gap {

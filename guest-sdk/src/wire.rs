@@ -45,8 +45,6 @@ pub struct Limits {
     pub cancelled_max: usize,
     /// Bytes of calls that are begun and not answered yet: what they brought is kept until they end.
     pub unanswered_bytes_max: usize,
-    /// Bytes of answers to calls that the other end has not finished with: an answer is kept until then, read or not.
-    pub unfinished_bytes_max: usize,
     /// Calls that may wait for each other in one chain, each made on what the one before is to answer: they are polled, and dropped,
     /// inside each other.
     pub depth_max: u32,
@@ -69,7 +67,6 @@ impl Limits {
         questions_max: 4096,
         cancelled_max: 1 << 17,
         unanswered_bytes_max: 16 << 20,
-        unfinished_bytes_max: 64 << 20,
         depth_max: 32,
         links_max: 32,
         exports_max: 8192,
@@ -85,7 +82,6 @@ impl Limits {
         questions_max: usize::MAX,
         cancelled_max: usize::MAX,
         unanswered_bytes_max: usize::MAX,
-        unfinished_bytes_max: usize::MAX,
         depth_max: u32::MAX,
         links_max: usize::MAX,
         exports_max: usize::MAX,
@@ -405,8 +401,6 @@ struct Ledger {
     /// Those that it finished with before they were answered.
     cancelled: HashSet<u32>,
     unanswered: Rc<Unanswered>,
-    /// Of the answers to calls that it has not finished with.
-    unfinished_bytes: usize,
     /// Nothing more is sent.
     parting: bool,
     /// How often each capability of this end was handed over and not released.
@@ -423,8 +417,6 @@ struct Question {
     burden: Option<Rc<Burden>>,
     /// What its answer handed over, which a finish may release.
     exports: Vec<u32>,
-    /// Of its answer.
-    answer_bytes: usize,
 }
 
 #[derive(Default)]
@@ -488,11 +480,8 @@ impl Ledger {
             depth,
             burden: Some(Rc::new(burden)),
             exports: Vec::new(),
-            answer_bytes: 0,
         };
-        if let Some(old) = self.questions.insert(id, question) {
-            self.unfinished_bytes -= old.answer_bytes;
-        }
+        self.questions.insert(id, question);
         if self.questions.len() > limits.questions_max {
             return Err(format!(
                 "over {} calls begun and not finished with",
@@ -512,7 +501,6 @@ impl Ledger {
         let Some(question) = self.questions.remove(&id) else {
             return Ok(());
         };
-        self.unfinished_bytes -= question.answer_bytes;
         if question.burden.is_some() {
             self.cancelled.insert(id);
         }
@@ -578,7 +566,6 @@ impl Ledger {
     fn send(
         &mut self,
         message: rpc_capnp::message::Reader<'_>,
-        bytes: usize,
         limits: &Limits,
     ) -> Result<(), String> {
         use rpc_capnp::message::Which;
@@ -593,14 +580,10 @@ impl Ledger {
                 let id = answer.get_answer_id();
                 self.cancelled.remove(&id);
                 if answer.get_no_finish_needed() {
-                    if let Some(question) = self.questions.remove(&id) {
-                        self.unfinished_bytes -= question.answer_bytes;
-                    }
+                    self.questions.remove(&id);
                 } else if let Some(question) = self.questions.get_mut(&id) {
                     question.burden = None;
                     question.exports = exports;
-                    self.unfinished_bytes = self.unfinished_bytes - question.answer_bytes + bytes;
-                    question.answer_bytes = bytes;
                 }
             }
             Ok(Which::Call(Ok(call))) => {
@@ -617,12 +600,6 @@ impl Ledger {
                 }
             }
             _ => {}
-        }
-        if self.unfinished_bytes > limits.unfinished_bytes_max {
-            return Err(format!(
-                "over {} bytes of answers to calls that are not finished with",
-                limits.unfinished_bytes_max
-            ));
         }
         if self.exports.len() > limits.exports_max {
             return Err(format!(
@@ -649,7 +626,6 @@ pub struct Held {
     pub questions: usize,
     pub cancelled: usize,
     pub unanswered_bytes: usize,
-    pub unfinished_bytes: usize,
     pub links: usize,
     pub asked: usize,
     pub exports: usize,
@@ -665,11 +641,6 @@ impl Held {
             ("questions", self.questions, limits.questions_max),
             ("cancelled", self.cancelled, limits.cancelled_max),
             ("bytes", self.unanswered_bytes, limits.unanswered_bytes_max),
-            (
-                "answers",
-                self.unfinished_bytes,
-                limits.unfinished_bytes_max,
-            ),
             ("links", self.links, limits.links_max),
             ("asked", self.asked, limits.asked_max),
             ("exports", self.exports, limits.exports_max),
@@ -697,7 +668,6 @@ impl Watch {
             questions: books.questions.len(),
             cancelled: books.cancelled.len(),
             unanswered_bytes: books.unanswered.bytes.get(),
-            unfinished_bytes: books.unfinished_bytes,
             links: books.unanswered.links.get(),
             asked: books.asked.len(),
             exports: books.exports.len(),
@@ -911,11 +881,10 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
         if self.books.borrow().parting {
             return (Promise::ok(()), Rc::new(self.message));
         }
-        let bytes = self.message.size_in_words() * 8;
         let message = self.message.get_root_as_reader().map_err(malformed);
         let counted = message.and_then(|message| {
             let mut books = self.books.borrow_mut();
-            let counted = books.send(message, bytes, &self.end.pair.limits);
+            let counted = books.send(message, &self.end.pair.limits);
             self.end.set_handed_over(books.exports.len());
             self.end.set_asked(books.asked.len());
             counted

@@ -82,6 +82,24 @@ pub const VERIFIED_BY_ONE_MIN: usize = 8;
 pub const PRUNE_STUBS_MAX: usize = 65_536;
 /// Their bytes.
 pub const PRUNE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of stubs in one entry of a log on servers; with one more stub it is still well below what an entry may take.
+pub const STUBS_NOTE_BYTES: usize = 192 << 10;
+const _: () =
+    assert!(STUBS_NOTE_BYTES + STUB_BYTES_MAX + (64 << 10) < agora_realm::limits::ENTRY_BYTES_MAX);
+/// Of one stub that is kept so; a turn with a larger one stays in the log.
+pub const STUB_BYTES_MAX: usize = 384 << 10;
+/// Bytes of stubs that stand in the log before what they are of is taken out of it.
+pub const PRUNE_STEP_BYTES: usize = 4 << 20;
+/// Bytes of stubs that a host holds in memory before it keeps a snapshot, and with that them.
+pub const HELD_STUBS_BYTES_MAX: usize = 16 << 20;
+/// Entries after a snapshot before one is kept for that.
+pub const SNAPSHOT_FOR_STUBS_EVERY: u64 = 64;
+/// How often it is asked again what is kept of a place that has nothing any more, before it is said to be lost.
+pub const STUB_TRIES: u32 = 10;
+/// How long between two tries.
+pub const STUB_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is compared how much is gone from a log on servers, and how much was pruned.
+pub const MISSING_EVERY: Duration = Duration::from_secs(1);
 
 // -- Moving a log
 
@@ -336,13 +354,16 @@ pub const PEER_SPEAKERS_MAX: usize = 256;
 /// Channels that one peer may follow at once in one graft; each once.
 pub const PEER_FOLLOWS_MAX: usize = 256;
 /// Keys of guests and grants below its own that one peer may have this host write at once, whatever the connection.
-pub const PEER_ENTRIES_BURST: u32 = 512;
+pub const PEER_ENTRIES_BURST: u32 = 2048;
 /// The same for each second in the long run.
 pub const PEER_ENTRIES_PER_S: u32 = 4;
-/// Frames of a peer that may wait for the RPC system before no more is read from it.
-pub const PEER_FRAMES_AHEAD_MAX: usize = 64;
+/// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of the thread, which other
+/// peers wait for.
+pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
 /// Their bytes.
 pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
+/// Bytes of answers and deliveries that may wait for a peer to take them before nothing more is read from it.
+pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
 /// What is read from a peer's stream at once, at least.
 pub const PEER_READ_BYTES: usize = 64 << 10;
 /// Segments of a message from a peer.
@@ -357,7 +378,6 @@ pub const PEER_WIRE: Limits = Limits {
     queue_frames_max: 16 * 1024,
     questions_max: 2048,
     unanswered_bytes_max: 8 << 20,
-    unfinished_bytes_max: 24 << 20,
     exports_max: 4096,
     asked_max: 4096,
     ..Limits::HOST
@@ -369,7 +389,6 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     questions_max: 32,
     cancelled_max: 1024,
     unanswered_bytes_max: 256 << 10,
-    unfinished_bytes_max: 256 << 10,
     exports_max: 16,
     caps_per_message_max: 4,
     asked_max: 32,
@@ -437,6 +456,8 @@ pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
 pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// How long the start of a host's agents waits for the links to peers whose channels they are granted.
+pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// The first wait before a link that failed is made again; it doubles.
 pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
 /// The longest.

@@ -166,6 +166,19 @@ impl Plan {
         self.open_on(data, LogChoice::Shared(Arc::new(kept))).await
     }
 
+    /// The same, on a log that servers keep, as these options reach it. The stream is the realm's.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn open_on_servers(
+        &self,
+        data: &Path,
+        options: agora_log::JetStreamOptions,
+    ) -> anyhow::Result<Host> {
+        self.open_on(data, LogChoice::JetStream(Box::new(options)))
+            .await
+    }
+
     async fn open_on(&self, data: &Path, log: LogChoice) -> anyhow::Result<Host> {
         let (manifest, programs) = (self.manifest.clone(), self.programs.clone());
         let (identity, workers) = (Identity::in_folder(), self.workers);

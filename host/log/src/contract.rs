@@ -32,6 +32,26 @@ impl fmt::Display for Seq {
     }
 }
 
+/// A part of a log. Places are the whole log's; a log on servers can also be read by lane, and let go of a lane's older entries.
+/// What belongs in which is the caller's business.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// What belongs in none.
+    #[default]
+    Main,
+    /// The lane of this name.
+    Of([u8; 8]),
+}
+
+/// How much of a log was taken out of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Where the log ended then.
+    pub end: Seq,
+    /// How many of the places up to there have nothing any more.
+    pub count: u64,
+}
+
 /// Which entries go first, and which may use the reserved room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -81,6 +101,21 @@ pub trait Log: Send + Sync + 'static {
         class: Class,
     ) -> BoxFuture<'static, Result<Appended, LogError>>;
 
+    /// The same, in a lane. A log that has none takes it as any other.
+    ///
+    /// # Errors
+    /// The same.
+    fn append_in(
+        &self,
+        lane: Lane,
+        id: [u8; 32],
+        bytes: Bytes,
+        class: Class,
+    ) -> BoxFuture<'static, Result<Appended, LogError>> {
+        let _ = lane;
+        self.append(id, bytes, class)
+    }
+
     /// The durable entries from `from` on, in order, at most `entries` of them and `bytes_max` bytes, but at least one
     /// if there is one (and `entries` is not 0). Both are cut to [`limits`](crate::limits). `Seq(0)` reads as `Seq(1)`.
     ///
@@ -99,6 +134,37 @@ pub trait Log: Send + Sync + 'static {
     /// all is read, or after the first error.
     fn tail(&self, from: Seq) -> BoxStream<'static, Result<(Seq, Bytes), LogError>>;
 
+    /// What a lane has from `from` on, in order, within bounds as [`Log::read`] has them. Where anything is given, nothing that stands in
+    /// the lane before it is left out; less than all may be given. A log without lanes has nothing in any.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`]: not now.
+    fn read_lane(
+        &self,
+        lane: Lane,
+        from: Seq,
+        entries: usize,
+        bytes_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<(Seq, Bytes)>, LogError>> {
+        let _ = (lane, from, entries, bytes_max);
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// Takes all that a lane has up to a place out of the log: it reads as empty from then on. Nothing of it can be had again, so
+    /// whoever asks has seen each of them.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`]: this log can't, or not now. Some, or all, may have gone.
+    fn purge_lane(&self, lane: Lane, through: Seq) -> BoxFuture<'static, Result<(), LogError>> {
+        let _ = (lane, through);
+        Box::pin(std::future::ready(Err(cannot_purge())))
+    }
+
+    /// How much was taken out of the log, where that is known: at most a second ago.
+    fn missing(&self) -> Missing {
+        Missing::default()
+    }
+
     /// Takes the entries at these places out of the log: each reads as empty from then on. Answers how many bytes of them went.
     /// After a crash midway some may have gone; purging the same again does the rest.
     ///
@@ -106,12 +172,7 @@ pub trait Log: Send + Sync + 'static {
     /// [`LogError::Unavailable`]: this log can't, or not now.
     fn purge(&self, places: Vec<Seq>) -> BoxFuture<'static, Result<u64, LogError>> {
         let _ = places;
-        let unavailable = LogError::Unavailable {
-            place: "shared by hosts".into(),
-            why: "its entries can't be purged".into(),
-            mend: "only an embedded log's can".into(),
-        };
-        Box::pin(std::future::ready(Err(unavailable)))
+        Box::pin(std::future::ready(Err(cannot_purge())))
     }
 
     /// Whether an entry that reads as empty was purged, rather than appended so.
@@ -135,4 +196,12 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// What kept the log from ending cleanly. Entries already answered are safe in any case.
     fn close(&self) -> BoxFuture<'static, Result<(), LogError>>;
+}
+
+fn cannot_purge() -> LogError {
+    LogError::Unavailable {
+        place: "here".into(),
+        why: "entries can't be taken out of it so".into(),
+        mend: "an embedded log goes by places, one on servers by lanes".into(),
+    }
 }

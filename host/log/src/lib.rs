@@ -24,7 +24,7 @@ pub mod export;
 mod jetstream;
 pub mod limits;
 
-pub use contract::{Appended, Class, Durability, Log, Seq};
+pub use contract::{Appended, Class, Durability, Lane, Log, Missing, Seq};
 pub use embedded::{Embedded, Opened, ReadOnly, Stood, TornTail, Whole};
 pub use error::LogError;
 pub use jetstream::{ConnectionState, JetStream, JetStreamOptions, StreamReader};

@@ -161,6 +161,7 @@ async fn hosts_of_the_example_cluster_append_as_themselves_read_all_and_can_do_n
     for forbidden in [
         format!("{stream}.bbbbbbbb"),
         format!("{stream}.ffffffff"),
+        format!("{stream}.bbbbbbbb.0000000000000001"),
         format!("$JS.API.STREAM.DELETE.{stream}"),
         format!("$JS.API.STREAM.PURGE.{stream}"),
         format!("$JS.API.STREAM.UPDATE.{stream}"),
@@ -181,6 +182,36 @@ async fn hosts_of_the_example_cluster_append_as_themselves_read_all_and_can_do_n
     }
     let read = second.read(Seq(4), 1, 1 << 20).await.unwrap();
     assert_eq!(read[0].1, "still there");
+    // They append in lanes, and who made the stream takes out of those what was pruned.
+    let lane = agora_log::Lane::Of([0, 0, 0, 0, 0, 0, 0, 1]);
+    let bytes = Bytes::from_static(b"in a lane");
+    let appended = first.append_in(lane, [7; 32], bytes, Class::Ordinary);
+    assert_eq!(appended.await.unwrap().seq, Seq(5));
+    assert_eq!(append(&second, "behind it").await.unwrap(), Seq(6));
+    for host in [&first, &second] {
+        let refused = host.purge_lane(lane, Seq(5)).await;
+        assert!(
+            matches!(refused, Err(LogError::Unavailable { .. })),
+            "{refused:?}"
+        );
+    }
+    let founder = opened(&cluster.options("founder", "f-secret", "ffffffff")).await;
+    founder.purge_lane(lane, Seq(5)).await.unwrap();
+    for log in [&founder, &first, &second] {
+        let began = Instant::now();
+        loop {
+            let read = log.read(Seq(4), 3, 1 << 20).await.unwrap();
+            let read: Vec<_> = read.into_iter().map(|(_, bytes)| bytes).collect();
+            if read == ["still there", "", "behind it"].map(Bytes::from) {
+                break;
+            }
+            // A server may be behind the others.
+            assert!(began.elapsed() < PATIENCE, "{read:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(log.is_purged(Seq(5)).await.unwrap());
+    }
+    founder.close().await.unwrap();
     first.close().await.unwrap();
     second.close().await.unwrap();
 }

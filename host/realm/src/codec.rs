@@ -11,7 +11,7 @@ use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions, SegmentArray
 
 use crate::entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
-    LapseBody, Message, NoteBody, Object, Origin, RevokeBody, Revoked, TurnBody,
+    LapseBody, Message, NoteBody, Object, Origin, RevokeBody, Revoked, StubBody, TurnBody,
 };
 use crate::ids::{
     ChannelName, DomainName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
@@ -223,6 +223,17 @@ fn write_note(from: &NoteBody, to: note::Builder<'_>) {
             to.set_persona(persona.as_str());
             to.set_reason(reason);
             to.set_count(*count);
+        }
+        NoteBody::Stubs { channel, stubs } => {
+            let mut to = to.init_stubs();
+            to.set_channel(channel.as_str());
+            let mut to = to.init_stubs(length(stubs.len()));
+            for (at, stub) in stubs.iter().enumerate() {
+                let mut to = to.reborrow().get(length(at));
+                to.set_seq(stub.seq);
+                to.set_leaf(&stub.leaf);
+                to.set_stub(&stub.stub);
+            }
         }
         NoteBody::Marker { judged } => to.init_marker().set_judged(*judged),
     }
@@ -532,6 +543,21 @@ fn read_note(from: note::Reader<'_>) -> Result<NoteBody, Junk> {
                 persona: PersonaName::new(text(incident.get_persona()?)?)?,
                 reason: text(incident.get_reason()?)?.to_owned(),
                 count: incident.get_count(),
+            }
+        }
+        note::Stubs(stubs) => {
+            let from = stubs?;
+            let mut stubs = Vec::new();
+            for stub in from.get_stubs()? {
+                stubs.push(StubBody {
+                    seq: stub.get_seq(),
+                    leaf: bytes32(stub.get_leaf()?)?,
+                    stub: Bytes::copy_from_slice(stub.get_stub()?),
+                });
+            }
+            NoteBody::Stubs {
+                channel: channel(from.get_channel()?)?,
+                stubs,
             }
         }
         note::Marker(marker) => NoteBody::Marker {

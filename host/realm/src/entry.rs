@@ -323,11 +323,29 @@ pub enum NoteBody {
         /// How many such ends since the last note.
         count: u32,
     },
+    /// What is kept of turns that are about to be taken out of a log on servers. Changes nothing.
+    Stubs {
+        /// Of which channel.
+        channel: ChannelName,
+        /// In the order of their places, which stand before this.
+        stubs: Vec<StubBody>,
+    },
     /// The host hears the log. Changes nothing.
     Marker {
         /// The place that the host had judged when it said so.
         judged: u64,
     },
+}
+
+/// What is kept of one turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StubBody {
+    /// Where the turn stands, or stood.
+    pub seq: u64,
+    /// The leaf hash of what stands there.
+    pub leaf: [u8; 32],
+    /// What is kept, as [`Sealed::stub`] gives it.
+    pub stub: Bytes,
 }
 
 /// Why an entry must not be signed: its writer's mistake.
@@ -457,7 +475,9 @@ impl Entry {
             | Body::Channel(_)
             | Body::Grant(_)
             | Body::Lapse(_)
-            | Body::Note(NoteBody::Prune { .. } | NoteBody::Marker { .. }) => Ok(()),
+            | Body::Note(
+                NoteBody::Prune { .. } | NoteBody::Stubs { .. } | NoteBody::Marker { .. },
+            ) => Ok(()),
         }
     }
 }

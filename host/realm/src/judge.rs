@@ -970,6 +970,19 @@ impl Judging<'_> {
                     count: *count,
                 });
             }
+            // Of turns that stand before it. Whether that is what they were rests on the host that says so.
+            NoteBody::Stubs { channel, stubs } => {
+                if !self.state.channels.contains_key(channel) {
+                    return Err(Refusal::UnknownChannel);
+                }
+                let mut last = 0;
+                for stub in stubs {
+                    if stub.seq <= last || stub.seq >= self.seq {
+                        return Err(Refusal::Malformed);
+                    }
+                    last = stub.seq;
+                }
+            }
             NoteBody::Marker { .. } => {}
         }
         Ok(())

@@ -46,7 +46,7 @@ pub use channel::Settings;
 pub use entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
     LapseBody, Malformed, Message, NoteBody, Object, Origin, REALM_FORMAT, RevokeBody, Revoked,
-    Sealed, TurnBody, message_id,
+    Sealed, StubBody, TurnBody, message_id,
 };
 pub use greeting::{Challenge, hello_digest};
 pub use ids::{

@@ -57,7 +57,26 @@ pub fn parse_listen(text: &str) -> Result<Multiaddr, String> {
             "'{text}': one listens at an address without an id: {place}"
         ));
     }
-    parse(text)
+    let address = parse(text)?;
+    match address.protocol_stack().next() {
+        Some("ip4" | "ip6") if !text.ends_with("/p2p-circuit") => Ok(address),
+        _ => Err(format!(
+            "'{text}': one listens at an IP address of this machine, as in {EXAMPLE} (through a relay: `via` of [peering.relay])"
+        )),
+    }
+}
+
+/// Where another host is that is asked for something, with its id behind it.
+///
+/// # Errors
+/// It is no address, none that can be dialed, or doesn't say who is there.
+pub fn parse_host(text: &str) -> Result<Multiaddr, String> {
+    match parse_dial(text)? {
+        (_, Some(_)) => text.parse().map_err(|_| format!("'{text}' is no address")),
+        (_, None) => Err(format!(
+            "'{text}' doesn't say who is there: it must end in /p2p/ and that host's peer id"
+        )),
+    }
 }
 
 fn parse(text: &str) -> Result<Multiaddr, String> {
@@ -115,7 +134,14 @@ mod tests {
             assert_eq!((plain.to_string().as_str(), none), (text, None));
             let (with, id) = parse_dial(&format!("{text}/p2p/{ID}")).expect("with an id");
             assert_eq!((with, id), (plain, ID.parse().ok()));
-            assert!(parse_listen(text).is_ok());
+            assert_eq!(
+                parse_listen(text).is_ok(),
+                text.starts_with("/ip"),
+                "{text}"
+            );
+            let whole = format!("{text}/p2p/{ID}");
+            assert_eq!(parse_host(&whole).map(|at| at.to_string()), Ok(whole));
+            assert!(parse_host(text).is_err_and(|error| error.contains("/p2p/")));
         }
         let relayed = format!("/ip4/127.0.0.1/tcp/4101/p2p/{ID}/p2p-circuit");
         let (address, none) = parse_dial(&relayed).expect("through a relay");

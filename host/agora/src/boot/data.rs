@@ -25,6 +25,7 @@
 //! forked       other hosts that have another log
 //! held/        by peer: its newest checkpoint, and what speaks against it
 //! pruned       stubs of pruned turns
+//! pruning      the channels that are being pruned on servers
 //! purged       how far each channel's pruned turns are gone from the log
 //! importing    an import that is not done
 //! cache/       compiled components (derived)

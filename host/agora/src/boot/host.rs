@@ -6,7 +6,7 @@
 //! agent; what the log has decided stands, and the manifest proposes only the rest. Closing
 //! drains, flushes and loses nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -710,11 +710,29 @@ impl Opened {
             .start(&control)
             .await
             .map_err(Failure::msg)?;
+        control
+            .peers()
+            .await_links(&lenders(&control, &names))
+            .await;
         for agent in agents {
             control.begin(agent).await;
         }
         Ok(host)
     }
+}
+
+/// The peers whose channels these agents are granted.
+fn lenders(control: &Control, names: &[PersonaName]) -> BTreeSet<String> {
+    let mut lenders = BTreeSet::new();
+    for name in names {
+        let persona = PersonaId::new(control.host_id(), name.clone());
+        for granted in control.grants_for(&persona) {
+            if let Object::Channel(channel) = granted.object {
+                lenders.extend(channel.peer().map(str::to_owned));
+            }
+        }
+    }
+    lenders
 }
 
 /// Which agents were introduced to which, as places in `names`.

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agora_dial::{Kademlia, Multiaddr, RelayBounds};
 use agora_realm::{
     Act, ActSet, ChannelName, DomainName, PersonaName, Rate, Rights, ServiceName, Terms,
 };
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::address::{parse_dial, parse_peer_id};
+use super::address::{parse_dial, parse_host, parse_peer_id};
 use crate::limits;
 use crate::peer::spec::{PeerSpec, Peering};
 
@@ -230,7 +231,11 @@ impl<'a> Reader<'a> {
             return manifest;
         }
         let table = table.into_inner();
-        self.keys(&table, "", &["channels", "services", "agents", "peers"]);
+        self.keys(
+            &table,
+            "",
+            &["channels", "services", "agents", "peers", "peering"],
+        );
         let peers = table.get("peers");
         if let Some(entries) = peers.and_then(|value| value.get_ref().as_table()) {
             self.peers = entries
@@ -310,6 +315,9 @@ impl<'a> Reader<'a> {
         }
         if let Some(entries) = peers.and_then(|value| self.table(value, "peers")) {
             self.peers_of(entries, &mut manifest);
+        }
+        if let Some(value) = table.get("peering") {
+            self.peering(value, &mut manifest.peering);
         }
         let names = |table: Option<&'_ Value<'a>>| {
             let keys = table.and_then(|value| value.get_ref().as_table());
@@ -729,6 +737,69 @@ impl<'a> Reader<'a> {
             )),
             _ => ChannelName::new(name).map_err(|error| error.to_string()),
         }
+    }
+
+    fn peering(&mut self, value: &Value<'a>, to: &mut Peering) {
+        let Some(table) = self.table(value, "peering") else {
+            return;
+        };
+        self.keys(table, "peering", &["mdns", "kademlia", "relay"]);
+        if let Some(value) = table.get("mdns") {
+            to.discovery.mdns = self.boolean(value, "peering: mdns");
+        }
+        if let Some(value) = table.get("kademlia")
+            && let Some(table) = self.table(value, "peering: kademlia")
+        {
+            self.keys(table, "peering: kademlia", &["bootstrap", "serve"]);
+            let bootstrap = match table.get("bootstrap") {
+                Some(value) => self.hosts(value, "peering: kademlia: bootstrap"),
+                None => Vec::new(),
+            };
+            let mut kademlia = Kademlia::new(bootstrap);
+            if let Some(value) = table.get("serve") {
+                kademlia.serve = self.boolean(value, "peering: kademlia: serve");
+            }
+            if kademlia.bootstrap.is_empty() && !kademlia.serve {
+                let text = "peering: kademlia: it asks nobody and answers nobody (add bootstrap = [...], or serve = true)";
+                self.fault(value.span(), text);
+            }
+            to.discovery.kademlia = Some(kademlia);
+        }
+        if let Some(value) = table.get("relay")
+            && let Some(table) = self.table(value, "peering: relay")
+        {
+            self.keys(table, "peering: relay", &["serve", "via", "punch"]);
+            if let Some(value) = table.get("serve") {
+                let serve = self.boolean(value, "peering: relay: serve");
+                to.relay.serve = serve.then(RelayBounds::default);
+            }
+            if let Some(value) = table.get("via") {
+                to.relay.via = self.hosts(value, "peering: relay: via");
+            }
+            if let Some(value) = table.get("punch") {
+                to.relay.punch = self.boolean(value, "peering: relay: punch");
+            }
+        }
+    }
+
+    /// Addresses of hosts that are asked for something, each with who is there.
+    fn hosts(&mut self, value: &Value<'a>, place: &str) -> Vec<Multiaddr> {
+        let found = self.strings(value, place, "addresses");
+        let most = limits::PEER_ADDRESSES_MAX;
+        if found.len() > most {
+            self.fault(
+                value.span(),
+                format!("{place}: {}; at most {most}", found.len()),
+            );
+        }
+        let mut hosts = Vec::new();
+        for (text, span) in found {
+            match parse_host(text) {
+                Ok(host) => hosts.push(host),
+                Err(error) => self.fault(span, format!("{place}: {error}")),
+            }
+        }
+        hosts
     }
 
     fn peers_of(&mut self, entries: &DeTable<'a>, manifest: &mut Manifest) {
@@ -1344,6 +1415,43 @@ mod tests {
             .map(|i| format!("[peers.p{i}]\n"))
             .collect();
         assert!(faults(&many)[0].text.contains("at most"));
+    }
+
+    #[test]
+    fn how_peers_are_found_and_relayed_is_off_unless_asked_for() {
+        let read = |text: &str| {
+            let manifest = Manifest::parse(text, Path::new("/image")).expect("it is right");
+            manifest.peering
+        };
+        let none = read("");
+        assert!(!none.discovery.mdns && none.discovery.kademlia.is_none());
+        assert!(none.relay.serve.is_none() && none.relay.via.is_empty() && !none.is_on());
+        let at = format!("/ip4/127.0.0.1/udp/4101/quic-v1/p2p/{ID}");
+        let all = read(&format!(
+            "[peering]\nmdns = true\n[peering.kademlia]\nbootstrap = ['{at}']\nserve = true\n\
+             [peering.relay]\nserve = true\nvia = ['{at}']\npunch = false\n"
+        ));
+        let kademlia = all.discovery.kademlia.as_ref().expect("it was asked for");
+        assert!(all.discovery.mdns && kademlia.serve && all.is_on());
+        assert_eq!(kademlia.bootstrap[0].to_string(), at);
+        assert!(all.relay.serve.is_some() && !all.relay.punch);
+        assert_eq!(all.relay.via[0].to_string(), at);
+
+        for (text, line, told) in [
+            ("[peering]\nmdsn = true\n", 2, "'mdns'"),
+            ("[peering.kademlia]\nserve = false\n", 1, "bootstrap"),
+            (
+                "[peering.relay]\nvia = ['/ip4/127.0.0.1/tcp/4101']\n",
+                2,
+                "/p2p/",
+            ),
+            ("[peering.relay]\nserve = 1\n", 2, "true or false"),
+        ] {
+            let found = faults(text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert_eq!(found[0].line, line, "{text}: {found:?}");
+            assert!(found[0].text.contains(told), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! written, and goes into an empty log only; an import that was interrupted goes on where it stopped, once what is there was compared.
 //! Failure: says what, and which place. Until an import is done no host runs on its data folder.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use agora_log::export::{Header, Place, Reader, Writer, leaf_hash};
-use agora_log::{Class, Embedded, JetStream, Log, Options, Seq};
-use agora_realm::{Body, RealmId, Sealed, State};
+use agora_log::{Class, Embedded, JetStream, Lane, Log, Options, Seq};
+use agora_realm::{Body, NoteBody, RealmId, Sealed, State};
 use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -24,6 +25,7 @@ use super::show;
 use super::source::{Pace, Source};
 use crate::boot::data::DataFolder;
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::gathering::lane_of;
 use crate::delivery::pruned::{Pruned, Stub, open_place};
 use crate::limits;
 
@@ -151,6 +153,8 @@ struct Checked {
     void: u64,
     junk: u64,
     pruned: u64,
+    /// The first pruned place of which no note in the log itself says what is kept of it.
+    unkept: Option<u64>,
 }
 
 type Export = Reader<BufReader<File>>;
@@ -177,14 +181,27 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
     let mut pace = Pace::new();
     let mut state = State::new();
     let mut pruned = 0;
+    let mut unkept = BTreeMap::new();
     while let Some((seq, place)) = reader.next_place().with_context(at)? {
         pace.at(|| format!("checking {}: entry {seq}", at()));
         if seq == Seq::FIRST && genesis_of(&place).with_context(at)? != realm {
             anyhow::bail!("{}: it begins another realm than it says", at());
         }
-        pruned += u64::from(matches!(place, Place::Purged { .. }));
+        if let Place::Purged { leaf, stub } = &place {
+            pruned += 1;
+            unkept.insert(seq.0, kept_hash(leaf, stub));
+        }
         let sealed = open_place(place);
-        agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+        let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
+        if let (Ok(()), Ok(sealed)) = (judged.verdict, sealed)
+            && let Body::Note(NoteBody::Stubs { stubs, .. }) = &sealed.entry().body
+        {
+            for stub in stubs {
+                if unkept.get(&stub.seq) == Some(&kept_hash(&stub.leaf, &stub.stub)) {
+                    unkept.remove(&stub.seq);
+                }
+            }
+        }
     }
     if state.realm() != Some(realm) {
         anyhow::bail!(
@@ -199,7 +216,16 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
         void: tally.void,
         junk: tally.junk,
         pruned,
+        unkept: unkept.first_key_value().map(|(seq, _)| *seq),
     })
+}
+
+fn kept_hash(leaf: &[u8; 32], stub: &[u8]) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(leaf)
+        .chain_update(stub)
+        .finalize()
+        .into()
 }
 
 /// Puts a log from a file into an empty one.
@@ -218,10 +244,10 @@ pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
             found.realm.short()
         );
     }
-    if found.pruned > 0 && !args.log.is_empty() {
+    if let (Some(seq), false) = (found.unkept, args.log.is_empty()) {
         anyhow::bail!(
-            "{}: {} of its entries were pruned, and hosts that share a log must each be able to judge all of it (import it into a data \
-             folder)",
+            "{}: {} of its entries were pruned in a data folder, so that what is kept of them, as of entry {seq}, does not stand in the log \
+             itself, and hosts that share a log must each be able to judge all of it (import it into a data folder)",
             args.file.display(),
             found.pruned
         );
@@ -282,8 +308,13 @@ async fn fill(folder: &DataFolder, args: &ImportArgs, found: &Checked) -> anyhow
         );
     }
     folder.set_importing(Some(&which))?;
+    if found.pruned > 0 && !args.log.is_empty() {
+        // Before anything is written: what can't be taken out again must not be put in.
+        log.purge_lane(GONE, Seq::FIRST).await?;
+    }
     let stubs = Pruned::open(folder.join("pruned"))?;
-    let imported = append_all(&*log, &stubs, &args.file, found, there, &place).await;
+    let is_shared = !args.log.is_empty();
+    let imported = append_all(&*log, is_shared, &stubs, &args.file, found, there, &place).await;
     let closed = log.close().await;
     imported?;
     closed?;
@@ -295,9 +326,13 @@ async fn fill(folder: &DataFolder, args: &ImportArgs, found: &Checked) -> anyhow
     Ok(place)
 }
 
+/// On servers, where an entry of no bytes goes that stands for one that was pruned, until it is taken out.
+const GONE: Lane = Lane::Of(*b"gone\0\0\0\0");
+
 /// Compares what is there, and appends the rest.
 async fn append_all(
     log: &dyn Log,
+    is_shared: bool,
     stubs: &Pruned,
     file: &Path,
     found: &Checked,
@@ -350,7 +385,14 @@ async fn append_all(
             .chain_update(found.realm.0)
             .chain_update(seq.0.to_le_bytes())
             .chain_update(leaf_hash(&stored));
-        let appending = log.append(id.finalize().into(), stored, Class::Ordinary);
+        let lane = match purged.last() == Some(&seq) {
+            true => GONE,
+            false => {
+                let sealed = Sealed::reread(stored.clone());
+                sealed.map_or(Lane::Main, |sealed| lane_of(&sealed.entry().body))
+            }
+        };
+        let appending = log.append_in(lane, id.finalize().into(), stored, Class::Ordinary);
         waiting.push_back(async move { (seq, len, appending.await) });
     }
     while !waiting.is_empty() {
@@ -359,9 +401,12 @@ async fn append_all(
     if !pruned.is_empty() {
         stubs.add(&pruned)?;
     }
-    if !purged.is_empty() {
+    if let Some(last) = purged.last() {
         // So that it is known of each that something is kept in its stead.
-        log.purge(purged).await?;
+        match is_shared {
+            true => log.purge_lane(GONE, *last).await?,
+            false => drop(log.purge(purged).await?),
+        }
     }
     if log.end().0 > found.count {
         anyhow::bail!(

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use agora_log::export::Place;
 use agora_log::{Durability, Embedded, JetStreamOptions, ReadOnly, Seq, StreamReader};
-use agora_realm::RealmId;
+use agora_realm::{RealmId, State};
 use bytes::Bytes;
 
 use super::args::LogServerArgs;
 use super::show;
 use crate::boot::data::{check_format, pinned_realm};
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::gathering::gather;
 use crate::delivery::pruned::Pruned;
 
 /// A log open for reading.
@@ -128,11 +129,19 @@ impl Source {
     fn place(&self, seq: Seq, stored: Bytes) -> anyhow::Result<Place> {
         if stored.is_empty() && self.pruned.get(seq.0)?.is_none() {
             // A host that runs may have pruned since the file was opened.
-            self.pruned.look_again()?;
+            match &self.log {
+                Open::Own(_) => self.pruned.look_again()?,
+                // What is kept of it stands there, and in the folder only as far as this host has heard of it.
+                Open::Servers(remote) => {
+                    let read = |lane, from| remote.log.read_lane(lane, from, 1024, 4 << 20);
+                    let gathering = gather(read, State::new(), &self.pruned);
+                    remote.runtime.block_on(gathering)?;
+                }
+            }
         }
         let is_purged = || match &self.log {
             Open::Own(log) => log.is_purged(seq),
-            Open::Servers(_) => Ok(false),
+            Open::Servers(remote) => remote.runtime.block_on(remote.log.is_purged(seq)),
         };
         Ok(self.pruned.place(seq.0, stored, is_purged)?)
     }

@@ -13,10 +13,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use agora_log::export::{self, ExportError, Place};
 use agora_log::{Log, LogError, Seq, Whole};
-use agora_realm::{Audit, Judged, Stored, Verifier};
+use agora_realm::{Audit, Judged, State, Stored, Verifier};
 use bytes::Bytes;
 
-use super::pruned::Pruned;
+use super::gathering::gather;
+use super::pruned::{Pruned, Unaccounted};
 use crate::limits;
 
 /// Where an entry lies.
@@ -199,6 +200,20 @@ impl Source for InFolder {
     }
 }
 
+fn missing(seq: u64, error: std::io::Error) -> Broken {
+    match error
+        .get_ref()
+        .is_some_and(|error| error.is::<Unaccounted>())
+    {
+        true => Broken::At {
+            seq,
+            lies: None,
+            why: error.to_string(),
+        },
+        false => Broken::Unreadable(error.into()),
+    }
+}
+
 /// What is kept of a place that the log says was pruned.
 fn kept_of(pruned: &Pruned, seq: u64) -> Result<Place, Broken> {
     let unreadable = |error: std::io::Error| Broken::Unreadable(error.into());
@@ -219,6 +234,7 @@ fn kept_of(pruned: &Pruned, seq: u64) -> Result<Place, Broken> {
 /// A log that is read as it was when it was opened.
 pub struct Shared {
     log: Arc<dyn Log>,
+    pruned: Pruned,
     runtime: tokio::runtime::Handle,
     next: u64,
     end: u64,
@@ -230,6 +246,7 @@ impl Shared {
         let end = log.end().0;
         Self {
             log,
+            pruned: Pruned::in_memory(),
             runtime,
             next: 1,
             end,
@@ -250,12 +267,23 @@ impl Source for Shared {
         if let Some((last, _)) = lot.last() {
             self.next = last.0 + 1;
         }
-        let raw = lot.into_iter().map(|(seq, stored)| Raw {
-            seq: seq.0,
-            place: Place::Entry(stored),
-            lies: None,
-        });
-        Ok(raw.collect())
+        let read = lot.iter().map(|(seq, stored)| (seq.0, stored));
+        if self.pruned.unknown(read).is_some() {
+            let read = |lane, from| self.log.read_lane(lane, from, 1024, 4 << 20);
+            let gathering = gather(read, State::new(), &self.pruned);
+            self.runtime.block_on(gathering)?;
+        }
+        let mut raw = Vec::with_capacity(lot.len());
+        for (seq, stored) in lot {
+            let place = self.pruned.place_in(&*self.log, seq.0, stored);
+            let place = self.runtime.block_on(place);
+            raw.push(Raw {
+                seq: seq.0,
+                place: place.map_err(|error| missing(seq.0, error))?,
+                lies: None,
+            });
+        }
+        Ok(raw)
     }
 
     fn end(&self) -> Option<u64> {

@@ -4,6 +4,7 @@
 //! The operator's `watch` and `log`, the live feed of `run` and its JSON all show these.
 
 use agora_capnp::operator_capnp;
+use agora_dial::PeerId;
 use agora_realm::{
     Body, ChannelName, Epoch, HostId, KeySubject, Message, MessageId, MessageVerdict, NoteBody,
     Object, Ordinal, Origin, Revoked, State,
@@ -61,7 +62,10 @@ pub fn payload_text(payload: &[u8]) -> String {
 fn whence(origin: &Origin) -> String {
     let host = match &origin.host {
         Some(host) => format!("host {}", host.short()),
-        None => "a host that has not said its id".to_owned(),
+        None => match PeerId::from_bytes(&origin.peer) {
+            Ok(id) => format!("peer {id}"),
+            Err(_) => format!("peer 0x{}", crate::hex(&origin.peer)),
+        },
     };
     match (&origin.persona, &origin.realm) {
         (Some(persona), _) => format!("{persona} of {host}"),
@@ -244,6 +248,8 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
         ),
         // Hosts tell each other; people are told when they disagree.
         Body::Note(NoteBody::Tree { .. }) => return Vec::new(),
+        // The prune itself is told.
+        Body::Note(NoteBody::Stubs { .. }) => return Vec::new(),
         Body::Note(NoteBody::Incident {
             persona,
             reason,

@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod cursors;
 pub mod feed;
 pub mod forks;
+pub mod gathering;
 pub mod hearing;
 pub mod index;
 pub mod lease;

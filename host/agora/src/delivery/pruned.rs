@@ -10,11 +10,12 @@
 //! order: bytes u32, crc32c u32 (of what follows), seq u64, leaf hash, stub; then a record of no stub whose seq is 2^64 - 1 and whose leaf
 //! begins with the count.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use agora_log::export::Place;
 use agora_log::{Log, LogError, Seq};
@@ -46,13 +47,26 @@ pub struct Stub {
 pub struct Pruned {
     path: PathBuf,
     shelf: RwLock<Shelf>,
+    /// Held while the file is written.
+    writing: Mutex<()>,
 }
+
+/// A place has nothing any more, and nothing is kept of it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "entry {0} is not in the log any more, and what was to be kept of it is not there (in a data folder: restore `pruned` from a copy of \
+     it; on servers: it was deleted there, and not by `agora prune`: restore the stream)"
+)]
+pub struct Unaccounted(pub u64);
 
 #[derive(Default)]
 struct Shelf {
     file: Option<File>,
     /// Each place, and where its record begins in the file; both rise.
     places: Vec<(u64, u64)>,
+    /// Those that are not in the file, or are others there.
+    loose: BTreeMap<u64, Stub>,
+    loose_bytes: usize,
 }
 
 fn damaged(path: &Path, why: &str) -> std::io::Error {
@@ -72,7 +86,17 @@ impl Pruned {
         Ok(Self {
             path,
             shelf: RwLock::new(shelf),
+            writing: Mutex::default(),
         })
+    }
+
+    /// None, and no file.
+    pub fn in_memory() -> Self {
+        Self {
+            path: PathBuf::new(),
+            shelf: RwLock::default(),
+            writing: Mutex::default(),
+        }
     }
 
     /// Why the file can't be read.
@@ -86,7 +110,47 @@ impl Pruned {
     /// How many there are.
     pub fn count(&self) -> usize {
         let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
-        shelf.places.len()
+        let more = shelf.loose.keys().filter(|seq| !shelf.has_in_file(**seq));
+        shelf.places.len() + more.count()
+    }
+
+    /// Whether anything is kept of a place.
+    pub fn has(&self, seq: u64) -> bool {
+        let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
+        shelf.loose.contains_key(&seq) || shelf.has_in_file(seq)
+    }
+
+    /// Keeps these too, in memory until [`Pruned::write_held`]. One that is kept of the same place and with the same leaf stays.
+    pub fn hold(&self, more: Vec<Stub>) {
+        for stub in more {
+            if matches!(self.get(stub.seq), Ok(Some(kept)) if kept.leaf == stub.leaf) {
+                continue;
+            }
+            let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+            shelf.loose_bytes += stub.stub.len() + FIXED;
+            shelf.loose.insert(stub.seq, stub);
+        }
+    }
+
+    /// How many bytes of stubs are in memory only.
+    pub fn held_bytes(&self) -> usize {
+        let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
+        shelf.loose_bytes
+    }
+
+    /// Puts what is in memory only into the file. Blocks.
+    ///
+    /// # Errors
+    /// They can't be written; they stay in memory.
+    pub fn write_held(&self) -> std::io::Result<()> {
+        let held: Vec<Stub> = {
+            let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
+            shelf.loose.values().cloned().collect()
+        };
+        match held.is_empty() || self.path.as_os_str().is_empty() {
+            true => Ok(()),
+            false => self.add(&held),
+        }
     }
 
     /// What is kept of a place.
@@ -95,6 +159,9 @@ impl Pruned {
     /// It can't be read.
     pub fn get(&self, seq: u64) -> std::io::Result<Option<Stub>> {
         let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stub) = shelf.loose.get(&seq) {
+            return Ok(Some(stub.clone()));
+        }
         let (Ok(at), Some(file)) = (
             shelf.places.binary_search_by_key(&seq, |(seq, _)| *seq),
             &shelf.file,
@@ -117,8 +184,22 @@ impl Pruned {
     /// # Errors
     /// As [`Pruned::open`].
     pub fn look_again(&self) -> std::io::Result<()> {
-        let shelf = Shelf::open(&self.path)?;
-        *self.shelf.write().unwrap_or_else(PoisonError::into_inner) = shelf;
+        self.look_again_without(&[])
+    }
+
+    /// The same; these are in the file now.
+    fn look_again_without(&self, written: &[Stub]) -> std::io::Result<()> {
+        let mut new = Shelf::open(&self.path)?;
+        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+        new.loose = std::mem::take(&mut shelf.loose);
+        new.loose_bytes = shelf.loose_bytes;
+        for stub in written {
+            if new.loose.get(&stub.seq) == Some(stub) {
+                new.loose.remove(&stub.seq);
+                new.loose_bytes -= stub.stub.len() + FIXED;
+            }
+        }
+        *shelf = new;
         Ok(())
     }
 
@@ -128,13 +209,14 @@ impl Pruned {
     /// # Errors
     /// They can't be written; those that were kept are kept.
     pub fn add(&self, more: &[Stub]) -> std::io::Result<()> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let draft = self.path.with_extension("new");
         let written = self.write(&draft, more);
         if written.is_err() {
             let _ = std::fs::remove_file(&draft);
         }
         written?;
-        self.look_again()
+        self.look_again_without(more)
     }
 
     fn write(&self, draft: &Path, more: &[Stub]) -> std::io::Result<()> {
@@ -197,12 +279,17 @@ impl Pruned {
         }
         match self.get(seq)? {
             Some(Stub { leaf, stub, .. }) => Ok(Place::Purged { leaf, stub }),
-            None if is_purged().map_err(std::io::Error::other)? => Err(damaged(
-                &self.path,
-                &format!("entry {seq} was pruned, and what was kept of it is not there"),
-            )),
+            None if is_purged().map_err(std::io::Error::other)? => {
+                Err(std::io::Error::other(Unaccounted(seq)))
+            }
             None => Ok(Place::Entry(stored)),
         }
+    }
+
+    /// Which of these places read as empty, and nothing is kept of them.
+    pub fn unknown<'a>(&self, read: impl IntoIterator<Item = (u64, &'a Bytes)>) -> Option<u64> {
+        let mut empty = read.into_iter().filter(|(_, stored)| stored.is_empty());
+        empty.find(|(seq, _)| !self.has(*seq)).map(|(seq, _)| seq)
     }
 
     /// The same, of a log that is open.
@@ -343,6 +430,11 @@ impl Records {
 }
 
 impl Shelf {
+    fn has_in_file(&self, seq: u64) -> bool {
+        let found = self.places.binary_search_by_key(&seq, |(seq, _)| *seq);
+        found.is_ok()
+    }
+
     fn open(path: &Path) -> std::io::Result<Self> {
         let Some(mut records) = Records::open(path)? else {
             return Ok(Self::default());
@@ -357,7 +449,11 @@ impl Shelf {
         }
         // The very file that was read, also if it was replaced meanwhile.
         let file = Some(records.from.into_inner());
-        Ok(Self { file, places })
+        Ok(Self {
+            file,
+            places,
+            ..Self::default()
+        })
     }
 }
 
@@ -405,6 +501,34 @@ mod tests {
         assert_eq!(pruned.get(50).unwrap(), Some(other));
         assert_eq!(pruned.get(100).unwrap(), Some(stub(100)));
         assert_eq!(pruned.count(), 6);
+    }
+
+    #[test]
+    fn what_is_held_is_had_at_once_and_kept_once_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pruned");
+        let pruned = Pruned::open(path.clone()).unwrap();
+        pruned.add(&[stub(5), stub(9)]).unwrap();
+        let again = Stub {
+            stub: Bytes::from_static(b"said later"),
+            ..stub(9)
+        };
+        pruned.hold(vec![again, stub(50), stub(100)]);
+        // The first of one leaf stays.
+        assert_eq!(all(&pruned), [5, 9, 50, 100]);
+        assert_eq!(pruned.count(), 4);
+        assert!(pruned.held_bytes() > 0 && pruned.has(50) && !pruned.has(51));
+        assert_eq!(all(&Pruned::open(path.clone()).unwrap()), [5, 9]);
+        let empty = Bytes::new();
+        assert_eq!(pruned.unknown([(5, &empty), (50, &empty)]), None);
+        assert_eq!(pruned.unknown([(5, &empty), (51, &empty)]), Some(51));
+        pruned.write_held().unwrap();
+        assert_eq!((pruned.held_bytes(), pruned.count()), (0, 4));
+        assert_eq!(all(&Pruned::open(path).unwrap()), [5, 9, 50, 100]);
+        let memory = Pruned::in_memory();
+        memory.hold(vec![stub(7)]);
+        memory.write_held().unwrap();
+        assert_eq!(all(&memory), [7]);
     }
 
     #[test]

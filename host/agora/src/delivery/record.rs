@@ -23,10 +23,11 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 
 use super::forks::Told;
+use super::gathering::{self, lane_of, stubs_in};
 use super::hearing::Hearing;
 use super::index::{Index, Place};
 use super::lots;
-use super::pruned::Pruned;
+use super::pruned::{Pruned, Unaccounted};
 use super::tip::Tip;
 use super::tree::{LogTree, TreeError};
 use crate::limits;
@@ -282,6 +283,15 @@ impl Record {
             seq: snapshot.seq,
             leaf: snapshot.leaf,
         });
+        if is_shared {
+            let judged = snapshot.as_ref().map(|snapshot| &snapshot.state);
+            gather(&*log, judged.cloned().unwrap_or_default(), &pruned).await?;
+            if log.missing().count > pruned.count() as u64 {
+                // What was kept of what the snapshot covers is not in the folder any more.
+                gather(&*log, State::new(), &pruned).await?;
+            }
+            write_held(&pruned, limits::PRUNE_BYTES_MAX).await;
+        }
         let mut loss = None;
         // The later one first: it is the one to be told.
         let mut tips: Vec<_> = seen.tip.into_iter().chain(vouched).collect();
@@ -357,8 +367,10 @@ impl Record {
                 break;
             };
             next = last.0 + 1;
-            let places = record.places_in(batch).await;
-            let places = places.map_err(io(derived.pruned.clone()))?;
+            let places = match record.places_in(batch).await {
+                Ok(places) => places,
+                Err(error) => return Err(record.unreadable(error)),
+            };
             for (seq, leaf, sealed) in lots::open_all(places).await {
                 if let (true, Ok(sealed)) = (seen.accepts_loss, &sealed)
                     && sealed.entry().author.is_none()
@@ -372,7 +384,12 @@ impl Record {
             if let Err(error) = record.tree.keep() {
                 tracing::warn!("the tree over the log can't be written: {error}");
             }
+            write_held(&record.pruned, limits::PRUNE_BYTES_MAX).await;
             progress(next - 1, end);
+        }
+        if !record.accounts_for_what_is_missing() {
+            let why = std::io::Error::other("checked");
+            return Err(record.unreadable(why));
         }
         let loss = loss.map(|(first_seq, tip)| record.loss_of(first_seq, tip));
         *lock(&record.loss) = loss;
@@ -385,6 +402,8 @@ impl Record {
         let mut tail = self.log.tail(Seq(next));
         let mut lots = FuturesOrdered::new();
         let mut end = None;
+        let mut every_second = tokio::time::interval(limits::MISSING_EVERY);
+        every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         'following: loop {
             let may_read = end.is_none() && lots.len() < limits::TAIL_LOTS_AHEAD_MAX;
             tokio::select! {
@@ -394,8 +413,10 @@ impl Record {
                         Ok(came) => came,
                         Err(error) => {
                             let error: std::io::Error = error;
-                            tracing::error!("the log's tail ended: {error}");
-                            self.failed.send_replace(Some(error.to_string()));
+                            if self.diverged.borrow().is_none() {
+                                tracing::error!("the log's tail ended: {error}");
+                                self.failed.send_replace(Some(error.to_string()));
+                            }
                             break 'following;
                         }
                     };
@@ -403,6 +424,11 @@ impl Record {
                         if !self.settle_next(came) {
                             break 'following;
                         }
+                    }
+                }
+                _ = every_second.tick(), if self.is_shared && end.is_none() => {
+                    if !self.accounts_for_what_is_missing() {
+                        break 'following;
                     }
                 }
                 lot = lots::next(&mut tail), if may_read => {
@@ -512,6 +538,7 @@ impl Record {
             },
         };
         let settled = self.settle(seq, came.leaf, sealed);
+        self.check_stubs(&settled);
         if let Some(handed) = came.handed {
             self.hearing.seen(handed);
         }
@@ -520,7 +547,11 @@ impl Record {
             let _ = waiter.send(Ok(settled));
         }
         let since = seq - self.snapshot_seq.load(Ordering::Relaxed);
-        if since >= limits::SNAPSHOT_EVERY {
+        if since >= limits::SNAPSHOT_EVERY
+            || (since >= limits::SNAPSHOT_FOR_STUBS_EVERY
+                && self.pruned.held_bytes() >= limits::HELD_STUBS_BYTES_MAX
+                && self.snapshotting.try_lock().is_ok())
+        {
             self.snapshot_seq.store(seq, Ordering::Relaxed);
             let record = self.clone();
             tokio::task::spawn_blocking(move || record.keep_snapshot());
@@ -621,6 +652,10 @@ impl Record {
                     };
                     index.push(&placed.channel, place);
                 }
+            }
+            // As well, of the stubs in it.
+            if let (Ok(()), Some(stubs)) = (judged.verdict, stubs_of(&sealed)) {
+                self.pruned.hold(stubs_in(stubs));
             }
             Arc::new(Settled {
                 seq,
@@ -768,6 +803,7 @@ impl Record {
         let (sender, receiver) = oneshot::channel();
         let id = sealed.id();
         let stored = sealed.stored().clone();
+        let lane = lane_of(&sealed.entry().body);
         // A stop may have been handed over before, by this process or an earlier one.
         let handed = (class == Class::Ordinary).then(|| self.hearing.sent());
         let begun = {
@@ -785,7 +821,7 @@ impl Record {
                 }
             }
         };
-        let begun = begun.map(|()| self.log.append(id.0, stored, class));
+        let begun = begun.map(|()| self.log.append_in(lane, id.0, stored, class));
         let record = self.clone();
         async move {
             let appended = match begun?.await {
@@ -917,16 +953,132 @@ impl Record {
         Ok(found.into_iter().next())
     }
 
+    /// Where counting messages stand, pruned or not, from an ordinal on.
+    ///
+    /// # Errors
+    /// The index's.
+    pub fn places_of(
+        &self,
+        channel: &ChannelName,
+        from: Ordinal,
+        count: usize,
+    ) -> std::io::Result<Vec<Place>> {
+        lock(&self.index).places(channel, from, count)
+    }
+
     async fn places_in(
         &self,
         batch: Vec<(Seq, bytes::Bytes)>,
     ) -> std::io::Result<Vec<(u64, agora_log::export::Place)>> {
+        if let Err(error) = self.account_for(&batch).await {
+            if let Some(unaccounted) = error
+                .get_ref()
+                .and_then(|e| e.downcast_ref::<Unaccounted>())
+                && self.is_shared
+            {
+                self.diverge(unaccounted.to_string());
+            }
+            return Err(error);
+        }
         let mut places = Vec::with_capacity(batch.len());
         for (seq, stored) in batch {
             let place = self.pruned.place_in(&*self.log, seq.0, stored).await?;
             places.push((seq.0, place));
         }
         Ok(places)
+    }
+
+    /// Sees to it that of each place in the batch that has nothing any more it is known what is kept of it. What a host keeps stands in the
+    /// log before it takes anything out, but may stand behind these places, and one server may be behind another.
+    async fn account_for(&self, batch: &[(Seq, bytes::Bytes)]) -> std::io::Result<()> {
+        let mut tries = 0;
+        loop {
+            let places = batch.iter().map(|(seq, stored)| (seq.0, stored));
+            let Some(unknown) = self.pruned.unknown(places) else {
+                return Ok(());
+            };
+            let judged = self.state().clone();
+            let gathered = match self.is_shared {
+                true => gather(&*self.log, judged, &self.pruned).await,
+                false => Ok(()),
+            };
+            if gathered.is_ok() && self.pruned.has(unknown) {
+                continue;
+            }
+            let found = match gathered {
+                Ok(()) => self.log.is_purged(Seq(unknown)).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                // Of those behind it the same is asked when they are looked up.
+                Ok(false) => return Ok(()),
+                Ok(true) if !self.is_shared || tries >= limits::STUB_TRIES => {
+                    return Err(std::io::Error::other(Unaccounted(unknown)));
+                }
+                Err(error) if tries >= limits::STUB_TRIES => {
+                    return Err(std::io::Error::other(error));
+                }
+                Ok(true) | Err(_) => {}
+            }
+            tries += 1;
+            tokio::time::sleep(limits::STUB_AGAIN).await;
+        }
+    }
+
+    /// Whether all that was taken out of the log was pruned, as far as this host has judged. Where not, the log has diverged.
+    fn accounts_for_what_is_missing(&self) -> bool {
+        let missing = self.log.missing();
+        let judged = self.state().last_seq().unwrap_or(0);
+        let kept = self.pruned.count() as u64;
+        if missing.count <= kept || judged < missing.end.0 {
+            return true;
+        }
+        self.diverge(format!(
+            "{} of its entries are not there any more, and {kept} were pruned",
+            missing.count
+        ));
+        false
+    }
+
+    /// Why the log can't be judged.
+    fn unreadable(&self, error: std::io::Error) -> RecordError {
+        let why = self.diverged.borrow().clone();
+        match why {
+            Some(why) => self.diverge(why).into(),
+            None => self.pruned.error(error),
+        }
+    }
+
+    /// Compares what a host says it kept with what this one has seen to stand there. A host that says something else would have
+    /// others judge another log.
+    fn check_stubs(self: &Arc<Self>, settled: &Arc<Settled>) {
+        if settled.judged.verdict.is_err() || stubs_of(&settled.sealed).is_none() {
+            return;
+        }
+        let (record, settled) = (self.clone(), settled.clone());
+        tokio::spawn(async move {
+            let Some(stubs) = stubs_of(&settled.sealed) else {
+                return;
+            };
+            for stub in stubs {
+                match record.tree.leaves(stub.seq, stub.seq).await {
+                    Ok(leaves) if leaves.first() != Some(&stub.leaf) => {
+                        let host = settled.sealed.as_ref().map(|sealed| sealed.entry().host);
+                        let host = host.map_or_else(|_| String::new(), |host| host.short());
+                        record.diverge(format!(
+                            "host {host} says in entry {} that it keeps what is needed of entry {}, and it is of something else",
+                            settled.seq, stub.seq
+                        ));
+                        return;
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!("entry {}: can't be compared: {error}", settled.seq);
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     /// The log itself.
@@ -946,6 +1098,27 @@ impl Record {
         count: usize,
         bytes_max: usize,
     ) -> Result<Vec<Kept>, RecordError> {
+        let mut tries = 0;
+        loop {
+            let found = self.messages_now(channel, from, count, bytes_max).await?;
+            match found {
+                Some(found) => return Ok(found),
+                // Another host prunes just now, and what says so comes by in a moment.
+                None if tries < limits::STUB_TRIES => tries += 1,
+                None => return Err(LogError::Closed.into()),
+            }
+            tokio::time::sleep(limits::STUB_AGAIN).await;
+        }
+    }
+
+    /// The same; none where one of them is not in the log any more, and not known to be pruned yet.
+    async fn messages_now(
+        &self,
+        channel: &ChannelName,
+        from: Ordinal,
+        count: usize,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<Kept>>, RecordError> {
         let pruned = self.state().channel(channel).map_or(0, |c| c.pruned.0);
         let from = Ordinal(from.0.max(pruned + 1));
         let places = lock(&self.index)
@@ -976,9 +1149,7 @@ impl Record {
                     }
                     match fetched.front() {
                         Some((seq, sealed)) if *seq == place.seq => sealed.clone(),
-                        _ => {
-                            return Err(LogError::Closed.into());
-                        }
+                        _ => return Ok(None),
                     }
                 }
             };
@@ -998,7 +1169,7 @@ impl Record {
             }
             kept.push(message);
         }
-        Ok(kept)
+        Ok(Some(kept))
     }
 
     /// Entries from a place on, which were judged before: what the log gives now must be what it gave then.
@@ -1071,6 +1242,8 @@ impl Record {
         };
         // The disk is waited for without any lock that judging or a verb might need.
         let written = unwritten.and_then(|all| {
+            // It vouches for the stubs of all that it covers, too.
+            self.pruned.write_held()?;
             all.iter().try_for_each(|unwritten| {
                 unwritten.write()?;
                 lock(&self.index).written(unwritten);
@@ -1078,7 +1251,7 @@ impl Record {
             })
         });
         if let Err(error) = written {
-            tracing::warn!("no snapshot: the index can't be written: {error}");
+            tracing::warn!("no snapshot: the index, or what was pruned, can't be written: {error}");
             return;
         }
         let Some(leaf) = self.recent(seq, 1).and_then(|found| {
@@ -1098,6 +1271,31 @@ impl Record {
             Ok(()) => self.snapshot_seq.store(seq, Ordering::Relaxed),
             Err(error) => tracing::warn!("no snapshot: {error}"),
         }
+    }
+}
+
+fn stubs_of(sealed: &Result<Sealed, Junk>) -> Option<&[agora_realm::StubBody]> {
+    match &sealed.as_ref().ok()?.entry().body {
+        Body::Note(NoteBody::Stubs { stubs, .. }) => Some(stubs),
+        _ => None,
+    }
+}
+
+/// Takes in what hosts keep in the log of what they took out of it.
+async fn gather(log: &dyn Log, judged: State, pruned: &Pruned) -> Result<(), LogError> {
+    let read = |lane, from| log.read_lane(lane, from, 1024, 4 << 20);
+    gathering::gather(read, judged, pruned).await
+}
+
+/// Puts stubs that are in memory only into their file, if they are more than that.
+async fn write_held(pruned: &Arc<Pruned>, bytes_max: usize) {
+    if pruned.held_bytes() < bytes_max {
+        return;
+    }
+    let pruned = pruned.clone();
+    let written = tokio::task::spawn_blocking(move || pruned.write_held()).await;
+    if let Ok(Err(error)) = written {
+        tracing::warn!("what was pruned can't be written: {error}");
     }
 }
 

@@ -114,8 +114,10 @@ impl Subscription {
                 let mut request = self.sink.skipped_request();
                 request.get().set_from(next.0);
                 request.get().set_through(pruned);
+                // On its way before what follows is.
+                let telling = request.send();
                 tokio::task::spawn_local(async move {
-                    let _ = request.send().promise.await;
+                    let _ = telling.promise.await;
                 });
                 if unanswered.is_empty() {
                     self.silent

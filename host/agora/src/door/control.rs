@@ -452,7 +452,9 @@ impl Control {
                 .admit_grant(&self.host_id(), &body)
                 .map_err(|refusal| refusal.to_string())?;
         }
-        let committed = self.enact(Body::Grant(body), epoch).await?;
+        let committed = self
+            .enact(Body::Grant(body), epoch, Class::Ordinary)
+            .await?;
         let id = committed.settled.judged.id;
         Ok(GrantId::from(id.expect("what stands is an entry")))
     }
@@ -498,7 +500,7 @@ impl Control {
             by: String::new(),
         });
         // An agent's own cuts don't draw on the room that is kept for stops.
-        let committed = self.enact(body, epoch).await?;
+        let committed = self.enact(body, epoch, Class::Ordinary).await?;
         if let (true, Ok(sealed)) = (is_lasting, &committed.settled.sealed) {
             self.keep_for_again(sealed).await;
         }
@@ -548,13 +550,18 @@ impl Control {
     }
 
     /// Writes an entry of this host; again where the host's key was changed while it was on its way, since then it changed nothing.
-    async fn enact(self: &Arc<Self>, body: Body, epoch: Epoch) -> Result<Committed, String> {
+    async fn enact(
+        self: &Arc<Self>,
+        body: Body,
+        epoch: Epoch,
+        class: Class,
+    ) -> Result<Committed, String> {
         loop {
             let sealed = self.seal(body.clone(), epoch).await?;
             let signer = sealed.entry().signer;
             let committed = self
                 .record
-                .commit(sealed, Class::Ordinary)
+                .commit(sealed, class)
                 .await
                 .map_err(|error| format!("logUnavailable: {error}"))?;
             match committed.settled.judged.verdict {
@@ -595,9 +602,21 @@ impl Control {
     /// # Errors
     /// For people.
     pub async fn decide(self: &Arc<Self>, body: Body) -> Result<Committed, String> {
+        self.decide_as(body, Class::Ordinary).await
+    }
+
+    /// The same, as an entry of this class.
+    ///
+    /// # Errors
+    /// For people.
+    pub(super) async fn decide_as(
+        self: &Arc<Self>,
+        body: Body,
+        class: Class,
+    ) -> Result<Committed, String> {
         loop {
             let epoch = self.record.state().epoch();
-            match self.enact(body.clone(), epoch).await {
+            match self.enact(body.clone(), epoch, class).await {
                 // A fence came in between. What is decided is not of an epoch, so it is decided again in the next.
                 Err(_) if self.record.state().epoch() != epoch => {}
                 decided => return decided,
@@ -1451,10 +1470,10 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        if grant.contains(':') {
-            if let Some(foreign) = self.foreign(grant)? {
-                return Ok(self.kill_foreign(foreign, reason, by).await);
-            }
+        if grant.contains(':')
+            && let Some(foreign) = self.foreign(grant)?
+        {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
         }
         let (id, number) = {
             let state = self.record.state();

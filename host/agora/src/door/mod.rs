@@ -12,6 +12,7 @@ pub mod introduction;
 mod loss;
 pub mod operator;
 pub mod prune;
+mod prune_shared;
 pub mod service;
 pub mod trees;
 pub mod wall;

@@ -285,12 +285,17 @@ impl Desk {
         let own = state
             .personas()
             .filter(|(id, _)| id.host == control.host_id());
-        let foreign: Vec<_> = own
+        let mut foreign: Vec<_> = own
             .filter(|(id, known)| {
                 let holds = || known.killed || state.grants_of(id).next().is_some();
                 id.name.is_peer() || id.name.is_guest() && holds()
             })
             .collect();
+        // Each peer, then its guests.
+        foreign.sort_by_key(|(id, _)| {
+            let whose = id.name.peer_name().or(id.name.host_peer());
+            (whose, id.name.is_guest(), &id.name)
+        });
         let mut list = status.reborrow().init_foreign(foreign.len() as u32);
         for (i, (id, known)) in foreign.into_iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);

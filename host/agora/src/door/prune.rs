@@ -1,6 +1,7 @@
 //! Pruning: what a channel's old messages said goes, and that they were said stays.
 //!
 //! In: a channel, and how much of it is to be kept. Out: a signed note on the record, then stubs in the data folder, then less in the log.
+//! Where other hosts judge the log too, stubs go in the log: see `prune_shared.rs`.
 //! Promise: entries that confer or take back stay, and so do the leaf hash of every place and all that judge asks for, so that the
 //! log is judged after it as before, from its beginning too. Nobody's unread messages go unsaid: a cursor that stands below the place
 //! is a refusal that names it, unless that is forced, and then the subscriber is told.
@@ -10,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use agora_log::Seq;
+use agora_log::{Class, Seq};
 use agora_realm::{Body, ChannelName, NoteBody, Object, Ordinal, Rights, Sealed};
 
 use super::control::Control;
@@ -62,7 +63,7 @@ impl Control {
     /// Prunes a channel, or says what that would do.
     ///
     /// # Errors
-    /// For people: there is no such channel; the log is shared; a cursor stands below and that is not forced; the log can't take the
+    /// For people: there is no such channel; this host may not take entries out of the servers' log; a cursor stands below and that is not forced; the log can't take the
     /// note now.
     pub async fn prune(
         self: &Arc<Self>,
@@ -72,13 +73,13 @@ impl Control {
         force_past_cursors: bool,
     ) -> Result<PruneDone, String> {
         let channel = self.channel_named(name)?;
-        if let LogPlace::JetStream(..) = self.log_place() {
-            return Err(
-                "this realm's log is on servers, and only a log in a data folder can be pruned (docs/realm.md)".into(),
-            );
-        }
+        let is_shared = self.is_on_servers();
         let mut done = self.to_prune(&channel, keep).await?;
         if done.messages == 0 {
+            if is_shared && !dry_run {
+                // Another host may have left something to do.
+                self.finish_and_say(&channel, &mut done).await;
+            }
             return Ok(done);
         }
         done.passed = self.cursors_below(&channel, done.through);
@@ -97,16 +98,39 @@ impl Control {
             channel: channel.clone(),
             through: done.through,
         };
-        self.decide(Body::Note(note)).await?;
-        match self.finish_prune(&channel).await {
-            Ok(freed) => done.freed = freed,
+        if is_shared {
+            self.may_purge(&channel).await?;
+            self.set_pruning(&channel, true)?;
+        }
+        // A log that is full is pruned for that.
+        self.decide_as(Body::Note(note), Class::Control).await?;
+        self.finish_and_say(&channel, &mut done).await;
+        Ok(done)
+    }
+
+    async fn finish_and_say(self: &Arc<Self>, channel: &ChannelName, done: &mut PruneDone) {
+        let finished = match self.is_on_servers() {
+            true => self.finish_shared(channel).await,
+            false => {
+                let freed = self.finish_prune(channel).await;
+                freed.map(|freed| (freed, None))
+            }
+        };
+        match finished {
+            Ok((freed, stays)) => {
+                done.freed = freed;
+                done.pending = stays;
+            }
             Err(error) => {
                 done.pending = Some(format!(
                     "the messages are off the record, and still in the log: {error}; the next start, or the next prune, goes on"
                 ));
             }
         }
-        Ok(done)
+    }
+
+    fn is_on_servers(&self) -> bool {
+        matches!(self.log_place(), LogPlace::JetStream(..))
     }
 
     /// Which messages go. Those of one entry go together.
@@ -192,7 +216,10 @@ impl Control {
     /// # Errors
     /// For people.
     pub async fn finish_prunes(self: &Arc<Self>) -> Result<(), String> {
-        if let LogPlace::JetStream(..) = self.log_place() {
+        if self.is_on_servers() {
+            for channel in self.pruning_begun() {
+                self.finish_shared(&channel).await?;
+            }
             return Ok(());
         }
         let channels: Vec<_> = {

@@ -4,7 +4,7 @@
 //! Promise: a peer that is refused is let in by nobody from that moment; what it is told on the control lane waits for nothing.
 //! Failure: without a thread (no peers, or the host is ending) there are no doors, and nothing to fell.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -164,6 +164,11 @@ impl Peer {
         });
     }
 
+    /// Whether it is let in by its key, from whatever id; also when it is known by one from an earlier login.
+    pub(super) fn may_log_in(&self) -> bool {
+        self.spec.id.is_none() && self.spec.key.is_some() && !self.is_refused()
+    }
+
     /// Whether it is let in by nobody.
     pub fn is_refused(&self) -> bool {
         self.refused.load(Ordering::SeqCst)
@@ -254,7 +259,7 @@ impl Peers {
             Some(peer) if peer.is_refused() => Standing::Refused,
             Some(_) => Standing::Known,
             // A guest may log in, where there is anybody who could.
-            None => match self.all().any(|peer| peer.id().is_none()) {
+            None => match self.all().any(|peer| peer.may_log_in()) {
                 true => Standing::Guest,
                 false => Standing::Refused,
             },
@@ -300,6 +305,23 @@ impl Peers {
         let _ = self.dialer.set(started.dialer);
         let _ = self.orders.set(started.orders);
         Ok(())
+    }
+
+    /// Waits a little for the links to these peers, so that who would use them finds them there. Those that can only come are not waited for.
+    pub async fn await_links(&self, names: &BTreeSet<String>) {
+        if self.dialer.get().is_none() {
+            return;
+        }
+        let dialed = names.iter().filter_map(|name| self.named(name));
+        let dialed = dialed.filter(|peer| !peer.is_refused() && !peer.spec.addresses.is_empty());
+        let up = dialed.map(|peer| async {
+            let mut link = peer.link.subscribe();
+            let _ = link
+                .wait_for(|link| matches!(link, LinkState::Up { .. }))
+                .await;
+        });
+        let all = futures::future::join_all(up);
+        let _ = tokio::time::timeout(limits::LINK_FIRST_PATIENCE, all).await;
     }
 
     /// Ends every connection, and the thread.

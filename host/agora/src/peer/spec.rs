@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use agora_dial::{Multiaddr, PeerId};
+use agora_dial::{Discovery, Multiaddr, PeerId, Relay};
 use agora_realm::{ChannelName, PublicKey};
 
 use crate::boot::manifest::GrantSpec;
@@ -33,6 +33,10 @@ pub struct Peering {
     pub listen: Vec<Multiaddr>,
     /// The peers, by the names they have here.
     pub peers: BTreeMap<String, PeerSpec>,
+    /// Where their addresses are looked for, beside those that are given.
+    pub discovery: Discovery,
+    /// Relays: to be one, and to listen through others.
+    pub relay: Relay,
     /// Keep no connections although there are peers (`--offline`, and tests).
     pub offline: bool,
 }
@@ -40,6 +44,8 @@ pub struct Peering {
 impl Peering {
     /// Whether there is anything to connect or wait for.
     pub fn is_on(&self) -> bool {
-        !self.offline && (!self.listen.is_empty() || self.peers.values().any(|p| p.id.is_some()))
+        let relays = self.relay.serve.is_some() || !self.relay.via.is_empty();
+        let knows = self.peers.values().any(|peer| peer.id.is_some());
+        !self.offline && (!self.listen.is_empty() || relays || knows)
     }
 }

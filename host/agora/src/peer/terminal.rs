@@ -197,9 +197,7 @@ impl Terminal {
         let peer = proved.ok().flatten().and_then(|(key, signature)| {
             let key = PublicKey(key);
             let mut peers = self.ctx.peers.all();
-            let peer = peers.find(|peer| {
-                peer.spec.id.is_none() && peer.spec.key == Some(key) && !peer.is_refused()
-            })?;
+            let peer = peers.find(|peer| peer.may_log_in() && peer.spec.key == Some(key))?;
             let is_signed = key.verifies(&challenge.digest(), &signature);
             is_signed.then(|| peer.clone())
         });

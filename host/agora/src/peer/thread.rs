@@ -117,6 +117,8 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
     let seed = control.peer_seed();
     let mut options = Options::new(*seed, policy);
     options.listen = peers.peering().listen.clone();
+    options.discovery = peers.peering().discovery.clone();
+    options.relay = peers.peering().relay.clone();
     options.peers = peers
         .all()
         .filter_map(|peer| {

@@ -39,7 +39,8 @@ impl Vat {
         let (near, far) = wire::pair(limits);
         let bootstrap = offer(near.clone());
         let system = wire::Rpc::new(wire::Network::new(near.clone()), Some(bootstrap));
-        Self::live(stream, system, near, far)
+        // Whoever doesn't take its answers is asked for no more questions. Only on this side: were both to wait, both might wait for ever.
+        Self::live(stream, system, near, far, limits::PEER_UNTAKEN_BYTES_MAX)
     }
 
     /// Uses what the peer offers on a stream that we opened.
@@ -47,10 +48,17 @@ impl Vat {
         let (near, far) = wire::pair(limits);
         let mut system = wire::Rpc::new(wire::Network::new(near.clone()), None);
         let bootstrap = system.bootstrap();
-        (bootstrap, Self::live(stream, system, near, far))
+        let untaken = usize::MAX;
+        (bootstrap, Self::live(stream, system, near, far, untaken))
     }
 
-    fn live(stream: Stream, system: wire::Rpc, near: wire::End, far: wire::End) -> Self {
+    fn live(
+        stream: Stream,
+        system: wire::Rpc,
+        near: wire::End,
+        far: wire::End,
+        untaken: usize,
+    ) -> Self {
         let hang_up = stream.hang_up();
         let (tell, over) = watch::channel(None);
         let (end, cut) = (near.clone(), hang_up.clone());
@@ -58,7 +66,7 @@ impl Vat {
             let mut system = system;
             let why = tokio::select! {
                 biased;
-                why = carry(stream, far) => end.breached().unwrap_or(why),
+                why = carry(stream, far, &end, untaken) => end.breached().unwrap_or(why),
                 ended = &mut system => end.breached().unwrap_or_else(|| match ended {
                     Ok(()) => "it closed the connection".to_owned(),
                     Err(error) => format!("it broke the protocol ({})", error.extra),
@@ -93,13 +101,14 @@ impl Vat {
     }
 }
 
-/// Carries frames both ways until it can't, and says why.
-async fn carry(stream: Stream, far: wire::End) -> String {
+/// Carries frames both ways until it can't, and says why. While more than `untaken` bytes wait to be sent, nothing is read.
+async fn carry(stream: Stream, far: wire::End, near: &wire::End, untaken: usize) -> String {
     let (mut from, mut to) = stream.split();
     let receive = async {
         let closed = |wire::Closed| "the connection was closed here".to_owned();
         let mut frames = Frames::default();
         loop {
+            near.relieved(usize::MAX, untaken).await.map_err(closed)?;
             let frame = frames.next(&mut from).await?;
             far.send(frame).map_err(closed)?;
             // What the RPC system has not taken is not read ahead of.

@@ -1,7 +1,5 @@
 //! The honest ways: what a peer that is known by its id finds, and how it ends.
 
-use std::time::Duration;
-
 use agora::testbed::{Plan, Puppet, all_of, under};
 use agora_capnp::peer_capnp::link;
 use agora_dial::PeerState;
@@ -56,15 +54,9 @@ pub(crate) async fn greet(
         RealmId(bytes(hello.get_realm())),
         HostId(bytes(hello.get_host())),
     );
-    Ok((
-        realm,
-        match PublicKey(bytes(hello.get_public_key())) {
-            key => {
-                assert_eq!(HostId::from(key), host);
-                key
-            }
-        },
-    ))
+    let key = PublicKey(bytes(hello.get_public_key()));
+    assert_eq!(HostId::from(key), host);
+    Ok((realm, key))
 }
 
 /// The epoch and the revision that a ping answers.
@@ -331,6 +323,5 @@ fn a_peer_that_is_refused_loses_all_and_is_let_in_by_nobody_until_it_is_allowed_
         let synth = alpha.speaker("release", "synth").await.unwrap();
         let said = within("speech", synth.say(Draft::inform("back"))).await;
         said.unwrap().unwrap();
-        tokio::time::sleep(Duration::ZERO).await;
     });
 }

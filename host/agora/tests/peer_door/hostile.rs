@@ -19,6 +19,7 @@ use agora_dial::{Lane, Multiaddr, PeerId, Stream, limits as dial};
 use agora_guest::wire::{self, BATCH_BYTES_MAX, FRAME_BYTES_MAX, Limits};
 use agora_guest::{Channel, Draft, Terms};
 use agora_realm::SigningKey;
+use futures::future::join_all;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::LocalSet;
 
@@ -41,7 +42,7 @@ const QUOTA: usize = 2 * dial::RECEIVE_WINDOW_BYTES
     + wire_holds(&limits::PEER_WIRE)
     + wire_holds(&limits::PEER_CONTROL_WIRE);
 
-/// What waits to go and to be taken, with a frame and a batch on their way; calls and answers that are kept; a little for each entry of
+/// What waits to go and to be taken, with a frame and a batch on their way; calls that are kept; a little for each entry of
 /// its tables.
 const fn wire_holds(wire: &Limits) -> usize {
     let entries = wire.questions_max + wire.exports_max + wire.asked_max;
@@ -50,7 +51,6 @@ const fn wire_holds(wire: &Limits) -> usize {
         + 2 * FRAME_BYTES_MAX
         + BATCH_BYTES_MAX
         + wire.unanswered_bytes_max
-        + wire.unfinished_bytes_max
         + (entries << 10)
         + 64 * wire.cancelled_max
 }
@@ -119,8 +119,9 @@ impl Attacker {
 
 /// Longer than any attack takes.
 const ATTACK_PATIENCE: Duration = Duration::from_secs(240);
-/// What a round trip may take besides: a scheduler's turn or two of a machine whose cores are all taken, by the attacker's own process first.
-const SLACK: Duration = Duration::from_millis(100);
+/// What a round trip may take besides: this build is not optimized, the attacker takes its share of the same cores, and whoever else is on
+/// this machine the rest. With `AGORA_STRICT` there is no such allowance, for a machine that has nothing else to do.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// What came of an attack.
 struct Came {
@@ -174,8 +175,12 @@ fn under_attack(attack: &str, check: impl AsyncFnOnce(&Bed, Came)) {
             QUOTA as f64 / f64::from(1 << 20),
         );
         assert!(grew <= QUOTA + QUOTA / 10, "{grew} bytes, of {QUOTA}");
-        assert!(during <= 2 * before + SLACK, "{before:?}, then {during:?}");
-        assert!(after <= 2 * before + SLACK, "{before:?}, then {after:?}");
+        let slack = match std::env::var_os("AGORA_STRICT") {
+            Some(_) => Duration::ZERO,
+            None => SLACK,
+        };
+        assert!(during <= 2 * before + slack, "{before:?}, then {during:?}");
+        assert!(after <= 2 * before + slack, "{before:?}, then {after:?}");
         // It goes on as before, and nothing was granted to anybody.
         let said = within("speech", synth.say(Draft::inform("as ever"))).await;
         said.unwrap().unwrap();
@@ -337,23 +342,21 @@ async fn questions(caller: &Caller) {
 }
 
 async fn unfinished(caller: &Caller) {
+    // What holds capabilities is kept until it is finished with.
     for _ in 0..6 {
-        let had = had(caller).await;
+        let (door, vat) = caller.vat().await;
         let mut kept = Vec::new();
-        loop {
-            let mut request = as_channel(&had.channel).history_request();
-            request.get().set_from(1);
-            request.get().set_count(64);
-            match within("history", request.send().promise).await {
-                Ok(answer) => kept.push(answer),
-                Err(_) => break,
-            }
-            assert!(kept.len() < 2000, "nobody minds");
+        while let Ok(answer) = within("a graft", door.graft_request().send().promise).await {
+            kept.push(answer);
+            assert!(
+                kept.len() < 2 * limits::PEER_WIRE.questions_max,
+                "nobody minds"
+            );
         }
         println!(
             "  ended after {} answers: {}",
             kept.len(),
-            ended(&had.vat).await
+            ended(&vat).await
         );
     }
 }
@@ -425,7 +428,7 @@ async fn unread(caller: &Caller) {
     let mut kept = Vec::new();
     let began = Instant::now();
     loop {
-        for _ in 0..16 {
+        for _ in 0..if kept.len() < 20_000 { 16 } else { 0 } {
             let mut request = as_channel(&channel).history_request();
             request.get().set_from(1);
             request.get().set_count(64);
@@ -437,6 +440,10 @@ async fn unread(caller: &Caller) {
         }
         assert!(began.elapsed() < PATIENCE, "nobody minds");
     }
+    assert!(
+        began.elapsed() > limits::PEER_STALL_MAX / 2,
+        "it is given time"
+    );
     println!("  ended after {} questions", kept.len());
 }
 
@@ -529,13 +536,15 @@ async fn followings(caller: &Caller) {
     let mut had = had(caller).await;
     let collected = Collected::new();
     let mut kept = Vec::new();
-    for n in 0..3000 {
-        let mut request = had.channel.follow_request();
-        request.get().set_from(1);
-        request.get().set_sink(collected.sink());
-        if let Ok(following) = within("following", request.send().promise).await {
-            kept.push(following);
-        }
+    for n in 0..30 {
+        let asked = (0..100).map(|_| {
+            let mut request = had.channel.follow_request();
+            request.get().set_from(1);
+            request.get().set_sink(collected.sink());
+            request.send().promise
+        });
+        let answers = within("following", join_all(asked)).await;
+        kept.extend(answers.into_iter().flatten());
         if n == 0 {
             collected.until(64).await;
         }
@@ -545,7 +554,7 @@ async fn followings(caller: &Caller) {
     drop(kept);
     let mut lost = 0;
     let channel = |had: &Had| as_channel(&had.channel);
-    for n in 0..6000 {
+    for n in 0..3000 {
         let mut request = channel(&had).subscribe_request();
         request.get().set_sink(collected.sink());
         let answer = request.send().promise;
@@ -591,8 +600,8 @@ async fn control(caller: &Caller) {
         greet(&link, key, seed, forge).await.unwrap_err();
     }
     let (link, vat) = caller.control().await;
-    for _ in 0..10_000 {
-        ping(&link).await;
+    for _ in 0..625 {
+        join_all((0..16).map(|_| ping(&link))).await;
     }
     drop((link, vat));
     // Waits for a change that does not come, again and again: first let go of each time, then not.

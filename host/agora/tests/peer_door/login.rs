@@ -209,11 +209,19 @@ fn who_has_the_key_is_let_in_and_known_by_its_id_from_then_on() {
         let origin = bed.persona("peer:beta").unwrap().origin.unwrap();
         assert_eq!(origin.peer, id(21).to_bytes());
 
-        // From another machine, with the same key: that is beta now, and the first is nobody.
-        let other = Caller::start(22, caller.host, bed.address());
-        let other = bed.on_pool(other).await;
-        assert!(bed.peer("beta").id() == Some(id(21)));
-        drop(other);
+        // From another machine, with the same key: that is beta now, and the first has nothing any more.
+        let other = bed.caller(22).await;
+        let came = attempt(&other, async |asked: Asked| rightly(&asked)).await;
+        assert!(matches!(came, Came::Granted(_)), "{came:?}");
+        within("the end", beta.graft.ended()).await;
+        other.until(PeerState::Connected).await;
+        let beta = other.graft().await;
+        let synth = beta.speaker("release", "synth").await.unwrap();
+        let said = synth.say(agora_guest::Draft::inform("moved"));
+        within("speech", said).await.unwrap().unwrap();
+        assert_eq!(bed.peer("beta").id(), Some(id(22)));
+        let origin = bed.persona("peer:beta").unwrap().origin.unwrap();
+        assert_eq!(origin.peer, id(22).to_bytes());
     });
 }
 

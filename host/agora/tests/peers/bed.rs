@@ -106,7 +106,7 @@ impl Site {
         let peering = Peering {
             listen: self.listen.clone(),
             peers: self.peers.clone(),
-            offline: false,
+            ..Peering::default()
         };
         let plan = self.plan.clone().peering(peering);
         let host = plan.open(&self.data()).await.unwrap();

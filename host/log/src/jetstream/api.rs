@@ -55,8 +55,6 @@ pub(super) struct StreamState {
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
-    #[serde(default)]
-    pub(super) num_deleted: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -170,14 +168,46 @@ pub(super) async fn forget_consumer(client: &Client, stream: &str, consumer: &st
     let _ = client.publish(subject, Bytes::new()).await;
 }
 
-/// Whether the stream's leader has the entry.
-pub(super) async fn has_entry(client: &Client, stream: &str, seq: Seq) -> Result<bool, ApiError> {
+/// What the stream's leader has at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AtLeader {
+    Nothing,
+    /// An entry of no bytes.
+    Empty,
+    Some,
+}
+
+/// Asks the stream's leader what it has at a place.
+pub(super) async fn at_leader(
+    client: &Client,
+    stream: &str,
+    seq: Seq,
+) -> Result<AtLeader, ApiError> {
     let subject = format!("$JS.API.STREAM.MSG.GET.{stream}");
     match ask::<Value>(client, subject, json!({"seq": seq.0})).await {
-        Ok(_) => Ok(true),
-        Err(ApiError::Refused { err_code, .. }) if err_code == code::NO_MESSAGE => Ok(false),
+        Ok(found) => match found["message"]["data"].as_str() {
+            None | Some("") => Ok(AtLeader::Empty),
+            Some(_) => Ok(AtLeader::Some),
+        },
+        Err(ApiError::Refused { err_code, .. }) if err_code == code::NO_MESSAGE => {
+            Ok(AtLeader::Nothing)
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Takes what stands under these subjects up to a place out of the stream.
+pub(super) async fn purge(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    through: Seq,
+) -> Result<(), ApiError> {
+    // It names the first place that stays; below 2 the server takes it for none, and would purge all that is under the subjects.
+    let stays = through.0.max(1).saturating_add(1);
+    let request = json!({"filter": filter, "seq": stays});
+    let subject = format!("$JS.API.STREAM.PURGE.{stream}");
+    ask::<Value>(client, subject, request).await.map(drop)
 }
 
 /// One entry, as it stands in the stream.
@@ -205,6 +235,18 @@ pub(super) async fn get_batch(
     entries: usize,
     bytes: usize,
 ) -> Result<Vec<Stored>, ApiError> {
+    get_batch_of(client, stream, ">", from, entries, bytes).await
+}
+
+/// The same, of what stands under these subjects.
+pub(super) async fn get_batch_of(
+    client: &Client,
+    stream: &str,
+    filter: &str,
+    from: Seq,
+    entries: usize,
+    bytes: usize,
+) -> Result<Vec<Stored>, ApiError> {
     let no_answer = |why: &dyn ToString| ApiError::NoAnswer(why.to_string());
     let inbox = client.new_inbox();
     let patience = Duration::from_millis(limits::REQUEST_PATIENCE_MS);
@@ -215,7 +257,7 @@ pub(super) async fn get_batch(
             "seq": from.0,
             "batch": entries,
             "max_bytes": bytes,
-            "next_by_subj": ">",
+            "next_by_subj": filter,
         });
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         client

@@ -37,7 +37,7 @@ use self::{
     tail::Tail,
 };
 pub use self::{options::JetStreamOptions, reader::StreamReader};
-use crate::{Appended, Class, Durability, Log, LogError, Seq, limits};
+use crate::{Appended, Class, Durability, Lane, Log, LogError, Missing, Seq, limits};
 
 /// The log of a team, in a JetStream stream. Dropping it lets what was taken be answered in the background;
 /// [`Log::close`] waits for that. Streams and reads that were begun go on.
@@ -220,6 +220,16 @@ impl Log for JetStream {
         bytes: Bytes,
         class: Class,
     ) -> BoxFuture<'static, Result<Appended, LogError>> {
+        self.append_in(Lane::Main, id, bytes, class)
+    }
+
+    fn append_in(
+        &self,
+        lane: Lane,
+        id: [u8; 32],
+        bytes: Bytes,
+        class: Class,
+    ) -> BoxFuture<'static, Result<Appended, LogError>> {
         let (len, bytes_max) = (bytes.len(), self.shared.entry_bytes_max);
         if len > bytes_max {
             let too_large = LogError::TooLarge {
@@ -235,6 +245,7 @@ impl Log for JetStream {
         let shared = self.shared.clone();
         let push = move |room| {
             shared.queue.push(Waiting {
+                lane,
                 id,
                 bytes,
                 class,
@@ -288,6 +299,41 @@ impl Log for JetStream {
             }
         })
         .boxed()
+    }
+
+    fn read_lane(
+        &self,
+        lane: Lane,
+        from: Seq,
+        entries: usize,
+        bytes_max: usize,
+    ) -> BoxFuture<'static, Result<Vec<(Seq, Bytes)>, LogError>> {
+        let shared = self.shared.clone();
+        async move { tail::read_lane(&shared, lane, from, entries, bytes_max).await }.boxed()
+    }
+
+    fn purge_lane(&self, lane: Lane, through: Seq) -> BoxFuture<'static, Result<(), LogError>> {
+        let shared = self.shared.clone();
+        async move {
+            shared.check_diverged()?;
+            let (stream, filter) = (&shared.options.stream, shared.options.filter(lane));
+            let purged = api::purge(&shared.reader, stream, &filter, through).await;
+            purged.map_err(|error| LogError::Unavailable {
+                place: shared.place.clone(),
+                why: format!("nothing was taken out of it: {error}"),
+                mend: "see that the server can be reached, and that this login may publish to $JS.API.STREAM.PURGE.*".into(),
+            })
+        }
+        .boxed()
+    }
+
+    fn is_purged(&self, seq: Seq) -> BoxFuture<'static, Result<bool, LogError>> {
+        let shared = self.shared.clone();
+        async move { tail::is_purged(&shared, seq).await }.boxed()
+    }
+
+    fn missing(&self) -> Missing {
+        self.shared.missing()
     }
 
     fn durability(&self) -> Durability {

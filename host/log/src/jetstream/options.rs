@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{Durability, LogError, limits};
+use crate::{Durability, Lane, LogError, limits};
 
 /// The JetStream log's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ impl JetStreamOptions {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         };
+        // A lane's name stands behind it.
+        let single = name;
         let dotted = |subject: &str| subject.split('.').all(name);
         let relations = [
             (!self.servers.is_empty(), "servers must name at least one"),
@@ -85,8 +87,8 @@ impl JetStreamOptions {
                 "stream must be of letters, digits, - and _",
             ),
             (
-                dotted(&self.subject_prefix) && dotted(&self.subject) && dotted(&self.inbox_prefix),
-                "subject_prefix, subject and inbox_prefix must be of letters, digits, -, _ and single dots",
+                dotted(&self.subject_prefix) && single(&self.subject) && dotted(&self.inbox_prefix),
+                "subject_prefix and inbox_prefix must be of letters, digits, -, _ and single dots, subject the same without dots",
             ),
             (
                 (1..=5).contains(&self.replicas),
@@ -119,6 +121,22 @@ impl JetStreamOptions {
     /// The subject of this host's entries.
     pub(super) fn full_subject(&self) -> String {
         format!("{}.{}", self.subject_prefix, self.subject)
+    }
+
+    /// The subject of this host's entries in a lane. Where its login may not publish there, all go under the one subject.
+    pub(super) fn subject_in(&self, lane: Lane) -> String {
+        match lane {
+            Lane::Main => self.full_subject(),
+            Lane::Of(name) => format!("{}.{}", self.full_subject(), token(name)),
+        }
+    }
+
+    /// The subjects of all hosts' entries in a lane.
+    pub(super) fn filter(&self, lane: Lane) -> String {
+        match lane {
+            Lane::Main => format!("{}.*", self.subject_prefix),
+            Lane::Of(name) => format!("{}.*.{}", self.subject_prefix, token(name)),
+        }
     }
 
     /// What the stream holds.
@@ -185,6 +203,11 @@ impl JetStreamOptions {
         }
         Ok(options)
     }
+}
+
+/// A lane's name as one token of a subject.
+fn token(name: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(name))
 }
 
 /// Of a part of a URL: `%40` is `@`, and so on.

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, Event, HeaderMap, Message, Subject};
+use async_nats::{Client, Event, HeaderMap, Message};
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tokio::{
@@ -32,7 +32,7 @@ use super::{
     queue::{Answer, Waiting},
     shared::{Link, Shared},
 };
-use crate::{Appended, Class, LogError, Seq, limits};
+use crate::{Appended, Class, Lane, LogError, Seq, limits};
 
 /// Starts the thread; it ends once the queue is closed and all is answered.
 pub(super) fn start(shared: Arc<Shared>) -> Result<(), LogError> {
@@ -74,7 +74,7 @@ struct Sent {
 
 /// What one class has in flight.
 #[derive(Default)]
-struct Lane {
+struct InFlight {
     entries: usize,
     bytes: usize,
     /// The last of the class that is known to stand.
@@ -83,11 +83,10 @@ struct Lane {
 
 struct Publisher {
     shared: Arc<Shared>,
-    subject: Subject,
     /// By number, from `base` on; answered ones in between are empty.
     flight: VecDeque<Option<Sent>>,
     base: u64,
-    lanes: [Lane; 2],
+    classes: [InFlight; 2],
     /// When an entry was last answered, or there was none to answer.
     headway: Instant,
     /// The last number that this connection brought an acknowledgement for.
@@ -136,11 +135,10 @@ fn hex(id: &[u8; 32]) -> String {
 impl Publisher {
     fn new(shared: Arc<Shared>) -> Self {
         Publisher {
-            subject: shared.options.full_subject().into(),
             shared,
             flight: VecDeque::new(),
             base: 0,
-            lanes: Default::default(),
+            classes: Default::default(),
             headway: Instant::now(),
             acked: None,
         }
@@ -183,7 +181,7 @@ impl Publisher {
     }
 
     fn in_flight(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.entries).sum()
+        self.classes.iter().map(|lane| lane.entries).sum()
     }
 
     fn is_idle(&self) -> bool {
@@ -300,14 +298,16 @@ impl Publisher {
             let Some(sent) = self.get(number) else {
                 continue;
             };
-            if self.lanes[lane(sent.entry.class)].stands > Some(number) {
+            if self.classes[index_of(sent.entry.class)].stands > Some(number) {
                 let why = "the servers dropped it and kept a later one";
                 let answer = Err(self.shared.unknown(&why));
                 self.answer(number, answer);
                 continue;
             }
             let (id, bytes) = (sent.entry.id, sent.entry.bytes.clone());
-            self.publish(client, inbox, number, &id, bytes).await?;
+            let subject = self.subject_of(&sent.entry);
+            self.publish(client, inbox, number, subject, &id, bytes)
+                .await?;
             let at = self.index(number);
             if let Some(sent) = at.and_then(|at| self.flight[at].as_mut()) {
                 sent.latest = Instant::now();
@@ -317,11 +317,20 @@ impl Publisher {
         Ok(())
     }
 
+    fn subject_of(&self, entry: &Waiting) -> String {
+        let lane = match self.shared.has_no_lanes.load(Ordering::Acquire) {
+            true => Lane::Main,
+            false => entry.lane,
+        };
+        self.shared.options.subject_in(lane)
+    }
+
     async fn publish(
         &self,
         client: &Client,
         inbox: &str,
         number: u64,
+        subject: String,
         id: &[u8; 32],
         bytes: bytes::Bytes,
     ) -> Result<(), String> {
@@ -329,7 +338,7 @@ impl Publisher {
         headers.insert(api::MESSAGE_ID, hex(id));
         let reply = format!("{inbox}.{number}");
         client
-            .publish_with_reply_and_headers(self.subject.clone(), reply, headers, bytes)
+            .publish_with_reply_and_headers(subject, reply, headers, bytes)
             .await
             .map_err(|error| error.to_string())
     }
@@ -337,7 +346,7 @@ impl Publisher {
     /// Sends what waits, as far as the window goes.
     async fn fill(&mut self, client: &Client, inbox: &str) -> Result<(), String> {
         loop {
-            let [control, ordinary] = &self.lanes;
+            let [control, ordinary] = &self.classes;
             let fits = |class, bytes: usize| {
                 let (lane, entries, most) = match class {
                     Class::Control => (
@@ -356,8 +365,8 @@ impl Publisher {
             if self.in_flight() == 0 && self.headway < entry.since {
                 self.headway = now;
             }
-            let cost =
-                (entry.bytes.len() + self.subject.len() + limits::MESSAGE_OVERHEAD_BYTES) as u64;
+            let subject = self.subject_of(&entry);
+            let cost = (entry.bytes.len() + subject.len() + limits::MESSAGE_OVERHEAD_BYTES) as u64;
             let refused = match entry.class {
                 Class::Control => None,
                 Class::Ordinary => self.shared.budget.refuses(cost),
@@ -369,7 +378,7 @@ impl Publisher {
             self.shared.budget.sent(cost);
             let number = self.base + self.flight.len() as u64;
             let (id, bytes) = (entry.id, entry.bytes.clone());
-            let of_class = &mut self.lanes[lane(entry.class)];
+            let of_class = &mut self.classes[index_of(entry.class)];
             of_class.entries += 1;
             of_class.bytes += bytes.len();
             // In flight before it is sent: should sending fail, its outcome is in doubt.
@@ -381,7 +390,8 @@ impl Publisher {
                 latest: now,
                 times: 1,
             }));
-            self.publish(client, inbox, number, &id, bytes).await?;
+            self.publish(client, inbox, number, subject, &id, bytes)
+                .await?;
         }
     }
 
@@ -481,8 +491,8 @@ impl Publisher {
         }
         let durability = self.shared.options.durability;
         let class = sent.entry.class;
-        let lane = &mut self.lanes[lane(class)];
-        lane.stands = lane.stands.max(Some(number));
+        let class = &mut self.classes[index_of(class)];
+        class.stands = class.stands.max(Some(number));
         self.answer(number, Ok(Appended { seq, durability }));
     }
 
@@ -494,9 +504,9 @@ impl Publisher {
             // If it does stand, the stream's own account says so.
             self.shared.budget.was_not_kept(sent.cost);
         }
-        let lane = &mut self.lanes[lane(sent.entry.class)];
-        lane.entries -= 1;
-        lane.bytes -= sent.entry.bytes.len();
+        let class = &mut self.classes[index_of(sent.entry.class)];
+        class.entries -= 1;
+        class.bytes -= sent.entry.bytes.len();
         self.headway = Instant::now();
         let _ = sent.entry.answer.send(answer);
         drop(sent.entry.room);
@@ -585,15 +595,53 @@ impl Publisher {
     }
 }
 
-fn lane(class: Class) -> usize {
+fn index_of(class: Class) -> usize {
     match class {
         Class::Control => 0,
         Class::Ordinary => 1,
     }
 }
 
+/// Notices a login that may publish under the host's one subject and not in lanes, as servers that were set up for an earlier version
+/// have it: all goes under the one from then on.
+#[derive(Clone)]
+struct Lanes {
+    shared: std::sync::Weak<Shared>,
+    /// How the subject of any lane begins, as the server quotes it.
+    quoted: Arc<str>,
+}
+
+impl Lanes {
+    fn of(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            quoted: format!("\"{}.", shared.options.full_subject())
+                .to_lowercase()
+                .into(),
+        }
+    }
+
+    fn are_refused(&self, error: &str) -> bool {
+        let error = error.to_lowercase();
+        let refused =
+            error.contains("permissions violation for publish to") && error.contains(&*self.quoted);
+        let Some(shared) = self.shared.upgrade().filter(|_| refused) else {
+            return false;
+        };
+        if !shared.has_no_lanes.swap(true, Ordering::AcqRel) {
+            tracing::warn!(
+                log = %shared.place,
+                "this login may publish under {0} and not under {0}.*, so that what is appended from here can't be pruned \
+                 (docs/realm.md names the permissions)",
+                shared.options.full_subject()
+            );
+        }
+        true
+    }
+}
+
 /// A connection that is never made again once it is lost, but tells so.
-async fn connect(shared: &Shared, lost: Arc<Notify>) -> Result<Client, String> {
+async fn connect(shared: &Arc<Shared>, lost: Arc<Notify>) -> Result<Client, String> {
     let options = shared.options.connect_options("appending").await;
     let stood = Arc::new(AtomicBool::new(false));
     let options = options
@@ -607,13 +655,21 @@ async fn connect(shared: &Shared, lost: Arc<Notify>) -> Result<Client, String> {
                 false => Duration::ZERO,
             }
         })
-        .event_callback(move |event| {
-            let lost = lost.clone();
-            async move {
-                match event {
-                    Event::Disconnected | Event::Closed => lost.notify_one(),
-                    Event::ServerError(error) => tracing::warn!("nats: {error}"),
-                    _ => {}
+        .event_callback({
+            let lanes = Lanes::of(shared);
+            move |event| {
+                let (lost, lanes) = (lost.clone(), lanes.clone());
+                async move {
+                    match event {
+                        Event::Disconnected | Event::Closed => lost.notify_one(),
+                        Event::ServerError(error) => {
+                            tracing::warn!("nats: {error}");
+                            if lanes.are_refused(&error.to_string()) {
+                                lost.notify_one();
+                            }
+                        }
+                        _ => {}
+                    }
                 }
             }
         });
@@ -645,10 +701,8 @@ async fn look(
             return Err(format!("entry {next} of {last} can't be read yet"));
         }
         for stored in batch {
-            if stored.seq != next {
-                return Err(format!("entry {next} of {last} can't be read"));
-            }
-            next = next.next();
+            // What is not there any more was taken out.
+            next = stored.seq.next();
             if let Some(id) = stored.id {
                 found.entry(id).or_insert(stored.seq);
             }

@@ -12,11 +12,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
-use crate::{Appended, Class, LogError, limits};
+use crate::{Appended, Class, Lane, LogError, limits};
 
 pub(super) type Answer = Result<Appended, LogError>;
 
 pub(super) struct Waiting {
+    pub(super) lane: Lane,
     pub(super) id: [u8; 32],
     pub(super) bytes: Bytes,
     pub(super) class: Class,

@@ -14,7 +14,7 @@ use super::{
     shared::{Links, Shared},
     tail,
 };
-use crate::{LogError, Seq, limits};
+use crate::{Lane, LogError, Seq, limits};
 
 /// A stream open for reading only: sees what stood in it when it was opened.
 pub struct StreamReader {
@@ -81,6 +81,28 @@ impl StreamReader {
         bytes_max: usize,
     ) -> Result<Vec<(Seq, Bytes)>, LogError> {
         tail::read(&self.shared, from, entries, bytes_max).await
+    }
+
+    /// As [`Log::read_lane`](crate::Log::read_lane).
+    ///
+    /// # Errors
+    /// As [`Log::read_lane`](crate::Log::read_lane).
+    pub async fn read_lane(
+        &self,
+        lane: Lane,
+        from: Seq,
+        entries: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<(Seq, Bytes)>, LogError> {
+        tail::read_lane(&self.shared, lane, from, entries, bytes_max).await
+    }
+
+    /// As [`Log::is_purged`](crate::Log::is_purged).
+    ///
+    /// # Errors
+    /// As [`Log::is_purged`](crate::Log::is_purged).
+    pub async fn is_purged(&self, seq: Seq) -> Result<bool, LogError> {
+        tail::is_purged(&self.shared, seq).await
     }
 
     /// The last entry that can be read; `Seq(0)` when the stream is empty.

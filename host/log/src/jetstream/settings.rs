@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::{api::StreamInfo, options::JetStreamOptions};
 use crate::{LogError, limits};
 
-/// A new stream. Deleting single entries is denied for good, since a hole is damage. Purging is not, since pruning must
-/// stay possible, and it shows as such at the stream's first place.
+/// A new stream. Deleting single entries is denied for good, since a hole that nobody vouches for is damage. Purging is not, since
+/// pruning must stay possible: what it took is for whoever pruned to vouch for.
 pub(super) fn new_stream(options: &JetStreamOptions) -> Value {
     json!({
         "name": options.stream,
@@ -185,17 +185,17 @@ pub(super) fn check(info: &StreamInfo, options: &JetStreamOptions) -> Result<(),
             found,
         });
     }
-    check_dense(info, options)
+    check_begins(info, options)
 }
 
-/// Places count from 1 without a gap.
-fn check_dense(info: &StreamInfo, options: &JetStreamOptions) -> Result<(), LogError> {
+/// Places count from 1, and the first was not taken out, nor all.
+fn check_begins(info: &StreamInfo, options: &JetStreamOptions) -> Result<(), LogError> {
     let state = &info.state;
-    let dense = match state.messages {
+    let begins = match state.messages {
         0 => state.last_seq == 0,
-        messages => state.first_seq == 1 && messages == state.last_seq && state.num_deleted == 0,
+        _ => state.first_seq == 1,
     };
-    if dense {
+    if begins {
         return Ok(());
     }
     Err(LogError::Diverged {

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use super::{
     options::JetStreamOptions,
     queue::Queue,
 };
-use crate::{LogError, Seq, limits};
+use crate::{LogError, Missing, Seq, limits};
 
 pub(super) struct Shared {
     pub(super) options: JetStreamOptions,
@@ -40,6 +40,11 @@ pub(super) struct Shared {
     tip: Mutex<(Seq, Bytes)>,
     created: String,
     behind_since: Mutex<Option<Instant>>,
+    missing: Mutex<Missing>,
+    /// Places in a row that have nothing any more, and the one behind them: those that were met last.
+    hole: Mutex<(Seq, Seq)>,
+    /// The login may publish under the host's one subject only.
+    pub(super) has_no_lanes: AtomicBool,
     diverged: OnceLock<String>,
 }
 
@@ -69,6 +74,9 @@ impl Shared {
             tip: Mutex::default(),
             created: info.created.clone(),
             behind_since: Mutex::default(),
+            missing: Mutex::new(missing_in(info)),
+            hole: Mutex::default(),
+            has_no_lanes: AtomicBool::new(false),
             diverged: OnceLock::new(),
         }
     }
@@ -144,10 +152,14 @@ impl Shared {
             return Err(self.unavailable(&format!("it is at {last} of {end}")));
         }
         *lock(&self.behind_since) = None;
-        if info.state.messages != last.0 {
-            let left = info.state.messages;
-            return Err(self.diverge(format!("entries were deleted: {left} of {last} are left")));
+        // What is taken out of a lane is for whoever knows the lanes to judge. The first place is in none.
+        let (left, first) = (info.state.messages, info.state.first_seq);
+        if last > Seq(0) && (left == 0 || first != 1) {
+            return Err(self.diverge(format!(
+                "entries were deleted: {left} of {last} are left, the first at {first}"
+            )));
         }
+        *lock(&self.missing) = missing_in(&info);
         if tip > Seq(0) {
             let stream = &self.options.stream;
             let stored = api::get_batch(client, stream, tip, 1, limits::READ_BYTES_MAX).await;
@@ -162,6 +174,22 @@ impl Shared {
         self.end.fetch_max(last.0, Ordering::AcqRel);
         self.budget.refresh(info.state.bytes, acked);
         Ok(info)
+    }
+
+    /// How much was taken out of the stream.
+    pub(super) fn missing(&self) -> Missing {
+        *lock(&self.missing)
+    }
+
+    /// Nothing stands at `from` and from there on, before `until`.
+    pub(super) fn saw_hole(&self, from: Seq, until: Seq) {
+        *lock(&self.hole) = (from, until);
+    }
+
+    /// The first place behind this one that has something, where this one is known to have nothing.
+    pub(super) fn hole_at(&self, seq: Seq) -> Option<Seq> {
+        let (from, until) = *lock(&self.hole);
+        (from <= seq && seq < until).then_some(until)
     }
 
     pub(super) fn unavailable(&self, why: &dyn ToString) -> LogError {
@@ -179,6 +207,13 @@ impl Shared {
             why: why.to_string(),
             mend: "look whether it stands in the log, or append it again under the same id".into(),
         }
+    }
+}
+
+fn missing_in(info: &StreamInfo) -> Missing {
+    Missing {
+        end: Seq(info.state.last_seq),
+        count: info.state.last_seq.saturating_sub(info.state.messages),
     }
 }
 

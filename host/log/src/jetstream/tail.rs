@@ -1,7 +1,9 @@
 //! Follows the stream in order, and reads parts of it.
 //!
 //! Promise: every entry once and in order, each behind the one before it: a gap is fetched again, and a stream that
-//! lacks an entry, or has another one where the tail left off, is diverged.
+//! lacks its last entry, or has another one where the tail left off, is diverged. A place before one that is there, and that has nothing
+//! itself, reads as empty: servers take in entries in order, so one that has the later has had the earlier. Whether that was to go is
+//! for the reader to know.
 //! Failure: whatever happens to the connection, the server or the consumer, a new consumer begins at the last entry that
 //! was given; only a diverged log ends a tail with an error. A cluster that has lost servers makes no consumers for
 //! seconds, so until there is one the tail reads directly, which any server that has the stream answers.
@@ -22,10 +24,10 @@ use tokio::{
 };
 
 use super::{
-    api::{self, ApiError},
+    api::{self, ApiError, AtLeader},
     shared::Shared,
 };
-use crate::{LogError, Seq, limits};
+use crate::{Lane, LogError, Seq, limits};
 
 /// Where one follower stands.
 pub(super) struct Tail {
@@ -38,7 +40,7 @@ pub(super) struct Tail {
     consumer: Option<Consumer>,
     /// The next consumer, while there is none.
     beginning: Option<BoxFuture<'static, Result<Consumer, String>>>,
-    /// What was read directly meanwhile.
+    /// What was read directly: each entry behind the one that stands before it, whatever lies between.
     ahead: VecDeque<(Seq, Bytes)>,
     failures: u32,
     /// Since when every consumer has failed.
@@ -148,7 +150,11 @@ impl Tail {
 
     /// A message that is here already.
     fn heard_already(&mut self) -> Option<Result<Heard, String>> {
-        if let Some((seq, bytes)) = self.ahead.pop_front() {
+        if let Some((seq, _)) = self.ahead.front() {
+            if *seq > self.next {
+                return Some(Ok(Heard::Entry(self.next, Bytes::new())));
+            }
+            let (seq, bytes) = self.ahead.pop_front()?;
             return Some(Ok(Heard::Entry(seq, bytes)));
         }
         let consumer = self.consumer.as_mut()?;
@@ -160,14 +166,25 @@ impl Tail {
         Some(consumer.take(message))
     }
 
-    /// Fetches again; what its leader does not have either is lost.
+    /// Reads directly what the consumer left out: entries that were taken out of the stream, or that got lost on the way. Where nothing
+    /// is to be had behind the gap, and the leader has nothing in it either, the entry is lost.
     async fn gap(&mut self) -> Result<(), LogError> {
-        self.consumer = None;
         self.ahead.clear();
+        let stream = &self.shared.options.stream;
+        let (entries, bytes) = (limits::TAIL_REQUEST_ENTRIES, limits::TAIL_REQUEST_BYTES);
+        let found = api::get_batch(&self.shared.reader, stream, self.next, entries, bytes).await;
+        let found = found.unwrap_or_default().into_iter();
+        self.ahead
+            .extend(found.map(|stored| (stored.seq, stored.bytes)));
+        if !self.ahead.is_empty() {
+            return Ok(());
+        }
+        self.consumer = None;
+        self.failures += 1;
         self.gaps += 1;
         if self.gaps >= limits::GAP_TRIES {
-            let stream = &self.shared.options.stream;
-            if let Ok(false) = api::has_entry(&self.shared.reader, stream, self.next).await {
+            let found = api::at_leader(&self.shared.reader, stream, self.next).await;
+            if let Ok(AtLeader::Nothing) = found {
                 let why = format!("entry {} is missing", self.next);
                 return Err(self.shared.diverge(why));
             }
@@ -232,6 +249,7 @@ impl Tail {
                 let found = api::get_batch(&self.shared.reader, stream, from, entries, bytes);
                 // If that does not work either, the consumer's failure says so.
                 let found = found.await.unwrap_or_default();
+                self.ahead.clear();
                 let new = found.into_iter().map(|stored| (stored.seq, stored.bytes));
                 self.ahead.extend(new);
             }
@@ -383,6 +401,13 @@ pub(super) async fn read(
     let (mut found, mut bytes, mut next) = (Vec::new(), 0_usize, from);
     let mut failures = 0;
     while next <= end && found.len() < entries {
+        if let Some(until) = shared.hole_at(next) {
+            while next < until && next <= end && found.len() < entries {
+                found.push((next, Bytes::new()));
+                next = next.next();
+            }
+            continue;
+        }
         let wanted = usize::try_from(end.0 - next.0 + 1).unwrap_or(usize::MAX);
         let wanted = wanted.min(entries - found.len());
         // The server counts more than the entries' own bytes.
@@ -394,8 +419,18 @@ pub(super) async fn read(
         let failed = match batch {
             Ok(batch) => {
                 for stored in batch {
-                    if stored.seq != next || next > end {
-                        break;
+                    if stored.seq < next {
+                        continue;
+                    }
+                    if stored.seq > next {
+                        shared.saw_hole(next, stored.seq);
+                    }
+                    while next < stored.seq && next <= end && found.len() < entries {
+                        found.push((next, Bytes::new()));
+                        next = next.next();
+                    }
+                    if next > end || found.len() >= entries {
+                        return Ok(found);
                     }
                     if bytes + stored.bytes.len() > bytes_max && !found.is_empty() {
                         return Ok(found);
@@ -425,10 +460,45 @@ pub(super) async fn read(
             break;
         }
         let stream = &shared.options.stream;
-        if let Ok(false) = api::has_entry(&shared.reader, stream, next).await {
+        if let Ok(AtLeader::Nothing) = api::at_leader(&shared.reader, stream, next).await {
             return Err(shared.diverge(format!("entry {next} is missing")));
         }
         return Err(shared.unavailable(&failed));
     }
     Ok(found)
+}
+
+/// What stands in a lane from `from` on, as [`crate::Log::read_lane`] has it.
+pub(super) async fn read_lane(
+    shared: &Shared,
+    lane: Lane,
+    from: Seq,
+    entries: usize,
+    bytes_max: usize,
+) -> Result<Vec<(Seq, Bytes)>, LogError> {
+    shared.check_diverged()?;
+    let (stream, filter) = (&shared.options.stream, shared.options.filter(lane));
+    let entries = entries.min(limits::READ_ENTRIES_MAX);
+    let room = bytes_max.min(limits::READ_BYTES_MAX) + entries * limits::MESSAGE_OVERHEAD_BYTES;
+    let from = from.max(Seq::FIRST);
+    let found = api::get_batch_of(&shared.reader, stream, &filter, from, entries, room).await;
+    let found = found.map_err(|error| shared.unavailable(&error))?;
+    Ok(found
+        .into_iter()
+        .map(|stored| (stored.seq, stored.bytes))
+        .collect())
+}
+
+/// Whether a place that reads as empty has nothing, as the stream's leader says.
+pub(super) async fn is_purged(shared: &Shared, seq: Seq) -> Result<bool, LogError> {
+    let stream = &shared.options.stream;
+    match api::at_leader(&shared.reader, stream, seq).await {
+        Ok(AtLeader::Nothing) => Ok(true),
+        Ok(AtLeader::Empty) => Ok(false),
+        Ok(AtLeader::Some) => {
+            let why = format!("a server that was asked lacks entry {seq}, and their leader has it");
+            Err(shared.unavailable(&why))
+        }
+        Err(error) => Err(shared.unavailable(&error)),
+    }
 }

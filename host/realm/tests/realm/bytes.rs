@@ -194,6 +194,21 @@ fn body() -> impl Strategy<Value = Body> {
             }
         }),
         any::<u64>().prop_map(|judged| NoteBody::Marker { judged }),
+        (
+            name(),
+            vec((any::<u64>(), id(), vec(any::<u8>(), 0..40)), 0..4)
+        )
+            .prop_map(|(channel, stubs)| NoteBody::Stubs {
+                channel,
+                stubs: stubs
+                    .into_iter()
+                    .map(|(seq, leaf, stub)| StubBody {
+                        seq,
+                        leaf,
+                        stub: stub.into()
+                    })
+                    .collect(),
+            }),
     ]
     .prop_map(Body::Note);
     prop_oneof![key, channel, grant, revoke, turn, lapse, note]
