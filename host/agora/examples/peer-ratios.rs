@@ -3,8 +3,14 @@
 //! Two processes on loopback. The other one runs a host with a channel that it grants to this one, and, beside it, two floors on dialers
 //! of their own: a bare capnp-rpc connection over the same kind of stream, which answers the same call, and a stream that only sends.
 //!
+//! This process runs a host, too, which uses what the other one lends it.
+//!
 //! - A call: `info` of the granted channel, through the peer's wall and facet, beside one that answers the same struct and does nothing.
 //! - Bulk: messages of 64 KiB that are followed, until all have arrived, beside as many bytes of a stream.
+//!
+//! - Publishing: 256 messages of 256 bytes at once, by an agent of this process on the other's channel, beside one of its own host's.
+//! - Revocation: from the other host's bump until this host's agent is told, and the same while the agent reads 64 KiB messages of the
+//!   other's as fast as it can. The floor is a round trip on the control lane in the same state.
 //!
 //! Rows end in the ratio, of times for calls (lower is better) and of rates for bulk (higher is better): the median of rounds that take turns.
 
@@ -16,6 +22,7 @@
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -43,6 +50,7 @@ const LISTEN: [(&str, &str); 2] = [
 ];
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(400);
+const BUMPS: usize = 50;
 const BULK_MESSAGES: usize = 512;
 const BULK_BYTES: usize = 64 << 10;
 /// Of the process that measures, and of the floors.
@@ -62,7 +70,9 @@ fn id_of(seed: u8) -> PeerId {
 async fn main() {
     let arguments: Vec<_> = std::env::args().collect();
     match &arguments[1..] {
-        [serve, transport] if serve == "serve" => serving(transport).await,
+        [serve, transport, home] if serve == "serve" => {
+            serving(transport, home.parse().unwrap()).await;
+        }
         _ => {
             for (name, address) in LISTEN {
                 measure(name, address).await;
@@ -126,7 +136,7 @@ async fn answer_calls(mut inbound: Inbound) {
     }
 }
 
-async fn serving(address: &str) {
+async fn serving(address: &str, home: PeerId) {
     let data = tempfile::tempdir().unwrap();
     let mut peering = Peering {
         listen: vec![address.parse().unwrap()],
@@ -137,7 +147,12 @@ async fn serving(address: &str) {
         grants: vec![all_of("work"), all_of("bulk")],
         ..PeerSpec::default()
     };
+    let at_home = PeerSpec {
+        id: Some(home),
+        ..granted.clone()
+    };
     peering.peers.insert("alpha".into(), granted);
+    peering.peers.insert("home".into(), at_home);
     let filler = Puppet::new();
     let plan = Plan::new()
         .channel("work")
@@ -168,13 +183,30 @@ async fn serving(address: &str) {
             .unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, answer_calls(asked));
     });
-    // Until whoever measures has gone.
-    let gone = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
-    let _ = gone.await;
+    // Until whoever measures has gone; each line until then asks for a bump.
+    while tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()))
+        .await
+        .unwrap()
+        .is_ok_and(|bytes| bytes > 0)
+    {
+        let began = nanos();
+        let (decided, _) = host.control.bump("", false, "a measurement").await;
+        assert_eq!(decided.pending, None);
+        writeln!(out, "{began}").unwrap();
+        out.flush().unwrap();
+    }
     calls.shutdown().await;
     sending.abort();
     drop(answering);
     host.close().await;
+}
+
+/// A clock that both processes read.
+fn nanos() -> u128 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos()
 }
 
 // -- This process
@@ -270,14 +302,16 @@ async fn sent(stream: &mut Stream) -> f64 {
 }
 
 async fn measure(name: &str, address: &str) {
+    let data = tempfile::tempdir().unwrap();
+    let home = peer_id(data.path()).to_string();
     let mut other = Command::new(std::env::current_exe().unwrap())
-        .args(["serve", address])
+        .args(["serve", address, &home])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(other.stdout.take().unwrap()).lines();
-    let told: Vec<String> = lines.take(3).map(Result::unwrap).collect();
+    let mut lines = BufReader::new(other.stdout.take().unwrap()).lines();
+    let told: Vec<String> = (0..3).map(|_| lines.next().unwrap().unwrap()).collect();
     let local = tokio::task::LocalSet::new();
     local
         .run_until(async {
@@ -322,6 +356,134 @@ async fn measure(name: &str, address: &str) {
             dialer.shutdown().await;
         })
         .await;
-    drop(other.stdin.take());
+    let mut orders = other.stdin.take().unwrap();
+    let bump = move || {
+        writeln!(orders, "bump").unwrap();
+        orders.flush().unwrap();
+        lines.next().unwrap().unwrap().parse::<u128>().unwrap()
+    };
+    at_home(name, data.path(), &told[0], bump).await;
     other.wait().unwrap();
+}
+
+/// A host of this process, with an agent that uses what the other host lends.
+async fn at_home(
+    name: &str,
+    data: &Path,
+    other: &str,
+    mut bump: impl FnMut() -> u128 + Send + 'static,
+) {
+    let (id, address) = other.trim().split_once(' ').unwrap();
+    let lender = PeerSpec {
+        id: Some(id.parse().unwrap()),
+        addresses: vec![address.parse().unwrap()],
+        ..PeerSpec::default()
+    };
+    let mut peering = Peering::default();
+    peering.peers.insert("b".into(), lender);
+    let agent = Puppet::new();
+    let grants = vec![all_of("b/work"), all_of("b/bulk"), all_of("own")];
+    let plan = Plan::new()
+        .channel("own")
+        .agent("agent", agent.native(), grants)
+        .peering(peering);
+    let host = plan.open(data).await.unwrap();
+    agent.until_life(1).await;
+    lent(&agent).await;
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        ratios.push(published(&agent, "b/work").await / published(&agent, "own").await);
+    }
+    row(
+        &format!("published on a peer's channel, 256 at once, beside one's own, {name}"),
+        ratios,
+    );
+    let peers = host.control.peers().clone();
+    for (state, saturated) in [("idle", false), ("saturated", true)] {
+        let (mut times, mut trips) = (Vec::new(), Vec::new());
+        for _ in 0..BUMPS {
+            lent(&agent).await;
+            let reading = saturated.then(|| {
+                let agent = agent.clone();
+                tokio::spawn(async move {
+                    loop {
+                        let reads = (0..8).map(|_| agent.history("b/bulk", 1, 64));
+                        futures::future::join_all(reads).await;
+                    }
+                })
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            trips.push(
+                peers
+                    .ping(peers.named("b").unwrap())
+                    .await
+                    .unwrap()
+                    .as_secs_f64(),
+            );
+            let told = agent.run(|stage| async move {
+                let graft = stage.graft.borrow_mut().take().unwrap();
+                let reason = graft.ended().await;
+                assert!(reason.is_stale(), "{reason}");
+                nanos()
+            });
+            let bumping;
+            (bump, bumping) = tokio::task::spawn_blocking(move || {
+                let began = bump();
+                (bump, began)
+            })
+            .await
+            .unwrap();
+            let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+            times.push((told.unwrap().unwrap() - bumping) as f64 / 1e9);
+            if let Some(reading) = reading {
+                reading.abort();
+            }
+        }
+        for (what, part) in [("p50", 0.5), ("p99", 0.99)] {
+            let at = |values: &mut Vec<f64>| {
+                values.sort_by(f64::total_cmp);
+                let index = (values.len() as f64 * part).ceil() as usize;
+                values[index.saturating_sub(1)]
+            };
+            let (agora, floor) = (at(&mut times) * 1e6, at(&mut trips) * 1e6);
+            println!(
+                "bump until a peer's agent is told, {what}, {state}, {name} {agora:.0} {floor:.0} {:.2}",
+                agora / floor
+            );
+        }
+    }
+    drop(bump);
+    host.close().await;
+}
+
+/// Grafts until what the other host lends can be used.
+async fn lent(agent: &Puppet) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        let grafted = agent.graft().await.unwrap();
+        if grafted.is_ok() && agent.info("b/work").await.unwrap().is_ok() {
+            return;
+        }
+        assert!(Instant::now() < patience, "the channel is lent");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Messages a second.
+async fn published(agent: &Puppet, channel: &str) -> f64 {
+    let (began, mut done) = (Instant::now(), 0_u32);
+    let mut waiting = FuturesUnordered::new();
+    loop {
+        while waiting.len() < 256 && began.elapsed() < ROUND {
+            waiting.push(agent.speak(channel, vec![Draft::new(Act::Inform, vec![7; 256])]));
+        }
+        match waiting.next().await {
+            Some(outcomes) => {
+                let outcomes = outcomes.unwrap().unwrap();
+                assert!(outcomes[0].is_ok(), "{outcomes:?}");
+                done += 1;
+            }
+            None => return f64::from(done) / began.elapsed().as_secs_f64(),
+        }
+    }
 }
