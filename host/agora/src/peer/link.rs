@@ -22,12 +22,14 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
 
 use super::borrowed::LinkState;
+use super::mirror::Mirror;
 use super::outbox::Forwarder;
 use super::peers::Peer;
 use super::remote::{Granted, History, ORDINAL_MAX, Page, Remote, RemoteMessage, Standing};
 use super::thread::Ctx;
 use super::told::{self, Known};
 use super::vat::Vat;
+use super::{exchange, mirroring};
 use crate::limits;
 
 /// Keeps the link to a peer, for as long as the host runs.
@@ -259,7 +261,10 @@ impl Live {
                 biased;
                 why = vat.ended() => why.to_string(),
                 why = self.ping(&link) => why,
-                why = self.use_up(&link, &door, known) => why,
+                why = self.use_up(&link, &door, known.clone()) => why,
+                () = exchange::keep(self.ctx.control.clone(), self.peer.clone(), link.clone(), known) => {
+                    "its checkpoints are signed with another key than it greeted with".to_owned()
+                }
             }
         };
         tokio::select! {
@@ -424,6 +429,7 @@ impl Live {
                     Ok(_) => None,
                 },
                 () = self.serve() => return "the host is ending".to_owned(),
+                never = mirroring::keep(self.ctx.control.clone(), self.peer.clone(), self.mirrored()) => match never {},
             };
             let why = match told {
                 Some(Ok(why)) => why,
@@ -480,6 +486,17 @@ impl Live {
     async fn fell(&self, why: &str) {
         let control = &self.ctx.control;
         control.fell_borrowers(&self.peer.name, why).await;
+    }
+
+    /// The channels that the graft grants of those of which a copy is kept.
+    fn mirrored(&self) -> Vec<(Arc<Mirror>, peer_channel::Client)> {
+        let graft = self.graft.borrow();
+        let granted = graft.iter().flat_map(|graft| &graft.grants);
+        granted
+            .filter_map(|(name, (_, channel))| {
+                Some((self.peer.mirror(name)?.clone(), channel.clone()))
+            })
+            .collect()
     }
 
     async fn graft(

@@ -419,6 +419,12 @@ impl Remote {
     // -- Whether it can be used
 
     /// Whether it can be used.
+    /// Whether the peer is out of reach.
+    pub fn is_away(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Away(_))
+    }
+
+    /// Whether it can be used now.
     pub fn standing(&self) -> Standing {
         self.standing.borrow().clone()
     }

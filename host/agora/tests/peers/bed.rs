@@ -110,6 +110,11 @@ impl Site {
         self.peers.insert(other.name.to_owned(), spec);
     }
 
+    /// What it says of another host, to be changed before it is opened.
+    pub(crate) fn spec(&mut self, other: &str) -> &mut PeerSpec {
+        self.peers.get_mut(other).unwrap()
+    }
+
     pub(crate) async fn open(&mut self) {
         let peering = Peering {
             listen: self.listen.clone(),
