@@ -357,6 +357,7 @@ impl Live {
     fn lose(&self, why: &str) {
         self.graft.take();
         self.serving.take();
+        self.peer.link.send_replace(LinkState::down(why));
         for remote in self.peer.borrowed.remotes() {
             remote.set_standing(Standing::Away(why.into()));
         }
@@ -383,7 +384,10 @@ impl Live {
             };
             let (session, graft) = match self.graft(door, &known).await {
                 Ok(grafted) => grafted,
-                Err(error) if is_told_stale(&error) => continue,
+                Err(error) if is_told_stale(&error) => {
+                    wait = self.rest(wait).await;
+                    continue;
+                }
                 Err(error) => return error::reason(&error).to_owned(),
             };
             let epoch = graft.epoch;

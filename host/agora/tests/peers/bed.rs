@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agora::boot::data::DataFolder;
@@ -233,11 +234,54 @@ pub(crate) async fn graft(puppet: &Puppet, channel: &str) {
     .await;
 }
 
-pub(crate) async fn said(puppet: &Puppet, channel: &str, draft: Draft) -> Result<Receipt, Refusal> {
+/// A key that no draft had before.
+pub(crate) fn next_key() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1_000_000);
+    // With room between for keys that a host chose.
+    NEXT.fetch_add(10_000, Ordering::Relaxed)
+}
+
+/// Says it once, and answers what comes of that.
+pub(crate) async fn tried(
+    puppet: &Puppet,
+    channel: &str,
+    draft: Draft,
+) -> Result<Receipt, Refusal> {
     let speaking = puppet.speak(channel, vec![draft]);
-    let outcomes = within("it is said", speaking).await.unwrap().unwrap();
+    let outcomes = within("it is answered", speaking).await.unwrap().unwrap();
     let [outcome] = outcomes.try_into().unwrap();
     outcome.map_err(|refused| refused.reason.0)
+}
+
+/// Says it under a key of its own; again while the peer is out of reach, as it may be for a while on a busy machine.
+pub(crate) async fn said(puppet: &Puppet, channel: &str, draft: Draft) -> Result<Receipt, Refusal> {
+    repeated(puppet, channel, draft.key(next_key())).await
+}
+
+/// Says it as it is, and again while the peer is out of reach.
+pub(crate) async fn repeated(
+    puppet: &Puppet,
+    channel: &str,
+    draft: Draft,
+) -> Result<Receipt, Refusal> {
+    until("the peer is within reach", async || {
+        let outcome = tried(puppet, channel, draft.clone()).await;
+        (!matches!(outcome, Err(Refusal::PeerAway))).then_some(outcome)
+    })
+    .await
+}
+
+/// Answers a message; again while the peer is out of reach.
+pub(crate) async fn replied(puppet: &Puppet, channel: &str, to: &Message, text: &str) -> Receipt {
+    until("the peer is within reach", async || {
+        let turn = puppet.reply(channel, to.clone(), Draft::inform(text));
+        let outcome = within("the turn is answered", turn).await.unwrap().unwrap();
+        match outcome {
+            Err(refused) if refused.reason.0 == Refusal::PeerAway => None,
+            outcome => Some(outcome.unwrap()),
+        }
+    })
+    .await
 }
 
 pub(crate) async fn heard(puppet: &Puppet, channel: &str) -> Message {

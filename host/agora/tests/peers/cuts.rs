@@ -4,7 +4,7 @@ use agora::door::control::Grantable;
 use agora_guest::{Draft, Kind, Refusal};
 use agora_realm::{PersonaId, PersonaName, Terms};
 
-use super::bed::{Bed, QUIC, all, graft, heard, said, until, within};
+use super::bed::{Bed, QUIC, all, graft, heard, next_key, repeated, said, tried, until, within};
 
 /// What bravo grants alpha, taken back.
 async fn revoke(bed: &Bed) {
@@ -98,8 +98,9 @@ async fn what_is_said_while_the_peer_is_away_is_said_there_once_when_it_is_back(
         .unwrap();
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    for (key, text) in [(11, "two"), (12, "three")] {
-        let away = said(&bed.synth, "bravo/release", Draft::inform(text).key(key)).await;
+    let keys = [next_key(), next_key()];
+    for (key, text) in keys.into_iter().zip(["two", "three"]) {
+        let away = tried(&bed.synth, "bravo/release", Draft::inform(text).key(key)).await;
         assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     }
     let error = bed.synth.history("bravo/release", 1, 9).await.unwrap();
@@ -107,11 +108,8 @@ async fn what_is_said_while_the_peer_is_away_is_said_there_once_when_it_is_back(
     bed.bravo.open().await;
     bed.alpha.linked("bravo").await;
     until_all(&bed, &["one", "two", "three"]).await;
-    let repeated = until("what became of it is told", async || {
-        let two = Draft::inform("two").key(11);
-        said(&bed.synth, "bravo/release", two).await.ok()
-    })
-    .await;
+    let two = Draft::inform("two").key(keys[0]);
+    let repeated = repeated(&bed.synth, "bravo/release", two).await.unwrap();
     assert_eq!((repeated.ordinal, repeated.repeated), (2, true));
     said(&bed.synth, "bravo/release", Draft::inform("four"))
         .await
@@ -128,7 +126,8 @@ async fn an_outbox_outlives_its_host() {
         .unwrap();
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    let away = said(&bed.synth, "bravo/release", Draft::inform("two").key(21)).await;
+    let key = next_key();
+    let away = tried(&bed.synth, "bravo/release", Draft::inform("two").key(key)).await;
     assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     bed.alpha.close().await;
     bed.bravo.open().await;
@@ -137,8 +136,8 @@ async fn an_outbox_outlives_its_host() {
     until_all(&bed, &["one", "two"]).await;
     bed.synth.until_life(2).await;
     graft(&bed.synth, "bravo/release").await;
-    let two = Draft::inform("two").key(21);
-    let repeated = said(&bed.synth, "bravo/release", two).await.unwrap();
+    let two = Draft::inform("two").key(key);
+    let repeated = repeated(&bed.synth, "bravo/release", two).await.unwrap();
     assert_eq!((repeated.ordinal, repeated.repeated), (2, true));
     assert_eq!(texts(&bed).await, ["one", "two"]);
     bed.close().await;
@@ -171,17 +170,19 @@ async fn a_bump_here_ends_what_waits() {
     let mut bed = Bed::new(QUIC).await;
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    let away = said(&bed.synth, "bravo/release", Draft::inform("never").key(5)).await;
+    let key = next_key();
+    let away = tried(&bed.synth, "bravo/release", Draft::inform("never").key(key)).await;
     assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     let (decided, _) = bed.alpha.host().control.bump("a test", false, "test").await;
     assert_eq!(decided.pending, None);
     bed.bravo.open().await;
     bed.alpha.linked("bravo").await;
     graft(&bed.synth, "bravo/release").await;
-    said(&bed.synth, "bravo/release", Draft::inform("later").key(6))
+    said(&bed.synth, "bravo/release", Draft::inform("later"))
         .await
         .unwrap();
-    let never = said(&bed.synth, "bravo/release", Draft::inform("never").key(5)).await;
+    let never = Draft::inform("never").key(key);
+    let never = repeated(&bed.synth, "bravo/release", never).await;
     assert_eq!(never.unwrap_err(), Refusal::StaleEpoch);
     assert_eq!(texts(&bed).await, ["later"]);
     bed.close().await;
@@ -192,7 +193,8 @@ async fn a_bump_there_while_it_is_away_ends_what_waits_for_it() {
     let mut bed = Bed::new(QUIC).await;
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    let away = said(&bed.synth, "bravo/release", Draft::inform("never").key(5)).await;
+    let key = next_key();
+    let away = tried(&bed.synth, "bravo/release", Draft::inform("never").key(key)).await;
     assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     bed.alpha.close().await;
     bed.bravo.open().await;
@@ -201,16 +203,18 @@ async fn a_bump_there_while_it_is_away_ends_what_waits_for_it() {
     bed.alpha.open().await;
     bed.alpha.linked("bravo").await;
     bed.synth.until_life(2).await;
+    let later = next_key();
     until("it is said in the new epoch", async || {
         graft(&bed.synth, "bravo/release").await;
         let speaking = bed
             .synth
-            .speak("bravo/release", vec![Draft::inform("later").key(6)]);
+            .speak("bravo/release", vec![Draft::inform("later").key(later)]);
         let outcomes = within("it is answered", speaking).await.unwrap().ok()?;
         outcomes.into_iter().next()?.ok()
     })
     .await;
-    let never = said(&bed.synth, "bravo/release", Draft::inform("never").key(5)).await;
+    let never = Draft::inform("never").key(key);
+    let never = repeated(&bed.synth, "bravo/release", never).await;
     assert_eq!(never.unwrap_err(), Refusal::StaleEpoch);
     assert_eq!(texts(&bed).await, ["later"]);
     bed.close().await;
@@ -221,7 +225,7 @@ async fn a_killed_persona_says_nothing_more_anywhere() {
     let mut bed = Bed::new(QUIC).await;
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    let away = said(&bed.synth, "bravo/release", Draft::inform("never")).await;
+    let away = tried(&bed.synth, "bravo/release", Draft::inform("never")).await;
     assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     let control = bed.alpha.host().control.clone();
     control.kill("synth", "a test", "test").await.unwrap();

@@ -3,7 +3,7 @@
 use agora::testbed::{Plan, Puppet, all_of};
 use agora_guest::Draft;
 
-use super::bed::{Bed, QUIC, Site, all, graft, heard, said, within};
+use super::bed::{Bed, QUIC, Site, all, graft, heard, said, until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stood_before_is_history_and_what_came_meanwhile_is_delivered() {
@@ -15,11 +15,17 @@ async fn what_stood_before_is_history_and_what_came_meanwhile_is_delivered() {
         .await
         .unwrap();
     assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"theirs");
-    let read = bed.synth.history("bravo/release", 1, 10).await;
-    let (messages, next) = read.unwrap().unwrap();
+    let (messages, next) = until("the peer is within reach", async || {
+        let read = bed.synth.history("bravo/release", 1, 10).await;
+        read.unwrap().ok()
+    })
+    .await;
     let mine: Vec<_> = messages.iter().map(|m| (m.ordinal, m.mine)).collect();
     assert_eq!((mine, next), (vec![(1, true), (2, false)], 3));
-    let info = bed.synth.info("bravo/release").await.unwrap().unwrap();
+    let info = until("the peer is within reach", async || {
+        bed.synth.info("bravo/release").await.unwrap().ok()
+    })
+    .await;
     assert_eq!((info.name.as_str(), info.latest), ("bravo/release", 2));
 
     bed.alpha.close().await;
