@@ -454,6 +454,11 @@ pub const FATE_TEXT_BYTES_MAX: usize = 256;
 pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// The longest.
 pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How often in a row a peer may say, in a graft that stands, that what a persona speaks through there is of another time, before what
+/// that persona said is refused.
+pub const OUTBOX_STALE_MAX: u32 = 6;
+/// Requests for history that a peer is asked at once, on one channel.
+pub const REMOTE_ASKED_MAX: usize = 16;
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
 /// How long the start of a host's agents waits for the links to peers whose channels they are granted.

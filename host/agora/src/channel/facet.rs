@@ -33,6 +33,7 @@ use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
+use crate::peer::mirroring;
 use crate::peer::remote::{
     Echo, Place as OutboxPlace, Remote, RemoteMessage, Standing as RemoteStanding, disconnected,
 };
@@ -1098,11 +1099,23 @@ impl Facet {
         let (terms, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         if let Some(remote) = self.remote()? {
-            let floor = remote.floor(self.holder.epoch).unwrap_or(0);
-            let first = floor.saturating_sub(terms.history) + 1;
+            let floor = remote.floor(self.holder.epoch);
+            let first = floor.unwrap_or(0).saturating_sub(terms.history) + 1;
             let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
             let from = params.get_from().max(1);
-            let page = remote.history(from.max(first), count).await?;
+            let asked = remote.history(from.max(first), count).await;
+            let page = match asked {
+                // How far the terms reach back is known once the peer has told its floor.
+                Err(error)
+                    if remote.is_away() && (floor.is_some() || terms.history == u64::MAX) =>
+                {
+                    let control = &self.holder.control;
+                    let copied =
+                        mirroring::page(control, &self.channel, from.max(first), count).await?;
+                    copied.ok_or(error)?
+                }
+                asked => asked?,
+            };
             let next = match page.messages.is_empty() {
                 true => from.max(page.pruned + 1),
                 false => page.next,

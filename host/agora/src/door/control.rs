@@ -1470,10 +1470,10 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        if grant.contains(':') {
-            if let Some(foreign) = self.foreign(grant)? {
-                return Ok(self.kill_foreign(foreign, reason, by).await);
-            }
+        if grant.contains(':')
+            && let Some(foreign) = self.foreign(grant)?
+        {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
         }
         let (id, number) = {
             let state = self.record.state();

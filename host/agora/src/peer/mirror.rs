@@ -536,7 +536,7 @@ fn index(
 ) -> Result<(u64, Option<Checkpoint>), MirrorError> {
     let mut records = Records::of(path, bytes)?;
     let (mut checkpoint, mut entry) = (None, None);
-    while let Some(record) = records.next() {
+    for record in records.by_ref() {
         match record {
             Record::Checkpoint(signed) => checkpoint = Some(*signed.checkpoint()),
             Record::Entry {

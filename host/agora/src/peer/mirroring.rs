@@ -1,22 +1,25 @@
 //! Keeps the copies of a peer's channels up to what is held of its log.
 //!
-//! In: the channels that the peer lent us, in one graft. Out: what they say, in each [`Mirror`]. Promise: whenever a newer checkpoint of
+//! In: the channels that the peer lent us, in one graft. Out: what they say, in each [`Mirror`]; and pages of it for who can't ask the peer now. Promise: whenever a newer checkpoint of
 //! the peer is held, what it covers is asked for, in order, and kept as far as it is proved.
 //! Failure: what can't be had now is asked for again; what is not proved is said in the host's log, and nothing of it is kept.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use agora_capnp::peer_capnp::{peer_channel, place};
 use agora_membrane::error;
-use agora_realm::MessageId;
 use agora_realm::evidence::Exhibit;
 use agora_realm::merkle::{Hash, PROOF_HASHES_MAX};
+use agora_realm::{ChannelName, MessageId};
 use capnp::Error;
 
 use super::exchange::aside;
 use super::mirror::{Mirror, Mirrored, Said};
 use super::past::Past;
 use super::peers::Peer;
+use super::remote::{Page, RemoteMessage};
+use crate::delivery::message::write_message;
 use crate::door::control::Control;
 use crate::limits;
 
@@ -102,7 +105,7 @@ pub async fn keep(
     control: Arc<Control>,
     peer: Arc<Peer>,
     channels: Vec<(Arc<Mirror>, peer_channel::Client)>,
-) {
+) -> Infallible {
     if channels.is_empty() {
         return std::future::pending().await;
     }
@@ -130,4 +133,39 @@ pub async fn keep(
             (through, failed) = (size, None);
         }
     }
+}
+
+/// What the copy of a channel has from an ordinal on, for who can't ask the peer now. None: no copy is kept.
+///
+/// # Errors
+/// The copy can't be read.
+pub async fn page(
+    control: &Control,
+    channel: &ChannelName,
+    from: u64,
+    count: u32,
+) -> Result<Option<Page>, Error> {
+    let peer = channel.peer().and_then(|name| control.peers().named(name));
+    let mirror = peer.zip(channel.at_peer());
+    let mirror = mirror.and_then(|(peer, there)| peer.mirror(&there).cloned());
+    let Some(mirror) = mirror else {
+        return Ok(None);
+    };
+    let reading = aside(control, move || {
+        let read = mirror.read(from, count as usize, limits::BATCH_BYTES_MAX);
+        let kept = read.map_err(|error| error::failed(&error.to_string()))?;
+        let mut page = Page {
+            next: from,
+            ..Page::default()
+        };
+        for kept in &kept {
+            let mut built = capnp::message::Builder::new_default();
+            write_message(kept, mirror.channel(), None, built.init_root());
+            page.messages
+                .push(RemoteMessage::copy(built.get_root_as_reader()?)?);
+            page.next = kept.ordinal.0 + 1;
+        }
+        Ok(page)
+    });
+    reading.await?.map(Some)
 }
