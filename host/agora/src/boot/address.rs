@@ -97,6 +97,7 @@ fn parse(text: &str) -> Result<Multiaddr, String> {
         ["ip4" | "ip6" | "dns" | "dns4" | "dns6", "tcp"] => Ok(address),
         // Through a relay.
         [.., "p2p", "p2p-circuit"] => Ok(address),
+        [] => Err(format!("'{text}' is no address (write it like {EXAMPLE})")),
         ["ip4" | "ip6", "udp"] => Err(format!(
             "'{text}': over udp there is QUIC only (write {text}/quic-v1)"
         )),

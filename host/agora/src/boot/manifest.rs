@@ -1393,7 +1393,7 @@ mod tests {
                 5,
                 "valid: channel",
             ),
-            (granted("channel = 'a/news'"), 4, "its own"),
+            (granted("channel = 'a/news'"), 4, "peer's own"),
             (
                 format!("[peers.bravo]\n{agent}channel = 'brava/x'\n"),
                 5,
