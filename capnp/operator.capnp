@@ -198,6 +198,15 @@ struct PeerStatus {
   epoch @12 :UInt64;     # The epoch of its realm, as last heard; 0: not yet.
   lends @13 :List(Lent); # What it grants us.
   granted @14 :List(GrantStatus);  # What we grant it.
+  held @15 :UInt64;      # Places of its log that the newest checkpoint covers that is held of it; 0: none.
+  alarm @16 :Text;       # What speaks against it, for people: its log is not what it was. Until an operator accepts it.
+  mirrors @17 :List(Mirrored);     # Its channels of which a copy is kept.
+}
+
+struct Mirrored {
+  channel @0 :Text;      # As it is called there.
+  first @1 :UInt64;      # The ordinals of what the copy has; 0: nothing yet.
+  last @2 :UInt64;
 }
 
 struct Lent {

@@ -53,7 +53,12 @@ interface Link {
 
   checkpoint @3 (since :UInt64) -> (checkpoint :Data, proof :List(Data));
   # The latest checkpoint of the callee's log, as `agora checkpoint` writes it, and the proof (RFC 6962) that it extends the log of
-  # `since` places; empty for 0. Whoever keeps it can tell later that the log was changed.
+  # `since` places; empty for 0, and where there is no such proof: then the log is not what it was. Whoever keeps it can tell later that
+  # the log was changed. Busy where it is asked more often than every second, and where there is none yet.
+
+  witnessed @4 (cosigned :Data) -> ();
+  # One that the callee gave, with the caller's signature as a witness, by the key of its hello. The callee keeps it. It can be shown to
+  # others: somebody else holds what this host signed.
 }
 
 struct Hello {
@@ -77,6 +82,22 @@ interface PeerChannel extends(Channel) {
   follow @1 (from :UInt64, sink :Sink) -> (following :Following, info :import "channel.capnp".Channel.Info, floor :UInt64);
   # Delivers every counting message from ordinal `from` on, whoever wrote it, and moves no cursor. `floor`: what stands up to there is
   # history, from before the grant or the fence.
+
+  entries @2 (from :UInt64, count :UInt32, size :UInt64) -> (places :List(Place), next :UInt64);
+  # What stands in the log where counting messages stand, from ordinal `from` on, each with the proof that it is in the tree of the first
+  # `size` places: for a copy that shows later what was said. What `history` would read, as far as it stands within `size`, and fewer
+  # than `count` where they are many or large; none: there are no more yet. `next`: go on from here; what lies between was pruned, or
+  # is beyond the grant's reach. Denied unless the manifest lets this peer mirror: places tell how much else the log holds, and
+  # entries what stood in the same turn, also what of it doesn't count.
+}
+
+struct Place {
+  ordinal @0 :UInt64;
+  seq @1 :UInt64;            # Its place in the log.
+  index @2 :UInt16;          # Which message of the entry.
+  thread @3 :Data;           # The root of its thread, on the callee's word. 32 bytes.
+  stored @4 :Data;           # The entry as it stands in the log, its signature first. Empty: the same as the one before.
+  proof @5 :List(Data);      # The way up to the root (RFC 6962). Empty with `stored`.
 }
 
 interface Following {

@@ -191,7 +191,7 @@ async fn connect(dialer: &Dialer, line: &str) -> Stream {
     let (peer, address): (PeerId, Multiaddr) = (id.parse().unwrap(), address.parse().unwrap());
     let addresses = vec![address];
     assert!(dialer.set_peer(KnownPeer { peer, addresses }).await);
-    let connected = dialer.until(peer, |now| matches!(now.state, PeerState::Connected { .. }));
+    let connected = dialer.until(peer, |now| matches!(now.state, PeerState::Connected));
     tokio::time::timeout(Duration::from_secs(60), connected)
         .await
         .unwrap()

@@ -92,6 +92,8 @@ pub const STUB_BYTES_MAX: usize = 384 << 10;
 pub const PRUNE_STEP_BYTES: usize = 4 << 20;
 /// Bytes of stubs that a host holds in memory before it keeps a snapshot, and with that them.
 pub const HELD_STUBS_BYTES_MAX: usize = 16 << 20;
+/// Entries after a snapshot before one is kept for that.
+pub const SNAPSHOT_FOR_STUBS_EVERY: u64 = 64;
 /// How often it is asked again what is kept of a place that has nothing any more, before it is said to be lost.
 pub const STUB_TRIES: u32 = 10;
 /// How long between two tries.
@@ -396,6 +398,26 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
 pub const PEER_LEASE: Duration = Duration::from_secs(2);
 /// How often it is pinged there.
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How often a peer is asked for its newest checkpoint, beside after each connection.
+pub const PEER_EXCHANGE_EVERY: Duration = Duration::from_secs(10);
+/// How long it may take to answer.
+pub const PEER_EXCHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// Checkpoints that a peer may ask for, and signatures it may bring, at once; one more each second.
+pub const PEER_CHECKPOINTS_LOT: u32 = 16;
+/// Checkpoints in a row that are not a peer's own before that is an alarm: its key may have been changed meanwhile.
+pub const PEER_FOREIGN_MAX: u32 = 3;
+/// Pieces of evidence that are kept against a peer.
+pub const PEER_EVIDENCE_MAX: usize = 8;
+/// The file of them, at most: two checkpoints each.
+pub const PEER_EVIDENCE_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of the copy of one channel of a peer's.
+pub const MIRROR_BYTES_MAX: u64 = 64 << 20;
+/// What is read of one of its two files, which may have ended a batch over half of that.
+pub const MIRROR_FILE_BYTES_MAX: u64 = 48 << 20;
+/// How often it is looked whether there is more to copy.
+pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
+/// What is wrong with a copy, told one by one.
+pub const MIRROR_FINDINGS_MAX: usize = 16;
 /// How long an operator's ping of a peer waits for its answer.
 pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login's signer may take.
@@ -432,6 +454,11 @@ pub const FATE_TEXT_BYTES_MAX: usize = 256;
 pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// The longest.
 pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How often in a row a peer may say, in a graft that stands, that what a persona speaks through there is of another time, before what
+/// that persona said is refused.
+pub const OUTBOX_STALE_MAX: u32 = 6;
+/// Requests for history that a peer is asked at once, on one channel.
+pub const REMOTE_ASKED_MAX: usize = 16;
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
 /// How long the start of a host's agents waits for the links to peers whose channels they are granted.

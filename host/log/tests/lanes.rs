@@ -55,10 +55,20 @@ fn is_gone(number: u64) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_out_of_a_lane_reads_as_empty_and_all_else_stays() {
-    let Some(program) = nats::program() else {
-        return;
-    };
-    let server = nats::Server::start(&program);
+    if let Some(program) = nats::program() {
+        is_taken_out(&program).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_out_of_a_lane_reads_as_empty_on_the_oldest_server_too() {
+    if let Some(program) = nats::oldest() {
+        is_taken_out(&program).await;
+    }
+}
+
+async fn is_taken_out(program: &std::path::Path) {
+    let server = nats::Server::start(program);
     let options = nats::options(server.url(), 0);
     let log = nats::open(&options).await;
     append(&log, Lane::Main, 1).await;

@@ -837,7 +837,15 @@ impl<'a> Reader<'a> {
     ) -> Option<PeerSpec> {
         let place = format!("peer '{name}'");
         let table = self.table(value, &place)?;
-        let keys = ["id", "key", "addresses", "grants", "mirror"];
+        let keys = [
+            "id",
+            "key",
+            "addresses",
+            "grants",
+            "mirror",
+            "may_mirror",
+            "witness",
+        ];
         self.keys(table, &place, &keys);
         let mut spec = PeerSpec::default();
         if let Some(value) = table.get("id")
@@ -889,6 +897,14 @@ impl<'a> Reader<'a> {
                     Ok(channel) => drop(spec.mirror.insert(channel)),
                     Err(error) => self.fault(span, format!("{place}: {error}")),
                 }
+            }
+        }
+        for (key, to) in [
+            ("may_mirror", &mut spec.may_mirror),
+            ("witness", &mut spec.witness),
+        ] {
+            if let Some(value) = table.get(key) {
+                *to = self.boolean(value, &format!("{place}: {key}"));
             }
         }
         spec.grants = self.grants(Grantee::Peer(name), span, table, channels);
@@ -1291,6 +1307,8 @@ mod tests {
              [peers.bravo]\nid = '{ID}'\nkey = '{key}'\n\
              addresses = ['/ip4/127.0.0.1/udp/4101/quic-v1', '/ip4/127.0.0.1/tcp/4101/p2p/{ID}']\n\
              mirror = ['release', 'charlie/news']\n\
+             may_mirror = true\n\
+             witness = true\n\
              [[peers.bravo.grants]]\nchannel = 'release'\nrights = ['read', 'write', 'attenuate']\ncount = 5\n\
              [[peers.bravo.grants]]\nchannel = 'charlie/news'\n\
              [peers.charlie]\n\
@@ -1305,6 +1323,7 @@ mod tests {
         let addresses: Vec<_> = bravo.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses[1], "/ip4/127.0.0.1/tcp/4101", "the id is known");
         assert_eq!(bravo.mirror.len(), 2);
+        assert!(bravo.may_mirror && bravo.witness);
         let [
             GrantSpec::Channel(own, terms),
             GrantSpec::Channel(chained, _),

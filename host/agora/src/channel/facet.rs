@@ -16,6 +16,7 @@ use agora_capnp::loan_capnp::loan;
 use agora_capnp::signer_capnp::signer;
 use agora_guest::wire;
 use agora_membrane::error;
+use agora_realm::merkle::Hash;
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
     Terms,
@@ -28,9 +29,11 @@ use super::allowance::Allowance;
 use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
+use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
+use crate::peer::mirroring;
 use crate::peer::remote::{
     Echo, Place as OutboxPlace, Remote, RemoteMessage, Standing as RemoteStanding, disconnected,
 };
@@ -726,6 +729,64 @@ impl Facet {
         }
     }
 
+    /// Counting messages from an ordinal on, as far as the terms reach and they stand among the first `size` places of the log; each with
+    /// its proof in the tree of these. And the ordinal to go on from.
+    ///
+    /// # Errors
+    /// Denied: the grant doesn't allow to read, or the log has fewer places. Busy: they can't be read or proved now.
+    pub async fn proved(
+        &self,
+        from: u64,
+        count: usize,
+        size: u64,
+    ) -> Result<(Vec<(Kept, Vec<Hash>)>, u64), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.proved_held(from, count, size)).await
+    }
+
+    async fn proved_held(
+        &self,
+        from: u64,
+        count: usize,
+        size: u64,
+    ) -> Result<(Vec<(Kept, Vec<Hash>)>, u64), Error> {
+        let _busy = self.holder.control.busy();
+        let (_, reach) = self.needs(Rights::READ, "read")?;
+        let record = self.holder.control.record();
+        if size > record.tree().size() {
+            return Err(error::denied("the log has fewer places than that"));
+        }
+        let pruned = record.state().channel(&self.channel);
+        let pruned = pruned.map_or(0, |view| view.pruned.0);
+        let from = from.max(1).max(reach.0 + 1).max(pruned + 1);
+        let count = count.min(limits::BATCH_MESSAGES_MAX);
+        let read = record.messages(&self.channel, Ordinal(from), count, limits::BATCH_BYTES_MAX);
+        let read = read
+            .await
+            .map_err(|error| error::busy(&error.to_string()))?;
+        let (mut proved, mut next) = (Vec::new(), from);
+        let (mut last, mut bytes) = (0, 0);
+        for kept in read {
+            let seq = kept.place.seq;
+            if seq != last {
+                bytes += kept.sealed.stored().len();
+            }
+            if seq > size || (bytes > limits::BATCH_BYTES_MAX && !proved.is_empty()) {
+                break;
+            }
+            let proof = match seq == last {
+                true => Vec::new(),
+                false => {
+                    let proof = record.tree().inclusion(seq, size).await;
+                    proof.map_err(|error| error::busy(&error.to_string()))?
+                }
+            };
+            (last, next) = (seq, kept.ordinal.0 + 1);
+            proved.push((kept, proof));
+        }
+        Ok((proved, next))
+    }
+
     async fn follow_held(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
         let record = self.holder.control.record().clone();
         let mut latest = record.latest(&self.channel);
@@ -1038,11 +1099,23 @@ impl Facet {
         let (terms, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         if let Some(remote) = self.remote()? {
-            let floor = remote.floor(self.holder.epoch).unwrap_or(0);
-            let first = floor.saturating_sub(terms.history) + 1;
+            let floor = remote.floor(self.holder.epoch);
+            let first = floor.unwrap_or(0).saturating_sub(terms.history) + 1;
             let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
             let from = params.get_from().max(1);
-            let page = remote.history(from.max(first), count).await?;
+            let asked = remote.history(from.max(first), count).await;
+            let page = match asked {
+                // How far the terms reach back is known once the peer has told its floor.
+                Err(error)
+                    if remote.is_away() && (floor.is_some() || terms.history == u64::MAX) =>
+                {
+                    let control = &self.holder.control;
+                    let copied =
+                        mirroring::page(control, &self.channel, from.max(first), count).await?;
+                    copied.ok_or(error)?
+                }
+                asked => asked?,
+            };
             let next = match page.messages.is_empty() {
                 true => from.max(page.pruned + 1),
                 false => page.next,

@@ -63,6 +63,8 @@ pub(super) enum Command {
     Checkpoint(CheckpointArgs),
     /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
     Witness(WitnessArgs),
+    /// Show the copy that is kept of a peer's channel, or all there are, and whether it is proved; works without a running host.
+    Mirror(MirrorArgs),
     /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
     Prune(PruneArgs),
     /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
@@ -170,6 +172,10 @@ pub(super) struct DoctorArgs {
     /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
     #[arg(long, value_name = "REASON")]
     pub(super) accept_fork: Option<String>,
+    /// End the alarm that a peer changed its past: what was held of its log is put aside, with the reason, and its next checkpoint is
+    /// taken as the first.
+    #[arg(long, num_args = 2, value_names = ["PEER", "REASON"], conflicts_with_all = ["accept_fork", "accept_loss"])]
+    pub(super) accept_peer: Vec<String>,
 }
 
 #[derive(Args)]
@@ -551,6 +557,26 @@ pub(super) struct CheckpointArgs {
     /// Show nothing, and keep what witnesses signed of a checkpoint of this host (`-`: from standard input).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness"])]
     pub(super) cosigned: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct MirrorArgs {
+    /// Which: PEER/CHANNEL [default: what copies there are].
+    pub(super) channel: Option<String>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// From this message of the channel on.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) from: u64,
+    /// At most this many.
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+    pub(super) count: u64,
+    /// Show no messages, and check that all of them are in the log of which the peer's host signed a checkpoint.
+    #[arg(long, requires = "channel")]
+    pub(super) verify: bool,
+    /// As JSON lines.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Args)]

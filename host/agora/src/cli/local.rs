@@ -175,6 +175,9 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if let Some(reason) = &args.accept_fork {
         return checkpoint::accept_fork(data, reason);
     }
+    if let [peer, reason] = &args.accept_peer[..] {
+        return checkpoint::accept_peer(data, peer, reason);
+    }
     let mut ill = false;
     let mut say = |well: bool, text: String| {
         ill |= !well;

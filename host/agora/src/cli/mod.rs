@@ -1,6 +1,6 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint` and `witness` act by themselves; the
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint`, `mirror` and `witness` act by themselves; the
 //! other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
@@ -11,6 +11,7 @@ mod diary;
 mod facts;
 mod id;
 mod local;
+mod mirror;
 mod moving;
 mod new;
 mod peers;
@@ -78,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(&args),
         Command::Prove(args) => prove::prove(&args),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Mirror(args) => mirror::mirror(&args),
         Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Peers(args) => peers::peers(&args),

@@ -70,6 +70,39 @@ fn granted(peer: peer_status::Reader<'_>) -> anyhow::Result<Granted> {
     Ok(all)
 }
 
+/// The copy of a channel of a peer's.
+struct Copied {
+    channel: String,
+    span: Option<(u64, u64)>,
+}
+
+impl Copied {
+    fn text(&self) -> String {
+        let channel = show::escape(&self.channel);
+        match self.span {
+            None => format!("{channel} (nothing yet)"),
+            Some((first, last)) => format!("{channel} ({first} to {last})"),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (first, last) = self.span.unzip();
+        serde_json::json!({"channel": self.channel, "first": first, "last": last})
+    }
+}
+
+fn mirrors(peer: peer_status::Reader<'_>) -> anyhow::Result<Vec<Copied>> {
+    let copies = peer.get_mirrors()?.iter();
+    copies
+        .map(|copy| {
+            Ok(Copied {
+                channel: copy.get_channel()?.to_str()?.to_owned(),
+                span: (copy.get_first() > 0).then(|| (copy.get_first(), copy.get_last())),
+            })
+        })
+        .collect()
+}
+
 fn lent(peer: peer_status::Reader<'_>) -> anyhow::Result<Granted> {
     let mut all = Granted::new();
     for lent in peer.get_lends()?.iter() {
@@ -138,6 +171,12 @@ fn shown(peer: peer_status::Reader<'_>) -> anyhow::Result<String> {
         let (came, went) = (about(peer.get_bytes_in()), about(peer.get_bytes_out()));
         rows.push(("traffic", format!("{came} in, {went} out")));
     }
+    if peer.get_held() > 0 {
+        let held = peer.get_held();
+        rows.push(("held", format!("a checkpoint of {held} entries of its log")));
+    }
+    let copies: Vec<_> = mirrors(peer)?.iter().map(Copied::text).collect();
+    rows.push(("mirrored", copies.join("; ")));
     rows.push(("grants us", named(lent(peer)?)));
     rows.push(("is granted", named(granted(peer)?)));
     let detail = match detail.is_empty() {
@@ -145,6 +184,10 @@ fn shown(peer: peer_status::Reader<'_>) -> anyhow::Result<String> {
         false => format!(": {detail}"),
     };
     let mut out = format!("\n{name}  {state}{detail}\n");
+    let alarm = text(peer.get_alarm())?;
+    if !alarm.is_empty() {
+        out.push_str(&format!("  ALARM      {alarm}\n"));
+    }
     for (what, value) in rows {
         if !value.is_empty() {
             out.push_str(&format!("  {what:<11}{value}\n"));
@@ -176,6 +219,9 @@ fn json(peer: peer_status::Reader<'_>) -> anyhow::Result<serde_json::Value> {
         "key": hex(peer.get_key()?),
         "calls_us": some(peer.get_calls_us()?.to_str()?),
         "epoch": (peer.get_epoch() > 0).then(|| peer.get_epoch()),
+        "held": (peer.get_held() > 0).then(|| peer.get_held()),
+        "alarm": some(peer.get_alarm()?.to_str()?),
+        "mirrors": mirrors(peer)?.iter().map(Copied::json).collect::<Vec<_>>(),
         "lends": listed(lent(peer)?),
         "granted": listed(granted(peer)?),
     }))

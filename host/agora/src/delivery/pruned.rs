@@ -504,6 +504,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_is_had_at_once_and_kept_once_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pruned");
+        let pruned = Pruned::open(path.clone()).unwrap();
+        pruned.add(&[stub(5), stub(9)]).unwrap();
+        let again = Stub {
+            stub: Bytes::from_static(b"said later"),
+            ..stub(9)
+        };
+        pruned.hold(vec![again, stub(50), stub(100)]);
+        // The first of one leaf stays.
+        assert_eq!(all(&pruned), [5, 9, 50, 100]);
+        assert_eq!(pruned.count(), 4);
+        assert!(pruned.held_bytes() > 0 && pruned.has(50) && !pruned.has(51));
+        assert_eq!(all(&Pruned::open(path.clone()).unwrap()), [5, 9]);
+        let empty = Bytes::new();
+        assert_eq!(pruned.unknown([(5, &empty), (50, &empty)]), None);
+        assert_eq!(pruned.unknown([(5, &empty), (51, &empty)]), Some(51));
+        pruned.write_held().unwrap();
+        assert_eq!((pruned.held_bytes(), pruned.count()), (0, 4));
+        assert_eq!(all(&Pruned::open(path).unwrap()), [5, 9, 50, 100]);
+        let memory = Pruned::in_memory();
+        memory.hold(vec![stub(7)]);
+        memory.write_held().unwrap();
+        assert_eq!(all(&memory), [7]);
+    }
+
+    #[test]
     fn a_damaged_or_shortened_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pruned");

@@ -548,7 +548,9 @@ impl Record {
         }
         let since = seq - self.snapshot_seq.load(Ordering::Relaxed);
         if since >= limits::SNAPSHOT_EVERY
-            || (self.pruned.held_bytes() >= limits::HELD_STUBS_BYTES_MAX && since > 0)
+            || (since >= limits::SNAPSHOT_FOR_STUBS_EVERY
+                && self.pruned.held_bytes() >= limits::HELD_STUBS_BYTES_MAX
+                && self.snapshotting.try_lock().is_ok())
         {
             self.snapshot_seq.store(seq, Ordering::Relaxed);
             let record = self.clone();

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agora_log::{Class, LogError};
 use agora_membrane::error;
+use agora_realm::checkpoint::Signed;
 use agora_realm::{
     Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
     KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
@@ -982,6 +983,19 @@ impl Control {
         Ok((key.sign(digest, &aux), key.public()))
     }
 
+    /// Adds this host's signature as a witness to another's checkpoint.
+    ///
+    /// # Errors
+    /// For people: there is no such key, no randomness, or no room for one more signature.
+    pub fn cosign(&self, signed: &mut Signed) -> Result<(), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
+        let cosigned = signed.cosign(&key, now_s, &aux);
+        cosigned.map_err(|error| error.to_string())
+    }
+
     /// What this host's libp2p id comes from.
     pub fn peer_seed(&self) -> zeroize::Zeroizing<[u8; 32]> {
         self.keys.secret().peer_seed()
@@ -1456,10 +1470,10 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        if grant.contains(':') {
-            if let Some(foreign) = self.foreign(grant)? {
-                return Ok(self.kill_foreign(foreign, reason, by).await);
-            }
+        if grant.contains(':')
+            && let Some(foreign) = self.foreign(grant)?
+        {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
         }
         let (id, number) = {
             let state = self.record.state();

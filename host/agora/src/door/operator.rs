@@ -351,6 +351,18 @@ impl operator::Server for Desk {
             if let Some(id) = peer.id() {
                 to.set_id(id.to_string().as_str());
             }
+            let holding = peer.holding();
+            to.set_held(holding.size);
+            to.set_alarm(holding.alarm.as_deref().unwrap_or(""));
+            let mirrors: Vec<_> = peer.mirrors().collect();
+            let mut copies = to.reborrow().init_mirrors(mirrors.len() as u32);
+            for (j, mirror) in mirrors.iter().enumerate() {
+                let (first, last) = mirror.span().unwrap_or_default();
+                let mut copy = copies.reborrow().get(j as u32);
+                copy.set_channel(mirror.channel().as_str());
+                copy.set_first(first);
+                copy.set_last(last);
+            }
             let persona = PersonaId::new(control.host_id(), peer.persona.clone());
             let state = control.record().state();
             write_grants(control, &state, &persona, |count| to.init_granted(count));

@@ -303,6 +303,44 @@ impl peer_channel::Server for PeerFacet {
             }));
         Ok(())
     }
+
+    async fn entries(
+        self: Rc<Self>,
+        params: peer_channel::EntriesParams,
+        mut results: peer_channel::EntriesResults,
+    ) -> Result<(), Error> {
+        let peer = &self.speaking.peer;
+        if !peer.spec.may_mirror || self.facet.channel().is_remote() {
+            return Err(error::denied(&format!(
+                "'{}' is not yours to mirror (the host that has it says may_mirror = true under [peers.{}])",
+                self.facet.channel(),
+                peer.name
+            )));
+        }
+        let params = params.get()?;
+        let (from, count, size) = (params.get_from(), params.get_count(), params.get_size());
+        let (proved, next) = self.facet.proved(from, count as usize, size).await?;
+        let mut answer = results.get();
+        answer.set_next(next);
+        let mut places = answer.init_places(proved.len() as u32);
+        let mut last = 0;
+        for (i, (kept, proof)) in proved.iter().enumerate() {
+            let mut place = places.reborrow().get(i as u32);
+            place.set_ordinal(kept.ordinal.0);
+            place.set_seq(kept.place.seq);
+            place.set_index(kept.place.index);
+            place.set_thread(&kept.place.thread.0);
+            if kept.place.seq != last {
+                place.set_stored(kept.sealed.stored());
+                let mut hashes = place.init_proof(proof.len() as u32);
+                for (j, hash) in proof.iter().enumerate() {
+                    hashes.set(j as u32, hash);
+                }
+                last = kept.place.seq;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Speaking {

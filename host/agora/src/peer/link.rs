@@ -22,12 +22,14 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
 
 use super::borrowed::LinkState;
+use super::mirror::Mirror;
 use super::outbox::Forwarder;
 use super::peers::Peer;
-use super::remote::{Granted, History, Page, Remote, RemoteMessage, Standing};
+use super::remote::{Granted, History, ORDINAL_MAX, Page, Remote, RemoteMessage, Standing};
 use super::thread::Ctx;
 use super::told::{self, Known};
 use super::vat::Vat;
+use super::{exchange, mirroring};
 use crate::limits;
 
 /// Keeps the link to a peer, for as long as the host runs.
@@ -259,7 +261,10 @@ impl Live {
                 biased;
                 why = vat.ended() => why.to_string(),
                 why = self.ping(&link) => why,
-                why = self.use_up(&link, &door, known) => why,
+                why = self.use_up(&link, &door, known.clone()) => why,
+                () = exchange::keep(self.ctx.control.clone(), self.peer.clone(), link.clone(), known) => {
+                    "its checkpoints are signed with another key than it greeted with".to_owned()
+                }
             }
         };
         tokio::select! {
@@ -364,7 +369,10 @@ impl Live {
         door: &membrane::Client,
         known: Known,
     ) -> String {
-        // What was granted when this connection was lost is compared with: it may have changed meanwhile.
+        // A peer that changes its mind on end must not keep agents here grafting on end.
+        let mut wait = limits::LINK_AGAIN_MIN;
+        // Those who held something of the last graft have been told.
+        let mut told_them = false;
         loop {
             let revision = match link.ping_request().send().promise.await {
                 Ok(answer) => match answer.get() {
@@ -379,7 +387,12 @@ impl Live {
                 Err(error) => return error::reason(&error).to_owned(),
             };
             let epoch = graft.epoch;
-            if let Some(why) = self.differs(&graft) {
+            if epoch == Epoch(0) {
+                return "it grafts in no epoch".to_owned();
+            }
+            let told = std::mem::take(&mut told_them);
+            if let Some(why) = self.differs(&graft).filter(|_| !told) {
+                self.peer.borrowed.unsettle();
                 self.fell(&why).await;
             }
             self.peer.borrowed.settle(epoch, known.realm);
@@ -412,6 +425,7 @@ impl Live {
                     Ok(_) => None,
                 },
                 () = self.serve() => return "the host is ending".to_owned(),
+                never = mirroring::keep(self.ctx.control.clone(), self.peer.clone(), self.mirrored()) => match never {},
             };
             let why = match told {
                 Some(Ok(why)) => why,
@@ -419,6 +433,7 @@ impl Live {
                 // Its place was taken. What the next one grants is compared with this.
                 None => {
                     self.lose("it is being asked anew");
+                    wait = self.rest(wait).await;
                     continue;
                 }
             };
@@ -430,8 +445,19 @@ impl Live {
                 false => format!("what {name} grants has changed ({why}); graft again"),
             };
             self.fell(&told).await;
+            told_them = true;
             self.lose("what it grants has changed; it is being asked anew");
+            wait = self.rest(wait).await;
         }
+    }
+
+    /// Waits a while where the last graft was short, and says how long the next while is.
+    async fn rest(&self, wait: Duration) -> Duration {
+        if self.since.get().elapsed() > limits::PEER_LEASE {
+            return limits::LINK_AGAIN_MIN;
+        }
+        sleep(wait).await;
+        (wait * 2).min(limits::LINK_AGAIN_MAX)
     }
 
     /// What is told to those who hold the peer's channels, where what they hold is not what there is any more.
@@ -456,6 +482,17 @@ impl Live {
     async fn fell(&self, why: &str) {
         let control = &self.ctx.control;
         control.fell_borrowers(&self.peer.name, why).await;
+    }
+
+    /// The channels that the graft grants of those of which a copy is kept.
+    fn mirrored(&self) -> Vec<(Arc<Mirror>, peer_channel::Client)> {
+        let graft = self.graft.borrow();
+        let granted = graft.iter().flat_map(|graft| &graft.grants);
+        granted
+            .filter_map(|(name, (_, channel))| {
+                Some((self.peer.mirror(name)?.clone(), channel.clone()))
+            })
+            .collect()
     }
 
     async fn graft(
@@ -612,17 +649,18 @@ async fn follow(
         carry: info.get_carry(),
         requests,
     };
+    let latest = info.get_latest().min(ORDINAL_MAX);
     let epoch = || live.ctx.control.record().state().epoch();
     let (tell, over) = tokio::sync::watch::channel(None);
     if !terms.rights.has(Rights::READ) {
-        remote.begins(epoch(), info.get_latest() + 1, info.get_latest(), 0, false);
+        remote.begins(epoch(), latest + 1, latest, 0, false);
         let following = Following {
             _following: None,
             over,
         };
         return Ok((granted, asked, following));
     }
-    let from = remote.follow_from(info.get_latest());
+    let from = remote.follow_from(latest);
     let mut request = channel.follow_request();
     request.get().set_from(from);
     request.get().set_sink(capnp_rpc::new_client(Ear {
@@ -632,13 +670,8 @@ async fn follow(
     }));
     let answer = request.send().promise.await?;
     let answer = answer.get()?;
-    remote.begins(
-        epoch(),
-        from,
-        info.get_latest(),
-        answer.get_floor(),
-        granted.carry,
-    );
+    let floor = answer.get_floor().min(ORDINAL_MAX);
+    remote.begins(epoch(), from, latest, floor, granted.carry);
     let following = Following {
         _following: Some(answer.get_following()?),
         over,
@@ -652,7 +685,7 @@ async fn answer(channel: &peer_channel::Client, requests: &mut mpsc::Receiver<Hi
     loop {
         tokio::select! {
             Some(()) = futures::StreamExt::next(&mut asking), if !asking.is_empty() => {}
-            request = requests.recv() => match request {
+            request = requests.recv(), if asking.len() < limits::REMOTE_ASKED_MAX => match request {
                 Some(request) => asking.push(ask(channel, request)),
                 None => std::future::pending().await,
             },

@@ -11,11 +11,17 @@
 //! - [`subscription`]: brings a peer's channel to one sink.
 //! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
+//! - [`exchange`]: checkpoints, asked and given; [`past`]: what is held of a peer's log.
+//! - [`mirror`]: a copy of a peer's channel, with proofs; [`mirroring`] keeps it up.
 
 pub mod borrowed;
 pub mod door;
+pub mod exchange;
 pub mod link;
+pub mod mirror;
+pub mod mirroring;
 mod outbox;
+pub mod past;
 pub mod peers;
 pub mod remote;
 pub mod sighting;

@@ -4,7 +4,8 @@
 //! Promise: a persona's messages go in their order, each under its place in the outbox as its key, so that the peer counts it once however
 //! often it is sent. One is sent only in the epochs, ours and the peer's, in which it was said; what the peer can't take now is sent again,
 //! later and later, and holds back only what its own persona said after it.
-//! Failure: when the graft is over, so is this; the next one goes on from what is not settled.
+//! Failure: when the graft is over, so is this; the next one goes on from what is not settled. A persona that the peer has cut off alone is
+//! told so, and holds up nobody else.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -49,6 +50,8 @@ struct Lane {
     queue: VecDeque<Kept>,
     is_sending: bool,
     wait: Option<Duration>,
+    /// How often in a row the peer said that what it speaks through is of another time.
+    stale: u32,
 }
 
 struct Sent {
@@ -122,9 +125,7 @@ impl Forwarder {
                 Some(sent) = flights.next(), if !flights.is_empty() => {
                     let lane = lanes.entry(sent.by.clone()).or_default();
                     lane.is_sending = false;
-                    if let Some(over) = self.sent(sent, lane, &mut held) {
-                        return over;
-                    }
+                    self.sent(sent, lane, &mut held);
                 }
                 changed = latest.changed(), if held < limits::OUTBOX_AHEAD_MAX => {
                     if changed.is_err() {
@@ -252,14 +253,14 @@ impl Forwarder {
         }))
     }
 
-    /// What became of a call. Some: the graft is over.
-    fn sent(&self, sent: Sent, lane: &mut Lane, held: &mut usize) -> Option<Error> {
+    /// What became of a call.
+    fn sent(&self, sent: Sent, lane: &mut Lane, held: &mut usize) {
         let Sent { by, items, fates } = sent;
         let mut again = Vec::new();
-        let mut over = None;
         match fates {
             None => again = items,
             Some(Ok(fates)) => {
+                lane.stale = 0;
                 let mut fates = fates.into_iter();
                 for kept in items {
                     match fates.next() {
@@ -275,35 +276,42 @@ impl Forwarder {
                     false => Some(longer(lane.wait)),
                 };
             }
-            Some(Err(error)) => match error::classify(&error) {
-                Kind::Stale => {
-                    over = Some(error);
-                    again = items;
+            Some(Err(error)) => {
+                if let Some(by) = &by {
+                    // What it speaks through may be what fails.
+                    self.speakers.borrow_mut().remove(by);
                 }
-                Kind::Busy => {
-                    if let Some(by) = &by {
-                        // What it speaks through may be what fails.
-                        self.speakers.borrow_mut().remove(by);
-                    }
-                    lane.wait = Some(longer(lane.wait));
-                    again = items;
+                let kind = error::classify(&error);
+                if kind == Kind::Stale {
+                    lane.stale += 1;
                 }
-                _ => {
-                    if let Some(by) = &by {
-                        self.speakers.borrow_mut().remove(by);
+                let refusal = match kind {
+                    Kind::Busy => None,
+                    // Where the graft is over, this ends before it comes to that.
+                    Kind::Stale if lane.stale <= limits::OUTBOX_STALE_MAX => None,
+                    Kind::Stale => Some(Refusal::Revoked),
+                    _ => Some(Refusal::NotAuthorised),
+                };
+                match refusal {
+                    None => {
+                        lane.wait = Some(longer(lane.wait));
+                        again = items;
                     }
-                    let fate = Fate::refused(Refusal::NotAuthorised, error::reason(&error));
-                    for kept in items {
-                        self.remote.settled(kept.ordinal.0, Some(fate.clone()));
-                        *held -= 1;
+                    Some(refusal) => {
+                        lane.stale = 0;
+                        lane.wait = None;
+                        let fate = Fate::refused(refusal, error::reason(&error));
+                        for kept in items {
+                            self.remote.settled(kept.ordinal.0, Some(fate.clone()));
+                            *held -= 1;
+                        }
                     }
                 }
-            },
+            }
         }
         for kept in again.into_iter().rev() {
             lane.queue.push_front(kept);
         }
-        over
     }
 
     async fn send(&self, by: &As, items: &[Kept]) -> Result<Vec<Fate>, Error> {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
@@ -14,6 +14,9 @@ use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::borrowed::{Borrowed, LinkState};
+use super::exchange::Holding;
+use super::mirror::Mirror;
+use super::past::Past;
 use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
@@ -54,6 +57,11 @@ pub struct Peer {
     known: RwLock<Option<Known>>,
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
+    /// What is held of its log.
+    holding: RwLock<Holding>,
+    judging: Mutex<()>,
+    /// The copies of its channels.
+    mirrors: OnceLock<BTreeMap<ChannelName, Arc<Mirror>>>,
     /// How the link to it is: what we use of theirs.
     pub link: watch::Sender<LinkState>,
     /// What it lets us use.
@@ -81,6 +89,9 @@ impl Peer {
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
+            holding: RwLock::default(),
+            judging: Mutex::default(),
+            mirrors: OnceLock::new(),
             link: watch::channel(LinkState::down("it is not connected")).0,
             borrowed: Borrowed::default(),
             granted: Mutex::default(),
@@ -103,6 +114,45 @@ impl Peer {
     /// It has proved who its host is.
     pub fn met(&self, known: Known) {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// What is held of its log: its newest checkpoint, and an alarm if its past is another now.
+    pub fn holding(&self) -> Holding {
+        let holding = self.holding.read().unwrap_or_else(PoisonError::into_inner);
+        holding.clone()
+    }
+
+    pub(super) fn holds(&self, holding: Holding) {
+        *self.holding.write().unwrap_or_else(PoisonError::into_inner) = holding;
+    }
+
+    /// Held by who judges what the peer gave of its log.
+    pub(super) fn judging(&self) -> MutexGuard<'_, ()> {
+        self.judging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The copy of a channel of its, by what it is called there, where one is kept.
+    pub fn mirror(&self, channel: &ChannelName) -> Option<&Arc<Mirror>> {
+        self.mirrors.get()?.get(channel)
+    }
+
+    /// The copies of its channels.
+    pub fn mirrors(&self) -> impl Iterator<Item = &Arc<Mirror>> {
+        self.mirrors.get().into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Opens the copies of its channels. One that can't be opened is said in the host's log, and not kept up.
+    fn open_mirrors(&self, past: &Past) {
+        let open = |channel: &ChannelName| match Mirror::open(past.folder(), channel.clone()) {
+            Ok(mirror) => Some((channel.clone(), Arc::new(mirror))),
+            Err(error) => {
+                tracing::error!("no copy is kept of {}/{channel}: {error}", self.name);
+                None
+            }
+        };
+        let _ = self
+            .mirrors
+            .set(self.spec.mirror.iter().filter_map(open).collect());
     }
 
     /// It has a graft of this epoch: what it is told from here on is of that one or later.
@@ -242,6 +292,9 @@ impl Peers {
                 .persona(&id)
                 .is_some_and(|p| p.killed);
             peer.refused.store(killed, Ordering::SeqCst);
+            let past = Past::of(&control.folder().join(""), &peer.name);
+            peer.holds(Holding::read(&past, &peer.name));
+            peer.open_mirrors(&past);
             peer.borrowed
                 .open(&peer.name, control.record(), control.folder());
         }

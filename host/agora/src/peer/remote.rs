@@ -28,6 +28,9 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::record::Record;
 use crate::limits;
 
+/// No channel has more messages than this; what a peer says beyond it is not true.
+pub(super) const ORDINAL_MAX: u64 = 1 << 62;
+
 /// A message of the peer's channel, as the peer delivered it.
 pub struct RemoteMessage {
     /// Its place on the peer's channel.
@@ -333,6 +336,20 @@ impl Remote {
         kept: KeptChannel,
     ) -> Option<Arc<Self>> {
         let there = name.at_peer()?;
+        // Of a log that lost its end, the places are given out anew.
+        let latest = record
+            .state()
+            .channel(&name)
+            .map_or(0, |view| view.latest.0);
+        let kept = KeptChannel {
+            settled: kept.settled.min(latest),
+            fates: kept
+                .fates
+                .into_iter()
+                .filter(|(ordinal, _)| *ordinal <= latest)
+                .collect(),
+            ..kept
+        };
         let inner = Inner {
             settled: kept.settled,
             ahead: kept
@@ -402,6 +419,12 @@ impl Remote {
     // -- Whether it can be used
 
     /// Whether it can be used.
+    /// Whether the peer is out of reach.
+    pub fn is_away(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Away(_))
+    }
+
+    /// Whether it can be used now.
     pub fn standing(&self) -> Standing {
         self.standing.borrow().clone()
     }
@@ -503,7 +526,14 @@ impl Remote {
     }
 
     /// Messages came, in order.
-    pub(super) fn came(&self, epoch: Epoch, messages: Vec<Arc<RemoteMessage>>) {
+    pub(super) fn came(&self, epoch: Epoch, mut messages: Vec<Arc<RemoteMessage>>) {
+        // The order is the peer's to keep, and nobody here depends on that.
+        let mut next = self.heard.borrow().latest;
+        messages.retain(|message| {
+            let rises = message.ordinal > next && message.ordinal <= ORDINAL_MAX;
+            next = if rises { message.ordinal } else { next };
+            rises
+        });
         let Some(last) = messages.last().map(|message| message.ordinal) else {
             return;
         };
@@ -530,6 +560,7 @@ impl Remote {
     }
 
     pub(super) fn pruned(&self, through: u64) {
+        let through = through.min(ORDINAL_MAX);
         self.heard.send_modify(|heard| {
             heard.pruned = heard.pruned.max(through);
             heard.latest = heard.latest.max(through);
@@ -607,7 +638,20 @@ impl Remote {
             };
         }
         let gone = |_| disconnected(&format!("the link to {} was lost; try again", self.peer()));
-        let page = answered.await.map_err(gone)??;
+        let mut page = answered.await.map_err(gone)??;
+        let mut next = from;
+        page.messages.retain(|message| {
+            let rises = message.ordinal >= next && message.ordinal <= ORDINAL_MAX;
+            next = if rises { message.ordinal + 1 } else { next };
+            rises
+        });
+        page.next = match page.messages.is_empty() {
+            true => page
+                .next
+                .clamp(from, from.max(self.heard.borrow().latest + 1)),
+            false => next,
+        };
+        page.pruned = page.pruned.min(self.heard.borrow().latest);
         if page.pruned > 0 {
             self.heard
                 .send_modify(|heard| heard.pruned = heard.pruned.max(page.pruned));
@@ -781,7 +825,7 @@ impl Remote {
 impl Inner {
     /// The peer is heard in this epoch of ours.
     fn hear(&mut self, epoch: Epoch, latest: u64) {
-        if self.heard_in.is_none_or(|(known, _)| known != epoch.0) {
+        if self.heard_in.is_none_or(|(known, _)| known < epoch.0) {
             self.heard_in = Some((epoch.0, latest));
             self.changed = true;
         }

@@ -20,6 +20,10 @@ pub struct PeerSpec {
     pub grants: Vec<GrantSpec>,
     /// Of its channels, as they are called there: those of which a copy is kept here.
     pub mirror: BTreeSet<ChannelName>,
+    /// It may keep copies of channels that it may read here, with proofs, which tell more than the channels do.
+    pub may_mirror: bool,
+    /// Its checkpoints are signed here as a witness's.
+    pub witness: bool,
 }
 
 /// How a host deals with other realms' hosts.

@@ -14,6 +14,7 @@ use agora_membrane::error;
 use agora_realm::{HostId, PublicKey, RealmId, hello_digest};
 use capnp::Error;
 
+use super::exchange::{self, Lot};
 use super::peers::Peer;
 use crate::door::control::Control;
 
@@ -113,6 +114,7 @@ pub struct Link {
     /// Ours.
     own: PeerId,
     greeted: Cell<bool>,
+    lot: Lot,
 }
 
 impl Link {
@@ -124,6 +126,7 @@ impl Link {
             from,
             own,
             greeted: Cell::new(false),
+            lot: Lot::default(),
         }
     }
 }
@@ -178,9 +181,28 @@ impl link::Server for Link {
 
     async fn checkpoint(
         self: Rc<Self>,
-        _params: link::CheckpointParams,
-        _results: link::CheckpointResults,
+        params: link::CheckpointParams,
+        mut results: link::CheckpointResults,
     ) -> Result<(), Error> {
-        Err(Error::unimplemented("no checkpoints yet".into()))
+        self.lot.draw()?;
+        let newest = exchange::newest(&self.control, params.get()?.get_since()).await?;
+        let mut answer = results.get();
+        answer.set_checkpoint(newest.signed.to_string().as_bytes());
+        let mut proof = answer.init_proof(newest.proof.len() as u32);
+        for (i, hash) in newest.proof.iter().enumerate() {
+            proof.set(i as u32, hash);
+        }
+        Ok(())
+    }
+
+    async fn witnessed(
+        self: Rc<Self>,
+        params: link::WitnessedParams,
+        _results: link::WitnessedResults,
+    ) -> Result<(), Error> {
+        self.lot.draw()?;
+        let known = self.peer.known().filter(|_| self.greeted.get());
+        let known = known.ok_or_else(|| error::denied("say hello first"))?;
+        exchange::keep_cosigned(&self.control, &known, params.get()?.get_cosigned()?).await
     }
 }

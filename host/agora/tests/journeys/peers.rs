@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::harness::{Host, Journey, PATIENCE, json_lines, text};
+use super::harness::{Host, Journey, PATIENCE, is_message, json_lines, text, workspace};
 
 const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
@@ -272,4 +272,87 @@ fn what_is_wrong_about_a_peer_is_told_with_what_would_be_right() {
         .agora_in(journey.folder(), &["check", "image"])
         .exits(0);
     assert!(checked.stdout.contains("1 peers (alpha)"), "{checked:?}");
+}
+
+#[test]
+fn agents_of_two_realms_negotiate_and_the_record_of_each_says_so() {
+    let shared = |name: &str| {
+        let path = workspace().join(format!("boot/peers/{name}/agora.toml"));
+        let text = std::fs::read_to_string(path).expect("it is in the repository");
+        // Its components are those that the journeys build.
+        ["planner", "reviewer"].iter().fold(text, |text, agent| {
+            text.replace(&format!("\"{agent}.wasm\""), &format!("\"{{{agent}}}\""))
+                .replace(&format!("source = \"../../../agents/{agent}\"\n"), "")
+        })
+    };
+    let alpha = Journey::new(&shared("alpha"));
+    let bravo = alpha.another(&shared("bravo"));
+    let known = format!("alpha={}", id(&alpha));
+    let second = bravo.start(&["--listen", LOOPBACK, "--peer", &known]);
+    let at = listening(&second);
+    let first = alpha.start(&["--peer", &format!("bravo={at}")]);
+
+    let acts = |host: &Host, act: &str, author: &str| {
+        host.until_line(&format!("{author}: {act}"), |line| {
+            is_message(line) && line["act"] == act && text(line, "author") == author
+        })
+    };
+    acts(&second, "request", "alpha/planner");
+    acts(&second, "refuse", "reviewer");
+    let proposed = acts(&second, "propose", "alpha/planner");
+    assert_eq!(
+        proposed["hops"], 4,
+        "each answer has one less, whoever says it"
+    );
+    acts(&second, "agree", "reviewer");
+    // What the planner said stands in its own realm, too.
+    let own = acts(&first, "propose", "planner");
+    assert_eq!(own["channel"], "bravo/release");
+    let lent = until(&alpha, "bravo", "connected");
+    assert_eq!(lent["lends"][0]["channel"], "bravo/release", "{lent}");
+    let grants = bravo.cli(&["ps", "--grants"]).exits(0).stdout;
+    let guest = grants
+        .lines()
+        .find(|line| line.contains("under g") && line.contains("alpha/planner"));
+    assert!(
+        guest.is_some_and(|row| row.contains("peer:alpha")),
+        "{grants}"
+    );
+
+    // A guest that is stopped says nothing more; its peer is let alone.
+    bravo
+        .cli(&["kill", "alpha/planner", "--reason", "a test"])
+        .exits(0);
+    assert!(bravo.ps("alpha/planner").contains("revoked"));
+    assert!(!bravo.ps("peer:alpha").contains("revoked"));
+    let again = bravo.cli(&["kill", "alpha/planner"]).exits(0);
+    assert!(again.stdout.contains("revoked before"), "{again:?}");
+    bravo.cli(&["start", "alpha/planner"]).exits(0);
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn a_peer_that_is_known_by_its_key_logs_in_and_has_what_it_was_granted() {
+    let alpha = Journey::new(&image("bravo"));
+    id(&alpha);
+    let keyed = json_lines(&alpha.cli(&["id", "--json"]).exits(0).stdout);
+    let key = text(&keyed[0], "key");
+    let by_key = image("alpha").replace(
+        "[peers.alpha]\n",
+        &format!("[peers.alpha]\nkey = \"{key}\"\n"),
+    );
+    let bravo = alpha.another(&by_key);
+    let second = bravo.start(&["--listen", LOOPBACK]);
+    let ran = bravo.cli(&["grant", "peer:alpha", "plans"]).exits(1);
+    assert!(ran.stderr.contains("logged in"), "{ran:?}");
+    let at = listening(&second);
+    let _first = alpha.start(&["--peer", &format!("bravo={at}")]);
+    until(&alpha, "bravo", "connected");
+    let seen = peer(&bravo, "alpha");
+    assert_eq!(seen["id"], id(&alpha).as_str(), "{seen}");
+    assert_eq!(seen["granted"][0]["channel"], "news", "{seen}");
+    let lent = peer(&alpha, "bravo");
+    assert_eq!(lent["lends"][0]["channel"], "bravo/news", "{lent}");
+    bravo.cli(&["grant", "peer:alpha", "plans"]).exits(0);
 }

@@ -26,6 +26,11 @@ fn plan() -> Plan {
         .peering(peering([("beta", beta)]))
 }
 
+/// What a signer was asked to sign, and what it answered.
+type Seen = Rc<RefCell<Vec<(Asked, [u8; 64])>>>;
+/// Makes a key and a signature of what is asked.
+type Forgery = fn(&Asked, &SigningKey) -> (Vec<u8>, Vec<u8>);
+
 /// What a signer is asked to sign.
 #[derive(Debug, Clone)]
 struct Asked {
@@ -229,7 +234,7 @@ fn who_has_the_key_is_let_in_and_known_by_its_id_from_then_on() {
 fn nobody_is_let_in_by_a_signature_that_says_anything_else() {
     let _beside = alone().read().unwrap();
     on_bed(plan(), async |bed: &Bed| {
-        let seen: Rc<RefCell<Vec<(Asked, [u8; 64])>>> = Rc::default();
+        let seen: Seen = Rc::default();
         type Change = fn(&mut Asked);
         let changes: [(&str, Change); 6] = [
             ("nonce", |asked| asked.nonce[0] ^= 1),
@@ -265,7 +270,7 @@ fn nobody_is_let_in_by_a_signature_that_says_anything_else() {
 
         // Keys and signatures of any other kind.
         let other = SigningKey::from_bytes([6; 32]).unwrap();
-        let others: [fn(&Asked, &SigningKey) -> (Vec<u8>, Vec<u8>); 5] = [
+        let others: [Forgery; 5] = [
             |asked, other| (other.public().0.to_vec(), asked.signed(other).to_vec()),
             |asked, other| (key().public().0.to_vec(), asked.signed(other).to_vec()),
             |_, _| (key().public().0.to_vec(), vec![0; 64]),

@@ -11,6 +11,7 @@ use agora::boot::host::Host;
 use agora::boot::manifest::GrantSpec;
 use agora::peer::borrowed::LinkState;
 use agora::peer::spec::{PeerSpec, Peering};
+use agora::persona::identity::Identity;
 use agora::testbed::{Plan, Puppet, all_of, peer_id};
 use agora_dial::{Multiaddr, PeerId};
 use agora_guest::{Draft, Message, Receipt, Refusal};
@@ -95,6 +96,22 @@ impl Site {
             ..PeerSpec::default()
         };
         self.peers.insert(other.name.to_owned(), spec);
+    }
+
+    /// Knows another host by its key alone, so that it must log in.
+    pub(crate) fn knows_key_of(&mut self, other: &Site, grants: Vec<GrantSpec>) {
+        let keys = Identity::in_folder().open_or_make(&other.data()).unwrap();
+        let spec = PeerSpec {
+            key: Some(keys.host().public()),
+            grants,
+            ..PeerSpec::default()
+        };
+        self.peers.insert(other.name.to_owned(), spec);
+    }
+
+    /// What it says of another host, to be changed before it is opened.
+    pub(crate) fn spec(&mut self, other: &str) -> &mut PeerSpec {
+        self.peers.get_mut(other).unwrap()
     }
 
     pub(crate) async fn open(&mut self) {

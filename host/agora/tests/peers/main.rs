@@ -6,6 +6,7 @@
 )]
 
 mod bed;
+mod copies;
 mod cuts;
 mod reading;
 mod speaking;

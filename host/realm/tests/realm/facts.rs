@@ -1515,6 +1515,40 @@ fn a_note_of_the_tree_speaks_of_what_stands_before_it() {
 }
 
 #[test]
+fn a_note_of_stubs_speaks_of_places_before_it_in_their_order_and_changes_nothing() {
+    let (mut w, ..) = two();
+    let note = |w: &World, name: &str, seqs: &[u64]| {
+        let stub = |seq: &u64| StubBody {
+            seq: *seq,
+            leaf: [1; 32],
+            stub: Default::default(),
+        };
+        w.entry(Body::Note(NoteBody::Stubs {
+            channel: channel(name),
+            stubs: seqs.iter().map(stub).collect(),
+        }))
+    };
+    let last = w.state.last_seq().unwrap();
+    let malformed = Err(Refusal::Malformed);
+    for (name, seqs, verdict) in [
+        ("c", vec![1, 2, last], Ok(())),
+        ("c", vec![], Ok(())),
+        ("c", vec![0], malformed),
+        ("c", vec![2, 1], malformed),
+        ("c", vec![1, 1], malformed),
+        ("c", vec![1, last + 7], malformed),
+        ("nowhere", vec![1], Err(Refusal::UnknownChannel)),
+    ] {
+        let judged = w.put(note(&w, name, &seqs));
+        assert_eq!(
+            (judged.verdict, judged.changes),
+            (verdict, vec![]),
+            "{name} {seqs:?}"
+        );
+    }
+}
+
+#[test]
 fn personas_write_turns_and_hosts_the_rest() {
     let (mut w, a, ga, ..) = two();
     let by_host = TurnBody {
