@@ -383,7 +383,7 @@ mod tests {
             component: None,
             signature: None,
         };
-        assert_eq!(whence(&origin), "a host that has not said its id");
+        assert_eq!(whence(&origin), "peer 0x01");
         origin.host = Some(HostId([0x1a; 32]));
         origin.realm = Some(RealmId([0x2b; 32]));
         assert_eq!(whence(&origin), "host 1a1a1a1a of realm 2b2b2b2b");
