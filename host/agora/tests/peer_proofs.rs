@@ -158,7 +158,7 @@ impl Call {
         let own = bravo.host.control.peers().dialer().unwrap();
         let addresses = own.listening().to_vec();
         assert!(dialer.set_peer(KnownPeer { peer, addresses }).await);
-        let connected = dialer.until(peer, |now| matches!(now.state, PeerState::Connected { .. }));
+        let connected = dialer.until(peer, |now| matches!(now.state, PeerState::Connected));
         soon("a connection", connected).await.unwrap();
         let stream = dialer.open(peer, Lane::Control).await.unwrap();
         let (link, vat): (link::Client, Vat) = Vat::connect(stream, limits::PEER_CONTROL_WIRE);
@@ -411,9 +411,12 @@ fn extension(tree: &Tree, old: u64, size: u64, key: &SigningKey) -> Extension {
     }
 }
 
+/// A checkpoint's text, and the hashes of a proof.
+type Answer = (Vec<u8>, Vec<Vec<u8>>);
+
 /// Answers whatever a test says.
 #[derive(Clone, Default)]
-struct Liar(Rc<RefCell<Option<(Vec<u8>, Vec<Vec<u8>>)>>>);
+struct Liar(Rc<RefCell<Option<Answer>>>);
 
 impl Liar {
     fn says(&self, extension: &Extension) {
