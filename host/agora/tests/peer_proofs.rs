@@ -411,7 +411,7 @@ fn extension(tree: &Tree, old: u64, size: u64, key: &SigningKey) -> Extension {
     }
 }
 
-/// A checkpoint, and the proof that comes with it.
+/// A checkpoint's text, and the hashes of a proof.
 type Answer = (Vec<u8>, Vec<Vec<u8>>);
 
 /// Answers whatever a test says.
