@@ -68,4 +68,9 @@ enum Refusal {
   repeated @28;        # The same entry, or the same decision, stands earlier in the log.
   badHops @29;         # Hops above what the parent and the channel leave.
   notDue @30;          # A lapse without an open, overdue thread of that host.
+
+  # -- Wait: on a channel of a peer's.
+  peerAway @31;
+  # The peer is out of reach. What was said is in this host's outbox, and will be said there once, when it is back; repeat it (same key,
+  # or same turn) for what became of it. After a fence of either host, what still waits is never said.
 }

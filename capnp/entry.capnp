@@ -22,7 +22,8 @@ struct Entry {
   # 32 bytes: who wrote the entry. A host's id is the first public key it ever had.
 
   author @3 :Text;
-  # The persona's name at that host; empty when the host itself speaks.
+  # The persona's name at that host; empty when the host itself speaks. A plain name; or operator:UID; or peer:NAME, a host
+  # of another realm as it speaks here; or NAME/REST, a guest: what the peer NAME calls REST.
 
   signer @4 :Data;
   # 32 bytes, x-only: the public key the signature verifies with. judge checks that it is the author's.
@@ -57,12 +58,29 @@ struct Key {
 
   union {
     host @0 :Data;       # The id of the host whose key this is.
-    persona @1 :Text;    # A persona of the host that writes the entry.
+    persona @1 :Text;    # A persona of the host that writes the entry. A guest is keyed after its peer.
   }
   publicKey @2 :Data;    # 32 bytes, x-only.
   component @3 :Data;    # 32 bytes: SHA-256 of the persona's component. Empty for hosts and operators.
   started @4 :Bool;      # The operator started a killed persona again; without it, a killed one stays so.
   genesis @5 :Genesis;
+  origin @6 :Origin;     # Of peers and guests, and of nobody else: who they are where they come from.
+}
+
+struct Origin {
+  # Who a peer or a guest is at its own host, as this host was told. Nothing in this realm is judged by it, but that a
+  # peer's names no persona and a guest's does.
+
+  peer @0 :Data;         # The libp2p peer id that it came from, at most 64 bytes.
+  host @1 :Data;         # 32 bytes: the host's id there. Empty: not known.
+  realm @2 :Data;        # 32 bytes: the realm there. Empty: not known.
+  persona @3 :Text;      # The persona's name there. Empty: the host itself.
+  publicKey @4 :Data;    # 32 bytes, x-only: the persona's key there. Empty: not known.
+  component @5 :Data;    # 32 bytes: SHA-256 of the persona's component there. Empty: none, or not known.
+  signature @6 :Data;
+  # 64 bytes, or empty: BIP-340, by that host's key, over the tagged hash ("agora/introduction") of the realm of this log,
+  # the id of the host that writes the entry, the name in `Key.persona`, and this struct's persona, publicKey and
+  # component; each behind its length as 8 bytes, big-endian.
 }
 
 struct Genesis {
@@ -75,6 +93,7 @@ struct Channel {
   # Declares a channel, or changes its settings from here on.
 
   name @0 :Text;
+  # A plain name; or PEER/REST, a remote channel: what this realm's personas say for the channel REST of that peer's realm.
   hops @1 :UInt16;        # What a root message carries; an answer has one less than its parent.
   reactions @2 :UInt32;   # How many messages besides the root a thread may have before its breaker opens.
   carry @3 :Bool;         # Messages from before a fence are still delivered, and may be answered, after it.
@@ -118,6 +137,9 @@ struct Turn {
   origin @2 :Text;
   # The channel that `through` is an ordinal of; empty for this turn's own channel, whose cursor it then moves.
   messages @3 :List(Message);
+  peerEpoch @4 :UInt64;
+  # On a remote channel, and nowhere else: the epoch of the peer's realm that it is said in. Parents there are ids of the peer's
+  # messages, and `through` is an ordinal of the peer's channel: neither is judged here, nor are hops but by the terms.
 }
 
 struct Message {

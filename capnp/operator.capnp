@@ -20,13 +20,14 @@ interface Operator {
 
   grant @3 (agent :Text, channel :Text, terms :Terms, service :Text, timer :Bool, signer :Text) -> (outcome :Decided);
   # A new grant for an agent of this host, of a channel under terms, or of a service, or of the timer, or of a signer for a domain. The
-  # agent has it from its next graft; its wall falls so that it grafts now.
+  # agent has it from its next graft; its wall falls so that it grafts now. A peer, as peer:NAME, may be granted channels.
 
   revoke @4 (grant :Text, reason :Text) -> (outcome :Decided);
-  # Takes one grant back, with all below it; by its number (as g7) or its id in hex.
+  # Takes one grant back, with all below it; by its number (as g7) or its id in hex. A peer, as peer:NAME: the same as `kill`.
 
   kill @5 (agent :Text, reason :Text) -> (outcome :Decided);
-  # Ends the agent; it stays ended, also across restarts, until `start`. Answers with the agent gone.
+  # Ends the agent; it stays ended, also across restarts, until `start`. Answers with the agent gone. A peer, as peer:NAME: from here on
+  # nobody lets it in, all that it and its guests have falls, and its connections end, until `start`. A guest, as PEER/NAME: it alone.
 
   start @6 (agent :Text) -> (outcome :Decided);
   # Runs a killed or ended agent again, under a new key. Running already: says so.
@@ -54,6 +55,13 @@ interface Operator {
   # Gives a persona of this host its next key, or, with `host`, the host itself. It is on the record, what was signed before stays
   # verifiable, and nothing that is said meanwhile is lost. Fails when the agent is killed: `start` gives it a new key. An operator's
   # persona goes by its name, as operator:1000.
+
+  peers @13 () -> (peers :List(PeerStatus), id :Text, listening :List(Text));
+  # The hosts of other realms, as the manifest names them: how they are connected, and what each grants the other. With this host's own
+  # peer id, and where it listens, each address with the id behind it.
+
+  ping @14 (peer :Text) -> (microseconds :UInt64);
+  # The round trip to a peer, by its name, on the connection that stops go over. Fails with why when it is not connected.
 }
 
 struct Keep {
@@ -130,6 +138,9 @@ struct Status {
   lapsedMs @14 :Int64; # Since when nothing is admitted, in milliseconds since 1970-01-01 UTC. 0: the host is fresh, or needs no lease.
   diverged @15 :Text;  # What of the log is not as it was.
   tally @16 :Tally;
+  foreign @17 :List(Agent);
+  # The personas of peers (peer:NAME), and those of their guests (PEER/NAME) that hold a grant or are killed. Their `state` is
+  # connected, away, revoked, or guest; memory, restarts and component are none of this host's.
 }
 
 struct Tally {
@@ -168,6 +179,39 @@ struct GrantStatus {
   lent @8 :Text;       # The agent that it was lent by; empty when it was not.
   lasting @9 :Bool;    # It outlives the fence although it was lent.
   suspended @10 :Bool; # A lender above is killed: nothing counts under it until that one is started.
+}
+
+struct PeerStatus {
+  # One host of another realm.
+  name @0 :Text;
+  id @1 :Text;           # Its libp2p id; empty while it is known by its key only.
+  state @2 :Text;        # connected, partly, guest, dialing, backoff, refused, waiting, lapsed, revoked, offline
+  detail @3 :Text;       # Why, and until when, for people.
+  address @4 :Text;      # Where it is connected, or the first address that it is dialed at.
+  roundTripUs @5 :UInt64;# Of the last ping on the control lane, in microseconds; 0: none yet.
+  bytesIn @6 :UInt64;    # Over both lanes, since the host started.
+  bytesOut @7 :UInt64;
+  realm @8 :Data;        # As it has proved; empty: not yet.
+  host @9 :Data;
+  key @10 :Data;
+  callsUs @11 :Text;     # What this host is called there.
+  epoch @12 :UInt64;     # The epoch of its realm, as last heard; 0: not yet.
+  lends @13 :List(Lent); # What it grants us.
+  granted @14 :List(GrantStatus);  # What we grant it.
+  held @15 :UInt64;      # Places of its log that the newest checkpoint covers that is held of it; 0: none.
+  alarm @16 :Text;       # What speaks against it, for people: its log is not what it was. Until an operator accepts it.
+  mirrors @17 :List(Mirrored);     # Its channels of which a copy is kept.
+}
+
+struct Mirrored {
+  channel @0 :Text;      # As it is called there.
+  first @1 :UInt64;      # The ordinals of what the copy has; 0: nothing yet.
+  last @2 :UInt64;
+}
+
+struct Lent {
+  channel @0 :Text;      # As agents here are granted it: NAME/CHANNEL.
+  terms @1 :Terms;
 }
 
 struct ChannelStatus {

@@ -11,6 +11,7 @@
 //! | `timer.capnp` | an agent, its host: time, where granted |
 //! | `operator.capnp` | the operator's commands, the host |
 //! | `entry.capnp` | nobody: what stands in the log |
+//! | `peer.capnp` | two hosts of different realms |
 //! | `loan.capnp` | two vat threads of a host: facets that cross between agents of theirs |
 //! | `act.capnp`, `terms.capnp` | nobody: the vocabulary the others share |
 
@@ -30,4 +31,4 @@ macro_rules! schemas {
     )*};
 }
 
-schemas! { act_capnp channel_capnp entry_capnp loan_capnp membrane_capnp operator_capnp signer_capnp terms_capnp timer_capnp }
+schemas! { act_capnp channel_capnp entry_capnp loan_capnp membrane_capnp operator_capnp peer_capnp signer_capnp terms_capnp timer_capnp }

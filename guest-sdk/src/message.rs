@@ -294,9 +294,10 @@ impl Reason {
     /// What to do about it.
     pub fn class(self) -> RefusalClass {
         match self.0 {
-            Refusal::RateLimited | Refusal::LogUnavailable | Refusal::Overloaded => {
-                RefusalClass::Wait
-            }
+            Refusal::RateLimited
+            | Refusal::LogUnavailable
+            | Refusal::Overloaded
+            | Refusal::PeerAway => RefusalClass::Wait,
             Refusal::StaleEpoch | Refusal::Revoked => RefusalClass::Regraft,
             _ => RefusalClass::Stop,
         }

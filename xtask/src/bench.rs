@@ -20,6 +20,7 @@ const MEASURED: &[(&str, &str, &str)] = &[
     ("agora", "checkpoint-ratios", ""),
     ("agora", "verify-ratio", ""),
     ("agora", "revocation-latency", "testbed"),
+    ("agora", "peer-ratios", "testbed"),
 ];
 
 /// Runs them all, prints one table and writes target/bench.json.

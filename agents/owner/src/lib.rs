@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agora_guest::prelude::*;
 use futures::future::{Either, select};
-use release_plan::{CHANNEL, draft, recent};
+use release_plan::{draft, recent};
 
 use docket::Docket;
 
@@ -23,7 +23,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(86_400);
 
 #[agora_guest::main]
 async fn owner(graft: Graft) -> Result<(), Error> {
-    let channel = graft.channel(CHANNEL)?;
+    let channel = release_plan::channel(&graft)?;
     let timer = graft.timer()?;
     let carry = channel.info().await?.carry;
     let mut docket = Docket::new(graft.persona());

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agora_guest::MessageId;
 use agora_guest::prelude::*;
-use release_plan::{CHANGES_MAX, CHANNEL, Objection, Offer, Plan, Rule, draft, read, recent};
+use release_plan::{CHANGES_MAX, Objection, Offer, Plan, Rule, draft, read, recent};
 
 /// Who decides.
 const OWNER: &str = "owner";
@@ -29,16 +29,17 @@ const OFFERS_MAX: usize = 64;
 
 #[agora_guest::main]
 async fn planner(graft: Graft) -> Result<(), Error> {
-    let channel = graft.channel(CHANNEL)?;
+    let channel = release_plan::channel(&graft)?;
     let mut planner = Planner::default();
     for message in recent(&channel).await? {
         planner.recall(&message);
     }
     if !planner.asked {
-        let request = draft(Act::Request, &question())
-            .owner(OWNER)
-            .deadline(DEADLINE)
-            .key(ASK_KEY);
+        let mut request = draft(Act::Request, &question()).key(ASK_KEY);
+        // Nobody of this host decides at another; there an agreement is all that is asked for.
+        if !channel.name().contains('/') {
+            request = request.owner(OWNER).deadline(DEADLINE);
+        }
         planner.offered(channel.say(request).await?, question().plan);
     }
     let mut heard = channel.subscribe().await?;

@@ -1,4 +1,4 @@
-//! What the agents on channel `release` say to each other, and the rules that a plan must keep.
+//! What the agents on channel `release`, here or at another host, say to each other, and the rules that a plan must keep.
 //!
 //! In: payloads, which anybody on the channel may have written. Out: plans and what is said about them, or `None` for what
 //! is none of this.
@@ -12,7 +12,7 @@ use agora_guest::prelude::*;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The channel.
+/// The channel; another host's is called by the host's name before it, as `bravo/release`.
 pub const CHANNEL: &str = "release";
 /// The media type of every payload.
 pub const MEDIA_TYPE: &str = "application/json";
@@ -116,6 +116,16 @@ pub fn draft(act: Act, said: &impl Serialize) -> Draft {
 /// What a payload says, when it says such a thing.
 pub fn read<T: DeserializeOwned>(message: &Message) -> Option<T> {
     serde_json::from_slice(&message.payload).ok()
+}
+
+/// The channel, wherever it was granted: here, or at a peer.
+///
+/// # Errors
+/// Denied when it was not granted; names what was.
+pub fn channel(graft: &Graft) -> Result<Channel, Error> {
+    let named = |name: &&str| name.rsplit('/').next() == Some(CHANNEL);
+    let name = graft.names().find(named).unwrap_or(CHANNEL);
+    graft.channel(name)
 }
 
 /// The last few thousand messages, the agent's own among them: what it must know again after a restart.

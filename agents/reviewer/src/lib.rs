@@ -6,11 +6,11 @@
 //! it fails and is started again, and hears again what it did not answer.
 
 use agora_guest::prelude::*;
-use release_plan::{Agreement, CHANNEL, Objection, Offer, draft, read};
+use release_plan::{Agreement, Objection, Offer, draft, read};
 
 #[agora_guest::main]
 async fn reviewer(graft: Graft) -> Result<(), Error> {
-    let channel = graft.channel(CHANNEL)?;
+    let channel = release_plan::channel(&graft)?;
     let mut heard = channel.subscribe().await?;
     while let Some(message) = heard.next().await? {
         let answer = match review(&message) {

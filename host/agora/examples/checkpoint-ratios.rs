@@ -86,6 +86,7 @@ async fn publish(with_checkpoints: bool) -> (f64, Vec<bytes::Bytes>) {
             nonce: [7; 32],
             fencers: Vec::new(),
         }),
+        origin: None,
     });
     let first = sealed(&keys, None, 0, genesis);
     let realm = RealmId::from(first.id());

@@ -154,6 +154,7 @@ impl Scene {
                 component: None,
                 started: false,
                 genesis,
+                origin: None,
             })
         };
         let genesis = Genesis {
@@ -188,6 +189,7 @@ impl Scene {
             channel,
             grant: Some(grant),
             epoch: Epoch(1),
+            peer_epoch: Epoch(0),
         };
         Self {
             keys,
@@ -243,6 +245,7 @@ impl Scene {
                 through: Ordinal(0),
                 origin: None,
                 messages: (first..=self.key).map(message).collect(),
+                peer_epoch: Epoch(0),
             }),
         };
         self.keys.seal(entry, &self.own).unwrap()

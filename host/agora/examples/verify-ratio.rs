@@ -100,6 +100,7 @@ fn record() -> Vec<Bytes> {
             component: None,
             started: false,
             genesis,
+            origin: None,
         })
     };
     let genesis = Genesis {
@@ -167,6 +168,7 @@ fn record() -> Vec<Bytes> {
                 through: Ordinal(0),
                 origin: None,
                 messages: vec![message],
+                peer_epoch: Epoch(0),
             }),
         };
         entries.push(entry.seal(own, &[0; 32]).unwrap().stored().clone());

@@ -5,6 +5,7 @@
 //! - [`boot`] reads an image, opens a data folder and wires everything; only it knows everyone.
 //! - [`persona`] is who speaks: keys, compiled components, the lives of agents.
 //! - [`door`] is where calls come in: an agent's graft behind its wall, the operator's socket, and the controls that stop.
+//! - [`peer`] is other hosts: a door for those who come, a link to those we use.
 //! - [`channel`] is what a permitted call does: facets, terms, turning drafts into signed entries.
 //! - [`delivery`] is how what counts gets out: the judged record, subscriptions, the feed.
 //! - [`cli`] is the `agora` command, a client of all this.
@@ -18,6 +19,7 @@ pub mod cli;
 pub mod delivery;
 pub mod door;
 pub mod limits;
+pub mod peer;
 pub mod persona;
 #[cfg(feature = "testbed")]
 #[doc(hidden)]

@@ -342,3 +342,128 @@ pub const AUDIT_LOTS_WAITING_MAX: usize = 256;
 pub const CHECKPOINT_FILE_BYTES_MAX: u64 = 1 << 20;
 /// A proof's file, in bytes.
 pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;
+
+// -- Peers
+
+/// Peers of one host; as many as its dialer has room for.
+pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
+/// Addresses that a manifest and the command line may give one peer.
+pub const PEER_ADDRESSES_MAX: usize = agora_dial::limits::ADDRESSES_MAX;
+/// Personas of one peer that may speak here in one graft.
+pub const PEER_SPEAKERS_MAX: usize = 256;
+/// Channels that one peer may follow at once in one graft; each once.
+pub const PEER_FOLLOWS_MAX: usize = 256;
+/// Keys of guests and grants below its own that one peer may have this host write at once, whatever the connection.
+pub const PEER_ENTRIES_BURST: u32 = 2048;
+/// The same for each second in the long run.
+pub const PEER_ENTRIES_PER_S: u32 = 4;
+/// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of the thread, which other
+/// peers wait for.
+pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
+/// Their bytes.
+pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
+/// Bytes of answers and deliveries that may wait for a peer to take them before nothing more is read from it.
+pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
+/// What is read from a peer's stream at once, at least.
+pub const PEER_READ_BYTES: usize = 64 << 10;
+/// Segments of a message from a peer.
+pub const PEER_SEGMENTS_MAX: usize = 512;
+/// How long a peer may take nothing that waits for it.
+pub const PEER_STALL_MAX: Duration = Duration::from_secs(20);
+/// How long the end of a connection to a peer may take to tell those who wait.
+pub const PEER_ENDING_MAX: Duration = Duration::from_secs(1);
+/// What a connection on the vat lane bears.
+pub const PEER_WIRE: Limits = Limits {
+    queue_bytes_max: 16 << 20,
+    queue_frames_max: 16 * 1024,
+    questions_max: 2048,
+    unanswered_bytes_max: 8 << 20,
+    exports_max: 4096,
+    asked_max: 4096,
+    ..Limits::HOST
+};
+/// What a connection on the control lane, or of a login, bears.
+pub const PEER_CONTROL_WIRE: Limits = Limits {
+    queue_bytes_max: 2 << 20,
+    queue_frames_max: 256,
+    questions_max: 32,
+    cancelled_max: 1024,
+    unanswered_bytes_max: 256 << 10,
+    exports_max: 16,
+    caps_per_message_max: 4,
+    asked_max: 32,
+    ..Limits::HOST
+};
+/// How long a peer isn't heard on the control lane before calls on what it lent fail.
+pub const PEER_LEASE: Duration = Duration::from_secs(2);
+/// How often it is pinged there.
+pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
+/// How often a peer is asked for its newest checkpoint, beside after each connection.
+pub const PEER_EXCHANGE_EVERY: Duration = Duration::from_secs(10);
+/// How long it may take to answer.
+pub const PEER_EXCHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// Checkpoints that a peer may ask for, and signatures it may bring, at once; one more each second.
+pub const PEER_CHECKPOINTS_LOT: u32 = 16;
+/// Checkpoints in a row that are not a peer's own before that is an alarm: its key may have been changed meanwhile.
+pub const PEER_FOREIGN_MAX: u32 = 3;
+/// Pieces of evidence that are kept against a peer.
+pub const PEER_EVIDENCE_MAX: usize = 8;
+/// The file of them, at most: two checkpoints each.
+pub const PEER_EVIDENCE_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of the copy of one channel of a peer's.
+pub const MIRROR_BYTES_MAX: u64 = 64 << 20;
+/// What is read of one of its two files, which may have ended a batch over half of that.
+pub const MIRROR_FILE_BYTES_MAX: u64 = 48 << 20;
+/// How often it is looked whether there is more to copy.
+pub const MIRROR_EVERY: Duration = Duration::from_secs(1);
+/// What is wrong with a copy, told one by one.
+pub const MIRROR_FINDINGS_MAX: usize = 16;
+/// How long an operator's ping of a peer waits for its answer.
+pub const PEER_PING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a login's signer may take.
+pub const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Logins of guests at once, in all: more than one network address may have connections, so that none keeps all others out.
+pub const LOGINS_AT_ONCE_MAX: usize = 12;
+const _: () = assert!(LOGINS_AT_ONCE_MAX > agora_dial::limits::GUEST_ADDRESS_CONNECTIONS_MAX);
+/// Ids whose failed logins are remembered.
+pub const LOGINS_REMEMBERED_MAX: usize = 1024;
+/// The wait after a first login that failed; doubles each time, up to `LOGIN_AGAIN_MAX`.
+pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// The longest such wait.
+pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
+/// Orders that may wait for the peers' thread.
+pub const PEER_ORDERS_MAX: usize = 64;
+/// Messages of one of a peer's channels that are kept in memory for those who listen here.
+pub const REMOTE_RECENT_MAX: usize = 1024;
+/// Their bytes. Older ones are asked for again.
+pub const REMOTE_RECENT_BYTES_MAX: usize = 4 << 20;
+/// Requests for a peer's history, on one channel, that may wait.
+pub const REMOTE_REQUESTS_MAX: usize = 64;
+/// Messages said for one of a peer's channels that the peer has not settled. Below the keys that the peer remembers of a persona, so that
+/// whatever is sent again after a crash is known there.
+pub const OUTBOX_WAITING_MAX: usize = 1024;
+/// Their bytes, as far as this run knows of them.
+pub const OUTBOX_WAITING_BYTES_MAX: usize = 16 << 20;
+/// Messages of an outbox that are read before the peer has settled those before them.
+pub const OUTBOX_AHEAD_MAX: usize = 256;
+/// What became of the latest messages of an outbox is remembered, for who asks again.
+pub const OUTBOX_FATES_MAX: usize = 512;
+/// How long a peer's refusal text may be here.
+pub const FATE_TEXT_BYTES_MAX: usize = 256;
+/// The first wait before what a peer can't take now is sent again; it doubles.
+pub const OUTBOX_AGAIN_MIN: Duration = Duration::from_millis(50);
+/// The longest.
+pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// How often in a row a peer may say, in a graft that stands, that what a persona speaks through there is of another time, before what
+/// that persona said is refused.
+pub const OUTBOX_STALE_MAX: u32 = 6;
+/// Requests for history that a peer is asked at once, on one channel.
+pub const REMOTE_ASKED_MAX: usize = 16;
+/// How often what is known of a peer is written to the data folder, when it changed.
+pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
+/// How long the start of a host's agents waits for the links to peers whose channels they are granted.
+pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
+/// The first wait before a link that failed is made again; it doubles.
+pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+pub const LINK_AGAIN_MAX: Duration = Duration::from_secs(10);

@@ -28,9 +28,11 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::boot::data::DataFolder;
 use crate::boot::host::{Host, LogChoice, Programs, open_with};
 use crate::boot::manifest::{AgentSpec, ChannelSpec, GrantSpec, Manifest, Restart};
 use crate::limits;
+use crate::peer::spec::Peering;
 use crate::persona::agent::Program;
 use crate::persona::identity::Identity;
 use crate::persona::instance::{End, Parking};
@@ -126,6 +128,12 @@ impl Plan {
         self
     }
 
+    /// Deals with these peers.
+    pub fn peering(mut self, peering: Peering) -> Self {
+        self.manifest.peering = peering;
+        self
+    }
+
     /// Opens a host that runs this on a data folder, and starts the agents; no operator's socket. A folder that an earlier host of the
     /// same plan closed is gone on with. Runs on the tokio runtime that this is called on.
     ///
@@ -187,6 +195,16 @@ impl Plan {
         .await?;
         opened.start_with(false).await
     }
+}
+
+/// The libp2p id that a host on this data folder has. Makes the folder's secret, where there is none.
+pub fn peer_id(data: &Path) -> agora_dial::PeerId {
+    // A folder that has a secret and nothing else is none of a host's.
+    drop(DataFolder::open(data));
+    let keys = Identity::in_folder().open_or_make(data);
+    let keys = keys.expect("a test's folder takes a secret");
+    let refuse = |_: &agora_dial::PeerId| agora_dial::Standing::Refused;
+    agora_dial::Options::new(*keys.secret().peer_seed(), refuse).peer_id()
 }
 
 /// A log that outlives the host that closes it.

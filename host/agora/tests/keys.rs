@@ -277,6 +277,7 @@ fn keyed(subject: KeySubject, key: &SigningKey, component: Option<[u8; 32]>) -> 
         component: component.map(Into::into),
         started: false,
         genesis: None,
+        origin: None,
     })
 }
 

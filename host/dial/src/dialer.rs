@@ -7,8 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, PeerId, Swarm, identify, ping,
-    swarm::{NetworkBehaviour, SwarmEvent},
+    Multiaddr, PeerId, Swarm, dcutr, identify, mdns,
+    multiaddr::Protocol,
+    ping,
+    relay::{self as circuit},
+    swarm::{NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -16,13 +19,17 @@ use tokio::{
 };
 
 use crate::{
-    Incoming, KnownPeer, Lane, OpenError, Options, PeerStatus, Snapshot, StartError, Stream,
+    Incoming, KnownPeer, Lane, OpenError, Options, PeerStatus, Snapshot, Standing, StartError,
+    Stream,
     backoff::Jitter,
+    errands::{Errands, OnErrands, Way},
     greeting::Incarnation,
     handler::OpenReply,
+    kad::{self, Kad},
+    lan::{self, Lan},
     limits,
-    links::{Links, Setup, root},
-    transport,
+    links::{Links, Services, Setup, parted, root},
+    relay, transport,
 };
 
 #[derive(NetworkBehaviour)]
@@ -31,12 +38,22 @@ struct Behaviour {
     links: Links,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
+    lan: Lan,
+    kad: Toggle<OnErrands<Kad>>,
+    relay: Toggle<OnErrands<circuit::Behaviour>>,
+    through: OnErrands<circuit::client::Behaviour>,
+    punch: Toggle<dcutr::Behaviour>,
 }
 
 #[derive(Debug)]
 enum Event {
     Identify(Box<identify::Event>),
     Ping(ping::Event),
+    Lan(mdns::Event),
+    Kad(Box<libp2p::kad::Event>),
+    Relay(Box<circuit::Event>),
+    Through(circuit::client::Event),
+    Punch(dcutr::Event),
 }
 
 impl From<std::convert::Infallible> for Event {
@@ -54,6 +71,36 @@ impl From<identify::Event> for Event {
 impl From<ping::Event> for Event {
     fn from(event: ping::Event) -> Self {
         Event::Ping(event)
+    }
+}
+
+impl From<mdns::Event> for Event {
+    fn from(event: mdns::Event) -> Self {
+        Event::Lan(event)
+    }
+}
+
+impl From<libp2p::kad::Event> for Event {
+    fn from(event: libp2p::kad::Event) -> Self {
+        Event::Kad(Box::new(event))
+    }
+}
+
+impl From<circuit::Event> for Event {
+    fn from(event: circuit::Event) -> Self {
+        Event::Relay(Box::new(event))
+    }
+}
+
+impl From<circuit::client::Event> for Event {
+    fn from(event: circuit::client::Event) -> Self {
+        Event::Through(event)
+    }
+}
+
+impl From<dcutr::Event> for Event {
+    fn from(event: dcutr::Event) -> Self {
+        Event::Punch(event)
     }
 }
 
@@ -120,6 +167,29 @@ impl Dialer {
                 limits::ADDRESSES_MAX,
             ));
         }
+        let kademlia = options.discovery.kademlia.as_ref();
+        let bootstrap = kademlia.map_or(&[][..], |kademlia| &kademlia.bootstrap);
+        let via = &options.relay.via;
+        let waypoints = bootstrap.len() + via.len();
+        if waypoints > limits::WAYPOINTS_MAX {
+            let what = "relays and hosts that Kademlia asks";
+            return Err(too_many(what, waypoints, limits::WAYPOINTS_MAX));
+        }
+        let to_waypoint = |address: &Multiaddr, what| {
+            parted(address).ok_or_else(|| {
+                StartError::Transport(format!(
+                    "{what} {address} doesn't end with /p2p/ and the host's peer id"
+                ))
+            })
+        };
+        let bootstrap: Vec<_> = bootstrap
+            .iter()
+            .map(|address| to_waypoint(address, "the host that Kademlia asks"))
+            .collect::<Result<_, _>>()?;
+        let via: Vec<_> = via
+            .iter()
+            .map(|address| to_waypoint(address, "the relay"))
+            .collect::<Result<_, _>>()?;
         let mut random = [0; 16];
         getrandom::fill(&mut random)
             .map_err(|cause| StartError::Transport(format!("no randomness: {cause}")))?;
@@ -129,7 +199,8 @@ impl Dialer {
 
         let (inbound, queue) = mpsc::channel(limits::INBOUND_QUEUE);
         let (watch_in, watch) = watch::channel(Arc::new(Snapshot::default()));
-        let links = Links::new(Setup {
+        let errands = Errands::default();
+        let mut links = Links::new(Setup {
             own,
             incarnation: Incarnation(incarnation),
             policy: options.policy.clone(),
@@ -137,6 +208,13 @@ impl Dialer {
             jitter: Jitter::new(options.jitter_seed.unwrap_or(u64::from_le_bytes(seed))),
             inbound,
             watch: watch_in,
+            errands: errands.clone(),
+            services: Services {
+                kademlia: kademlia.is_some(),
+                kademlia_serves: kademlia.is_some_and(|kademlia| kademlia.serve),
+                relays: options.relay.serve.is_some(),
+                punches: options.relay.punch,
+            },
         });
         let identify = identify::Config::new("/agora/1".into(), keypair.public())
             .with_agent_version("agora".into())
@@ -144,21 +222,64 @@ impl Dialer {
         let ping = ping::Config::new()
             .with_interval(Duration::from_millis(options.timing.ping_every_ms))
             .with_timeout(Duration::from_millis(options.timing.ping_patience_ms));
+        for (peer, address) in &bootstrap {
+            links.keep_waypoint(*peer, address.clone(), false);
+        }
+        for (peer, address) in via {
+            links.keep_waypoint(peer, address, true);
+        }
+        let policy = options.policy.clone();
+        let asks = kademlia.map(|kademlia| {
+            let mut kad = kad::build(own, kademlia);
+            for (peer, address) in bootstrap {
+                kad.add_address(&peer, address);
+            }
+            let serve = kademlia.serve;
+            OnErrands::new(kad, errands.clone(), move |peer, way| match way {
+                Way::In => serve && policy.standing(peer) != Standing::Refused,
+                Way::Out => true,
+            })
+        });
+        let ask_every = kademlia.map(|kademlia| {
+            Duration::from_millis(kademlia.ask_every_ms.max(limits::KAD_ASK_MIN_MS))
+        });
+        let policy = options.policy.clone();
+        let relays = options.relay.serve.map(|bounds| {
+            OnErrands::new(
+                relay::build(own, bounds),
+                errands.clone(),
+                move |peer, way| way == Way::In && policy.standing(peer) == Standing::Known,
+            )
+        });
+        let (circuits, through) = circuit::client::new(own);
+        let punch = options.relay.punch.then(|| dcutr::Behaviour::new(own));
+        let lan = lan::build(own, options.discovery.mdns)
+            .map_err(|cause| StartError::Transport(format!("no mDNS: {cause}")))?;
         let behaviour = Behaviour {
+            lan,
+            kad: asks.into(),
+            relay: relays.into(),
+            through: OnErrands::new(through, errands, |_, way| way == Way::Out),
+            punch: punch.into(),
             links,
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
         };
         let config = libp2p::swarm::Config::with_tokio_executor()
             .with_max_negotiating_inbound_streams(limits::NEGOTIATING_IN_MAX);
-        let mut swarm = Swarm::new(transport::build(&keypair)?, behaviour, own, config);
+        let mut swarm = Swarm::new(
+            transport::build(&keypair, circuits)?,
+            behaviour,
+            own,
+            config,
+        );
 
         let listening = listen(&mut swarm, &options.listen).await?;
         for known in options.peers {
             swarm.behaviour_mut().links.set_peer(known);
         }
         let (commands, orders) = mpsc::channel(limits::COMMANDS_QUEUE);
-        tokio::spawn(drive(swarm, orders));
+        tokio::spawn(drive(swarm, orders, ask_every));
         Ok((
             Dialer {
                 own,
@@ -277,7 +398,10 @@ async fn listen(
                 address,
             } => {
                 asked.retain(|(id, _)| *id != listener_id);
-                found.push(address);
+                listens(swarm, &address);
+                if !is_circuit(&address) {
+                    found.push(address);
+                }
             }
             SwarmEvent::ListenerClosed {
                 listener_id,
@@ -299,17 +423,52 @@ async fn listen(
     Ok(found)
 }
 
+fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// A relay tells those who listen through it where it is itself.
+fn listens(swarm: &mut Swarm<Behaviour>, address: &Multiaddr) {
+    if swarm.behaviour().relay.is_enabled() && !is_circuit(address) {
+        swarm.add_external_address(address.clone());
+    }
+}
+
 fn heard(swarm: &mut Swarm<Behaviour>, event: SwarmEvent<Event>) {
-    let links = &mut swarm.behaviour_mut().links;
+    let own = *swarm.local_peer_id();
+    let listening: Vec<Multiaddr> = match &event {
+        SwarmEvent::Behaviour(Event::Lan(_)) => swarm.listeners().cloned().collect(),
+        _ => Vec::new(),
+    };
+    if let SwarmEvent::NewListenAddr { address, .. } = &event {
+        listens(swarm, address);
+    }
+    let Behaviour {
+        links, kad, lan, ..
+    } = swarm.behaviour_mut();
+    match event {
+        SwarmEvent::Behaviour(Event::Lan(event)) => lan::heard(lan, links, own, &listening, event),
+        SwarmEvent::Behaviour(Event::Kad(event)) => tracing::trace!(?event, "kademlia"),
+        SwarmEvent::Behaviour(Event::Relay(event)) => tracing::debug!(?event, "relaying"),
+        SwarmEvent::Behaviour(Event::Through(event)) => tracing::debug!(?event, "through a relay"),
+        SwarmEvent::Behaviour(Event::Punch(event)) => tracing::debug!(?event, "hole punching"),
+        other => heard_of_links(links, kad, other),
+    }
+}
+
+fn heard_of_links(links: &mut Links, kad: &mut Toggle<OnErrands<Kad>>, event: SwarmEvent<Event>) {
     match event {
         SwarmEvent::Behaviour(Event::Ping(ping)) => links.pinged(ping.connection, ping.result),
         SwarmEvent::Behaviour(Event::Identify(event)) => {
             if let identify::Event::Received {
                 connection_id,
+                peer_id,
                 info,
-                ..
             } = *event
             {
+                if let (Some(kad), Some(from)) = (kad.as_mut(), links.place(connection_id)) {
+                    kad::learn(&mut kad.inner, peer_id, from, &info);
+                }
                 links.identified(connection_id, &info);
             }
         }
@@ -327,7 +486,25 @@ fn heard(swarm: &mut Swarm<Behaviour>, event: SwarmEvent<Event>) {
     }
 }
 
-async fn drive(mut swarm: Swarm<Behaviour>, mut orders: mpsc::Receiver<Command>) {
+/// The next time to ask; never, if nobody is asked.
+async fn tick(asking: &mut Option<tokio::time::Interval>) {
+    match asking {
+        Some(asking) => {
+            asking.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn drive(
+    mut swarm: Swarm<Behaviour>,
+    mut orders: mpsc::Receiver<Command>,
+    ask_every: Option<Duration>,
+) {
+    let mut asking = ask_every.map(tokio::time::interval);
+    if let Some(asking) = &mut asking {
+        asking.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
     let done = loop {
         tokio::select! {
             order = orders.recv() => {
@@ -341,6 +518,12 @@ async fn drive(mut swarm: Swarm<Behaviour>, mut orders: mpsc::Receiver<Command>)
                     Some(Command::Reconsider { peer }) => links.reconsider(&peer),
                     Some(Command::ShutDown { done }) => break Some(done),
                     None => break None,
+                }
+            }
+            () = tick(&mut asking) => {
+                let Behaviour { links, kad, .. } = swarm.behaviour_mut();
+                if let Some(kad) = kad.as_mut() {
+                    links.sought().into_iter().for_each(|peer| kad::ask(&mut kad.inner, peer));
                 }
             }
             event = swarm.select_next_some() => heard(&mut swarm, event),

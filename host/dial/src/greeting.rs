@@ -1,6 +1,6 @@
-//! The first words on a connection: the dialer says which lane it is, the other side what it makes of that.
+//! The first words on a connection: the dialer says what it carries, the other side what it makes of that.
 //!
-//! `lane: u8, incarnation: [u8; 8]` one way, `verdict: u8, incarnation: [u8; 8]` the other. An incarnation is random for
+//! `carries: u8, incarnation: [u8; 8]` one way, `verdict: u8, incarnation: [u8; 8]` the other. An incarnation is random for
 //! each start of a dialer, so that a peer that was started anew is told from one whose dial crosses ours.
 
 use std::{io, time::Duration};
@@ -12,6 +12,15 @@ use crate::Lane;
 /// Which start of a dialer this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Incarnation(pub(crate) [u8; 8]);
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// The streams of one lane.
+    Lane(Lane),
+    /// None of ours: asking Kademlia, and relaying.
+    Errands,
+}
 
 /// What the side that was dialed says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +35,11 @@ pub(crate) enum Verdict {
     Duplicate,
 }
 
-const LANES: [(u8, Lane); 2] = [(1, Lane::Control), (2, Lane::Vat)];
+const CODES: [(u8, Carries); 3] = [
+    (1, Carries::Lane(Lane::Control)),
+    (2, Carries::Lane(Lane::Vat)),
+    (3, Carries::Errands),
+];
 const VERDICTS: [(u8, Verdict); 4] = [
     (1, Verdict::Welcome),
     (2, Verdict::Guest),
@@ -63,14 +76,14 @@ fn unpack(frame: [u8; 9]) -> (u8, Incarnation) {
 /// The dialer's side: greets, and waits for the verdict.
 pub(crate) async fn greet(
     mut stream: libp2p::Stream,
-    lane: Lane,
+    carries: Carries,
     own: Incarnation,
     patience: Duration,
 ) -> io::Result<(Verdict, Incarnation)> {
     timed(patience, async move {
-        let code = LANES
+        let code = CODES
             .iter()
-            .find(|(_, of)| *of == lane.carrier())
+            .find(|(_, of)| *of == carries)
             .map_or(0, |(code, _)| *code);
         stream.write_all(&pack(code, own)).await?;
         stream.flush().await?;
@@ -91,17 +104,17 @@ pub(crate) async fn greet(
 pub(crate) async fn hear(
     mut stream: libp2p::Stream,
     patience: Duration,
-) -> io::Result<(libp2p::Stream, Lane, Incarnation)> {
+) -> io::Result<(libp2p::Stream, Carries, Incarnation)> {
     timed(patience, async move {
         let mut frame = [0; 9];
         stream.read_exact(&mut frame).await?;
         let (code, theirs) = unpack(frame);
-        let lane = LANES
+        let carries = CODES
             .iter()
             .find(|(of, _)| *of == code)
-            .ok_or_else(|| unknown("lane"))?
+            .ok_or_else(|| unknown("kind of connection"))?
             .1;
-        Ok((stream, lane, theirs))
+        Ok((stream, carries, theirs))
     })
     .await
 }

@@ -20,12 +20,13 @@ use libp2p::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, Sleep},
+    time::Sleep,
 };
 
 use crate::{
     Incoming, Lane, OpenError, Standing, Stream, Why,
-    greeting::{self, Incarnation, Verdict},
+    bucket::Bucket,
+    greeting::{self, Carries, Incarnation, Verdict},
     lane, limits,
     status::Meter,
     stream::{Line, Permit},
@@ -53,8 +54,8 @@ impl fmt::Debug for Say {
 /// What a connection tells the links.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// The peer dialed, and says for which lane.
-    Greeting { lane: Lane, from: Incarnation },
+    /// The peer dialed, and says for what.
+    Greeting { carries: Carries, from: Incarnation },
     /// We dialed, and this is what the peer makes of it.
     Verdict { verdict: Verdict, from: Incarnation },
     /// It can't go on.
@@ -67,8 +68,8 @@ pub(crate) enum Heard {
 pub(crate) struct Begin {
     pub(crate) peer: PeerId,
     pub(crate) standing: Standing,
-    /// The lane we dialed it for; nothing if the peer dialed.
-    pub(crate) dialed_for: Option<Lane>,
+    /// What we dialed it for; nothing if the peer dialed.
+    pub(crate) dialed_for: Option<Carries>,
     pub(crate) own: Incarnation,
     /// How long the greeting may take.
     pub(crate) patience: Duration,
@@ -101,7 +102,7 @@ impl InboundUpgrade<libp2p::Stream> for Accept {
 
 /// What an outbound stream is opened for.
 pub(crate) enum Purpose {
-    Greet(Lane),
+    Greet(Carries),
     Open {
         lane: Lane,
         permit: Permit,
@@ -116,44 +117,22 @@ enum Phase {
     /// The peer dialed: its greeting is awaited.
     Awaiting,
     /// It came: the links decide.
-    Deciding { stream: libp2p::Stream, lane: Lane },
+    Deciding {
+        stream: libp2p::Stream,
+        carries: Carries,
+    },
     /// The connection carries a lane. `guest` says who of the two may open no more than a login.
     Open { lane: Lane, guest_there: bool },
+    /// It carries no lane: others have their streams on it, we have none.
+    Errands,
     /// The answer was no.
     Closed,
 }
 
 enum Talk {
-    Heard(io::Result<(libp2p::Stream, Lane, Incarnation)>),
-    Verdict(Lane, io::Result<(Verdict, Incarnation)>),
+    Heard(io::Result<(libp2p::Stream, Carries, Incarnation)>),
+    Verdict(Carries, io::Result<(Verdict, Incarnation)>),
     Answered,
-}
-
-/// Counts what may come in a while.
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new() -> Self {
-        Self {
-            left: f64::from(limits::STREAMS_BURST),
-            at: Instant::now(),
-        }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let earned = now.duration_since(self.at).as_secs_f64() * f64::from(limits::STREAMS_PER_S);
-        self.left = (self.left + earned).min(f64::from(limits::STREAMS_BURST));
-        self.at = now;
-        let there = self.left >= 1.0;
-        if there {
-            self.left -= 1.0;
-        }
-        there
-    }
 }
 
 type Event = ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, Purpose, Heard>;
@@ -179,10 +158,10 @@ impl Handler {
     pub(crate) fn new(begin: Begin) -> Self {
         let mut events = VecDeque::new();
         let phase = match begin.dialed_for {
-            Some(lane) => {
+            Some(carries) => {
                 events.push_back(request(
                     lane::GREETING,
-                    Purpose::Greet(lane),
+                    Purpose::Greet(carries),
                     begin.patience,
                 ));
                 Phase::Greeting
@@ -197,7 +176,7 @@ impl Handler {
             lines: Vec::new(),
             streams_in: Arc::default(),
             streams_out: Arc::default(),
-            bucket: Bucket::new(),
+            bucket: Bucket::new(limits::STREAMS_BURST, limits::STREAMS_PER_S),
             refused: 0,
             theirs: None,
             no_greeting: None,
@@ -332,10 +311,10 @@ impl Handler {
 
     fn opened(&mut self, bytes: libp2p::Stream, purpose: Purpose) {
         match purpose {
-            Purpose::Greet(lane) => {
+            Purpose::Greet(carries) => {
                 let Begin { own, patience, .. } = self.begin;
-                let greeted = greeting::greet(bytes, lane, own, patience)
-                    .map(move |done| Talk::Verdict(lane, done));
+                let greeted = greeting::greet(bytes, carries, own, patience)
+                    .map(move |done| Talk::Verdict(carries, done));
                 self.talk = Some(greeted.boxed());
                 self.wake();
             }
@@ -414,21 +393,18 @@ impl Handler {
 
     fn talked(&mut self, talk: Talk) {
         match talk {
-            Talk::Heard(Ok((stream, lane, from))) => {
-                self.phase = Phase::Deciding { stream, lane };
-                self.tell(Heard::Greeting { lane, from });
+            Talk::Heard(Ok((stream, carries, from))) => {
+                self.phase = Phase::Deciding { stream, carries };
+                self.tell(Heard::Greeting { carries, from });
             }
-            Talk::Verdict(lane, Ok((verdict, from))) => {
-                self.phase = match verdict {
-                    Verdict::Welcome => Phase::Open {
+            Talk::Verdict(carries, Ok((verdict, from))) => {
+                self.phase = match (verdict, carries) {
+                    (Verdict::Refused | Verdict::Duplicate, _) => Phase::Closed,
+                    (_, Carries::Errands) => Phase::Errands,
+                    (_, Carries::Lane(lane)) => Phase::Open {
                         lane,
-                        guest_there: false,
+                        guest_there: verdict == Verdict::Guest,
                     },
-                    Verdict::Guest => Phase::Open {
-                        lane,
-                        guest_there: true,
-                    },
-                    Verdict::Refused | Verdict::Duplicate => Phase::Closed,
                 };
                 self.tell(Heard::Verdict { verdict, from });
             }
@@ -488,15 +464,18 @@ impl ConnectionHandler for Handler {
         match say {
             Say::Open { lane, reply } => self.open(lane, reply),
             Say::Answer(verdict) => {
-                let Phase::Deciding { stream, lane } =
+                let Phase::Deciding { stream, carries } =
                     std::mem::replace(&mut self.phase, Phase::Closed)
                 else {
                     return;
                 };
                 if matches!(verdict, Verdict::Welcome | Verdict::Guest) {
-                    self.phase = Phase::Open {
-                        lane,
-                        guest_there: false,
+                    self.phase = match carries {
+                        Carries::Errands => Phase::Errands,
+                        Carries::Lane(lane) => Phase::Open {
+                            lane,
+                            guest_there: false,
+                        },
                     };
                 }
                 let answered =

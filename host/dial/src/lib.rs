@@ -11,15 +11,22 @@
 //! - [`limits`]: every bound.
 
 mod backoff;
+mod bucket;
+mod counted;
 mod dialer;
+mod errands;
 mod error;
 mod greeting;
 mod handler;
+mod kad;
+mod lan;
 mod lane;
 pub mod limits;
 mod links;
 mod muxer;
+mod names;
 mod options;
+mod relay;
 mod status;
 mod stream;
 mod transport;
@@ -28,6 +35,8 @@ pub use dialer::{Dialer, Inbound};
 pub use error::{OpenError, StartError, Why};
 pub use lane::Lane;
 pub use libp2p::{Multiaddr, PeerId};
-pub use options::{KnownPeer, Options, Policy, Standing, Timing};
-pub use status::{LaneStatus, PeerState, PeerStatus, Snapshot, Traffic};
+pub use options::{
+    Discovery, Kademlia, KnownPeer, Options, Policy, Relay, RelayBounds, Standing, Timing,
+};
+pub use status::{LaneStatus, PeerState, PeerStatus, Snapshot, Traffic, WaypointStatus};
 pub use stream::{HangUp, Incoming, Stream};

@@ -43,6 +43,11 @@ pub const QUIC_STREAMS_IN_MAX: u32 = 32;
 pub const STREAMS_BURST: u32 = 64;
 /// Streams per second that a connection may open in the long run; those beyond are reset.
 pub const STREAMS_PER_S: u32 = 16;
+/// Streams that a connection may open at once, whatever becomes of them, before `STREAMS_RAW_PER_S` counts.
+pub const STREAMS_RAW_BURST: u32 = 1024;
+/// Streams per second that a connection may open in the long run, whatever becomes of them; one more ends it. More than
+/// `STREAMS_PER_S`, so that those that negotiate are refused first.
+pub const STREAMS_RAW_PER_S: u32 = 64;
 /// Streams that may be refused on one connection before it is ended.
 pub const STREAMS_REFUSED_MAX: u32 = 256;
 /// Streams that wait in the inbound queue. It can't be filled while every peer is within its own bounds.
@@ -71,6 +76,56 @@ pub const THEIR_PROTOCOL_BYTES_MAX: usize = 64;
 pub const TURNED_AWAY_MAX: usize = 16;
 /// Pings that the median is taken over.
 pub const ROUND_TRIPS_KEPT: usize = 32;
+
+/// Hosts that are kept connected for errands: relays, and those whom Kademlia asks first.
+pub const WAYPOINTS_MAX: usize = 16;
+/// Addresses of one of them.
+pub const WAYPOINT_ADDRESSES_MAX: usize = 4;
+/// Inbound connections for errands, together.
+pub const ERRANDS_IN_MAX: usize = 64;
+/// The same with one peer.
+pub const ERRANDS_PEER_IN_MAX: usize = 2;
+/// Connections that Kademlia's walk and hole punching have under way or made, together.
+pub const WALKS_MAX: usize = 16;
+/// How long a connection for an errand lasts with a host that isn't known here, or that Kademlia walked to, in milliseconds.
+pub const ERRAND_MS: u64 = 60_000;
+/// Events of a connection that are kept until it is known to be for errands.
+pub const ERRAND_EVENTS_MAX: usize = 16;
+/// Addresses that are tried of a host that Kademlia walks to, and that are kept of one that it knows.
+pub const KAD_ADDRESSES_MAX: usize = 4;
+/// Hosts in one bucket of Kademlia's table.
+pub const KAD_BUCKET_MAX: usize = 8;
+/// Bytes of one message of Kademlia.
+pub const KAD_MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Questions of Kademlia under way.
+pub const KAD_QUESTIONS_MAX: usize = 8;
+/// How long one may take, in milliseconds.
+pub const KAD_QUESTION_MS: u64 = 20_000;
+/// The shortest time between two rounds of questions, in milliseconds.
+pub const KAD_ASK_MIN_MS: u64 = 200;
+/// Addresses of one peer that were found by mDNS and Kademlia. The last ones found push out the first.
+pub const FOUND_ADDRESSES_MAX: usize = 8;
+/// How long an address that Kademlia found is believed, in milliseconds.
+pub const FOUND_MS: u64 = 10 * 60_000;
+/// Addresses that mDNS holds, of anyone on the network; beyond, it begins anew.
+pub const MDNS_SEEN_MAX: usize = 256;
+/// Peers that may listen through us.
+pub const RELAY_RESERVATIONS_MAX: usize = PEERS_MAX;
+/// How long they may without asking again, in milliseconds.
+pub const RELAY_RESERVATION_MS: u64 = 60 * 60_000;
+/// Connections that we relay, together.
+pub const RELAY_CIRCUITS_MAX: usize = 64;
+/// The same from one peer: two lanes, each with one that is lost and one that replaces it.
+pub const RELAY_PEER_CIRCUITS_MAX: usize = 4;
+/// Bytes of one of them.
+pub const RELAY_CIRCUIT_BYTES_MAX: u64 = 1 << 30;
+/// How long one may last, in milliseconds.
+pub const RELAY_CIRCUIT_MS_MAX: u64 = 60 * 60_000;
+
+/// Addresses that are tried of one name.
+pub const NAME_ADDRESSES_MAX: usize = 4;
+/// How long a name may take to be resolved, in milliseconds. Less than `HANDSHAKE_PATIENCE_MS`.
+pub const NAME_PATIENCE_MS: u64 = 5_000;
 
 /// How long a connection may take to be made and secured, in milliseconds.
 pub const HANDSHAKE_PATIENCE_MS: u64 = 10_000;
@@ -102,6 +157,8 @@ pub const SETTLED_MS: u64 = 30_000;
 
 const _: () = assert!(RECEIVE_WINDOW_BYTES >= MUXER_STREAMS_MAX * (256 << 10));
 const _: () = assert!(PENDING_IN_STRANGERS_MAX < PENDING_IN_MAX);
+const _: () = assert!(STREAMS_RAW_PER_S > STREAMS_PER_S && STREAMS_RAW_BURST > STREAMS_REFUSED_MAX);
+const _: () = assert!(NAME_PATIENCE_MS < HANDSHAKE_PATIENCE_MS);
 const _: () = assert!(
     MUXER_STREAMS_MAX
         >= LANE_STREAMS_IN_MAX

@@ -6,12 +6,15 @@
 //! A peer that greets anew on a lane that it already has has lost the old connection, which is then replaced.
 
 mod admission;
+mod found;
 mod greetings;
 mod link;
 mod shown;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 mod upkeep;
+mod waypoints;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -31,13 +34,22 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use self::link::{Conn, Link, Slot, at};
+use self::{
+    link::{Conn, Link, Slot, at},
+    waypoints::Waypoint,
+};
 use crate::{
     Incoming, KnownPeer, Lane, OpenError, Policy, Snapshot, Standing, Timing, Why,
     backoff::{Backoff, Jitter},
+    errands::Errands,
     greeting::Incarnation,
     handler::{OpenReply, Say},
     limits,
+};
+
+pub(crate) use self::{
+    found::{Finder, plausible},
+    waypoints::parted,
 };
 
 fn ms(ms: u64) -> Duration {
@@ -51,6 +63,13 @@ fn ip(address: &Multiaddr) -> Option<IpAddr> {
         Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
         _ => None,
     })
+}
+
+/// Whether an address goes through a relay.
+fn relayed(address: &Multiaddr) -> bool {
+    address
+        .iter()
+        .any(|part| matches!(part, Protocol::P2pCircuit))
 }
 
 /// The address without a peer id at its end.
@@ -70,6 +89,23 @@ pub(crate) struct Setup {
     pub(crate) jitter: Jitter,
     pub(crate) inbound: mpsc::Sender<Incoming>,
     pub(crate) watch: watch::Sender<Arc<Snapshot>>,
+    /// Which connections are for errands.
+    pub(crate) errands: Errands,
+    /// What is done for others, and by whom connections are made beside ours.
+    pub(crate) services: Services,
+}
+
+/// What is switched on.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Services {
+    /// Kademlia may connect to others.
+    pub(crate) kademlia: bool,
+    /// Others may ask Kademlia here.
+    pub(crate) kademlia_serves: bool,
+    /// Known peers may be relayed here.
+    pub(crate) relays: bool,
+    /// Direct connections may be made from relayed ones.
+    pub(crate) punches: bool,
 }
 
 type Action = ToSwarm<Infallible, Say>;
@@ -79,6 +115,9 @@ pub(crate) struct Links {
     links: HashMap<PeerId, Link>,
     conns: HashMap<ConnectionId, Conn>,
     pending_in: HashMap<ConnectionId, Option<IpAddr>>,
+    waypoints: HashMap<PeerId, Waypoint>,
+    /// Dials of Kademlia and of hole punching that are under way.
+    walks: HashSet<ConnectionId>,
     turned_away: VecDeque<(PeerId, Why)>,
     actions: VecDeque<Action>,
     timer: Option<(Instant, std::pin::Pin<Box<Sleep>>)>,
@@ -93,6 +132,8 @@ impl Links {
             links: HashMap::new(),
             conns: HashMap::new(),
             pending_in: HashMap::new(),
+            waypoints: HashMap::new(),
+            walks: HashSet::new(),
             turned_away: VecDeque::new(),
             actions: VecDeque::new(),
             timer: None,
@@ -126,6 +167,7 @@ impl Links {
             standing,
             addresses: Vec::new(),
             learned: Vec::new(),
+            found: Vec::new(),
             wrong: HashSet::new(),
             slots,
             protocols: Vec::new(),
@@ -156,6 +198,7 @@ impl Links {
         slot.backoff.reset();
         slot.due = slot.held.is_none().then(Instant::now);
         self.changed = true;
+        self.forget_waypoints();
         true
     }
 
@@ -167,6 +210,7 @@ impl Links {
         }
         self.end_peer(peer, Why::Reconsidered);
         self.drop_if_idle(peer);
+        self.forget_waypoints();
     }
 
     /// Asks the policy about the peer anew, and acts on the answer.
@@ -175,7 +219,7 @@ impl Links {
         let changed: Vec<ConnectionId> = self
             .conns
             .iter()
-            .filter(|(_, c)| c.peer == *peer && c.standing != standing)
+            .filter(|(_, c)| c.peer == *peer && c.standing != standing && !(c.errand && c.dialed))
             .map(|(id, _)| *id)
             .collect();
         for id in changed {
@@ -252,7 +296,7 @@ impl Links {
         let ids: Vec<ConnectionId> = self
             .conns
             .iter()
-            .filter(|(_, c)| c.peer == *peer)
+            .filter(|(_, c)| c.peer == *peer && !(c.errand && c.dialed))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {

@@ -18,7 +18,7 @@ use libp2p::core::{
 use tokio::time::Sleep;
 use yamux::{Connection, ConnectionError, Mode};
 
-use crate::limits;
+use crate::{bucket::Bucket, counted::flooded, limits};
 
 /// The upgrade of a secured connection.
 #[derive(Debug, Clone)]
@@ -33,6 +33,7 @@ impl Yamux {
             connection: Connection::new(io, config, mode),
             waiting: VecDeque::new(),
             waker: None,
+            bucket: Bucket::new(limits::STREAMS_RAW_BURST, limits::STREAMS_RAW_PER_S),
             closing: None,
         }
     }
@@ -72,12 +73,17 @@ pub(crate) struct Muxer<C> {
     /// Streams that came while only existing ones were to make progress.
     waiting: VecDeque<yamux::Stream>,
     waker: Option<Waker>,
+    /// Every stream of the peer, whatever becomes of it.
+    bucket: Bucket,
     closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Result<yamux::Stream, ConnectionError>> {
         match self.connection.poll_next_inbound(cx) {
+            Poll::Ready(Some(Ok(_))) if !self.bucket.take() => {
+                Poll::Ready(Err(ConnectionError::Io(flooded())))
+            }
             Poll::Ready(Some(stream)) => Poll::Ready(stream),
             Poll::Ready(None) => Poll::Ready(Err(ConnectionError::Closed)),
             Poll::Pending => Poll::Pending,

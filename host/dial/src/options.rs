@@ -69,6 +69,83 @@ impl Default for Timing {
     }
 }
 
+/// Where a known peer's addresses are looked for, beside those that are configured. Off unless asked for. What is found is
+/// believed for configured peers only, tried after what is configured, and forgotten after a while.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// By mDNS, on the networks that this machine is on. It tells everyone there our peer id and addresses.
+    pub mdns: bool,
+    /// By Kademlia.
+    pub kademlia: Option<Kademlia>,
+}
+
+/// Finds known peers by asking hosts that speak `/agora/kad/1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kademlia {
+    /// Whom to ask first; each address ends with `/p2p/` and the host's peer id.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Whether to answer others, guests too. Only hosts that do can be found.
+    pub serve: bool,
+    /// How often peers that aren't connected are asked for, in milliseconds. At least [`limits::KAD_ASK_MIN_MS`].
+    pub ask_every_ms: u64,
+}
+
+impl Kademlia {
+    /// Asks these every minute, and doesn't answer others.
+    pub fn new(bootstrap: Vec<Multiaddr>) -> Self {
+        Self {
+            bootstrap,
+            serve: false,
+            ask_every_ms: 60_000,
+        }
+    }
+}
+
+/// Being reached, and helping others be reached, behind networks that let nobody in. Off unless asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    /// Relays for known peers, if given.
+    pub serve: Option<RelayBounds>,
+    /// Listens through these relays too; each address ends with `/p2p/` and the relay's peer id.
+    pub via: Vec<Multiaddr>,
+    /// Whether a relayed connection is used to get a direct one (DCUtR).
+    pub punch: bool,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            serve: None,
+            via: Vec::new(),
+            punch: true,
+        }
+    }
+}
+
+/// What a relay gives. Each is held to its bound in [`limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayBounds {
+    /// Peers that may listen through it.
+    pub reservations: usize,
+    /// Relayed connections, together.
+    pub circuits: usize,
+    /// Bytes of one relayed connection, both ways together; then it ends.
+    pub circuit_bytes: u64,
+    /// How long one may last, in milliseconds.
+    pub circuit_ms: u64,
+}
+
+impl Default for RelayBounds {
+    fn default() -> Self {
+        Self {
+            reservations: 16,
+            circuits: 16,
+            circuit_bytes: 8 << 20,
+            circuit_ms: 10 * 60_000,
+        }
+    }
+}
+
 /// What a dialer starts with.
 pub struct Options {
     /// The ed25519 seed that this host's peer id comes from.
@@ -81,6 +158,10 @@ pub struct Options {
     pub policy: Arc<dyn Policy>,
     /// How patient to be.
     pub timing: Timing,
+    /// Where peers' addresses are looked for.
+    pub discovery: Discovery,
+    /// Relays: to be one, and to listen through others.
+    pub relay: Relay,
     /// Where jitter comes from; from the system's randomness if not given.
     pub jitter_seed: Option<u64>,
 }
@@ -94,6 +175,8 @@ impl Options {
             peers: Vec::new(),
             policy: Arc::new(policy),
             timing: Timing::default(),
+            discovery: Discovery::default(),
+            relay: Relay::default(),
             jitter_seed: None,
         }
     }

@@ -85,10 +85,16 @@ pub struct LaneStatus {
     pub round_trip_p50: Option<Duration>,
     /// Failures in a row.
     pub failures: u32,
+    pub(crate) relayed: bool,
     pub(crate) meter: Arc<Meter>,
 }
 
 impl LaneStatus {
+    /// Whether its connection goes through a relay.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
+    }
+
     /// What has gone over it until now.
     pub fn traffic(&self) -> Traffic {
         let meter = &self.meter;
@@ -119,6 +125,19 @@ pub struct PeerStatus {
     pub connections: usize,
     /// What it says it speaks.
     pub protocols: Vec<String>,
+    /// Addresses that mDNS and Kademlia found, which are tried after the configured ones.
+    pub found: Vec<Multiaddr>,
+}
+
+/// A host that is kept connected for an errand: a relay, or one whom Kademlia asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WaypointStatus {
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Where this host listens through it.
+    pub listening: Vec<Multiaddr>,
+    /// Why it isn't connected, or why nothing is listened on there.
+    pub why: Option<Why>,
 }
 
 impl PeerStatus {
@@ -138,6 +157,8 @@ pub struct Snapshot {
     pub peers: BTreeMap<PeerId, PeerStatus>,
     /// The last that were turned away, the newest last.
     pub turned_away: Vec<(PeerId, Why)>,
+    /// Relays, and hosts that Kademlia asks.
+    pub waypoints: BTreeMap<PeerId, WaypointStatus>,
     /// Connections with all peers.
     pub connections: usize,
     /// Inbound connections whose peer hasn't proved who it is.

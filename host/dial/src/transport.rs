@@ -1,4 +1,4 @@
-//! QUIC, and TCP with Noise and Yamux, as one transport.
+//! QUIC, TCP with Noise and Yamux, and the same over a relay, as one transport, which resolves names and counts streams.
 
 use std::time::Duration;
 
@@ -10,16 +10,26 @@ use libp2p::{
         upgrade::Version,
     },
     identity::Keypair,
-    noise, quic, tcp,
+    noise, quic, relay, tcp,
 };
 
-use crate::{StartError, limits, muxer::Yamux};
+use crate::{StartError, counted::Counted, limits, muxer::Yamux, names::Names};
 
-pub(crate) fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
+pub(crate) fn build(
+    keypair: &Keypair,
+    circuits: relay::client::Transport,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, StartError> {
     let patience = Duration::from_millis(limits::HANDSHAKE_PATIENCE_MS);
     let noise =
         noise::Config::new(keypair).map_err(|cause| StartError::Transport(cause.to_string()))?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1)
+        .authenticate(noise.clone())
+        .multiplex(Yamux)
+        .timeout(patience)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // The relay sees no more than what any network does.
+    let circuits = circuits
         .upgrade(Version::V1)
         .authenticate(noise)
         .multiplex(Yamux)
@@ -33,10 +43,14 @@ pub(crate) fn build(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>
     config.max_concurrent_stream_limit = limits::QUIC_STREAMS_IN_MAX;
     config.max_stream_data = limits::QUIC_STREAM_WINDOW_BYTES;
     config.max_connection_data = limits::QUIC_CONNECTION_WINDOW_BYTES;
-    let quic = quic::tokio::Transport::new(config)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| {
+        let counted = Counted::new(StreamMuxerBox::new(muxer));
+        (peer, StreamMuxerBox::new(counted))
+    });
 
-    Ok(OrTransport::new(quic, tcp)
+    let direct = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
+    let all = OrTransport::new(circuits, direct)
         .map(|either, _| either.into_inner())
-        .boxed())
+        .boxed();
+    Ok(Names::new(all).boxed())
 }

@@ -144,6 +144,7 @@ refusals! {
     Repeated "the same stands earlier in the log; nothing is left to do"
     BadHops "more hops than the message answered, the channel and the terms leave; stamp fewer"
     NotDue "no open and overdue thread of this host; wait for the deadline"
+    PeerAway "the peer is out of reach; it is in the outbox and will be said once when the peer is back (repeat it for its outcome)"
 }
 
 #[cfg(test)]

@@ -445,7 +445,10 @@ impl Audit {
                 self.state.realm() == Some(RealmId::from(sealed.id()))
             }
             (Refusal::Repeated, _) => true,
-            (Refusal::BadHops, Body::Turn(turn)) => self.changed.contains(&turn.channel),
+            (Refusal::BadHops, Body::Turn(turn)) => {
+                // On a remote channel the terms alone bound them.
+                !turn.channel.is_remote() && self.changed.contains(&turn.channel)
+            }
             _ => false,
         }
     }

@@ -171,6 +171,7 @@ pub const CAUSES: &[(Refusal, Cause, &str)] = &[
         Cause::Race,
         "the thread was decided, or another host closed it, first",
     ),
+    (Refusal::PeerAway, Cause::Wrong, "judge says no such thing"),
 ];
 
 /// What the table says of a refusal.

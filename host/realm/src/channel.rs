@@ -249,8 +249,16 @@ impl Channel {
             return self.fenced;
         };
         let granted = speaker.readers.first().map_or(0, |(first, _)| *first);
-        let own = speaker.turns.get(&None).map_or(0, |turns| turns.highest);
-        granted.max(own).max(self.fenced)
+        granted.max(self.answered(no)).max(self.fenced)
+    }
+
+    /// The ordinal that the persona answered through, and no more. All that is known of its place on a remote channel: grants and fences
+    /// here count what is said for the peer, not what is said there.
+    pub(crate) fn answered(&self, no: PersonaNo) -> u64 {
+        let turns = self
+            .speaker(no)
+            .and_then(|speaker| speaker.turns.get(&None));
+        turns.map_or(0, |turns| turns.highest)
     }
 
     /// Gives a counting message its ordinal. `root` is the ordinal of its thread's root, None when it is the root;

@@ -4,19 +4,19 @@
 //! canonical (so that nothing stands in them twice, or out of reach), and `decode(encode(e)) == e`. Fields that this
 //! schema does not know are passed over; one that matters to what counts needs a new format.
 
-use agora_capnp::entry_capnp::{self as schema, entry, grant, key, note, revoke};
+use agora_capnp::entry_capnp::{self as schema, entry, grant, key, note, origin, revoke};
 use bytes::Bytes;
 use capnp::Word;
 use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions, SegmentArray};
 
 use crate::entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
-    LapseBody, Message, NoteBody, Object, RevokeBody, Revoked, StubBody, TurnBody,
+    LapseBody, Message, NoteBody, Object, Origin, RevokeBody, Revoked, StubBody, TurnBody,
 };
 use crate::ids::{
     ChannelName, DomainName, Epoch, HostId, NotAName, Ordinal, PersonaId, PersonaName, ServiceName,
 };
-use crate::limits::{HOSTS_MAX, NESTING_MAX, TURN_MESSAGES_MAX};
+use crate::limits::{HOSTS_MAX, NESTING_MAX, PEER_ID_BYTES_MAX, TURN_MESSAGES_MAX};
 use crate::terms::Terms;
 
 const WORD: usize = 8;
@@ -92,6 +92,9 @@ fn write_key(from: &KeyBody, mut to: key::Builder<'_>) {
         to.set_component(&component.0);
     }
     to.set_started(from.started);
+    if let Some(origin) = &from.origin {
+        write_origin(origin, to.reborrow().init_origin());
+    }
     if let Some(genesis) = &from.genesis {
         let mut to = to.init_genesis();
         to.set_format(genesis.format);
@@ -100,6 +103,28 @@ fn write_key(from: &KeyBody, mut to: key::Builder<'_>) {
         for (i, fencer) in genesis.fencers.iter().enumerate() {
             fencers.set(length(i), &fencer.0);
         }
+    }
+}
+
+fn write_origin(from: &Origin, mut to: origin::Builder<'_>) {
+    to.set_peer(&from.peer);
+    if let Some(host) = &from.host {
+        to.set_host(&host.0);
+    }
+    if let Some(realm) = &from.realm {
+        to.set_realm(&realm.0);
+    }
+    if let Some(persona) = &from.persona {
+        to.set_persona(persona.as_str());
+    }
+    if let Some(key) = &from.public_key {
+        to.set_public_key(&key.0);
+    }
+    if let Some(component) = &from.component {
+        to.set_component(&component.0);
+    }
+    if let Some(signature) = &from.signature {
+        to.set_signature(signature);
     }
 }
 
@@ -145,6 +170,7 @@ fn write_turn(from: &TurnBody, mut to: schema::turn::Builder<'_>) {
     if let Some(origin) = &from.origin {
         to.set_origin(origin.as_str());
     }
+    to.set_peer_epoch(from.peer_epoch.0);
     let mut messages = to.init_messages(length(from.messages.len()));
     for (i, message) in from.messages.iter().enumerate() {
         let mut to = messages.reborrow().get(length(i));
@@ -353,6 +379,39 @@ fn read_key(from: key::Reader<'_>) -> Result<KeyBody, Junk> {
         } else {
             None
         },
+        origin: if from.has_origin() {
+            Some(Box::new(read_origin(from.get_origin()?)?))
+        } else {
+            None
+        },
+    })
+}
+
+fn read_origin(from: origin::Reader<'_>) -> Result<Origin, Junk> {
+    let peer = from.get_peer()?;
+    if !(1..=PEER_ID_BYTES_MAX).contains(&peer.len()) {
+        return Err(Junk::Malformed(format!(
+            "a peer id of {} bytes",
+            peer.len()
+        )));
+    }
+    let signature = from.get_signature()?;
+    Ok(Origin {
+        peer: peer.to_vec(),
+        host: some_id(from.get_host()?)?,
+        realm: some_id(from.get_realm()?)?,
+        persona: match text(from.get_persona()?)? {
+            "" => None,
+            persona => Some(PersonaName::new(persona)?),
+        },
+        public_key: some_id(from.get_public_key()?)?,
+        component: some_id(from.get_component()?)?,
+        signature: match signature.len() {
+            0 => None,
+            bytes => Some(signature.try_into().map_err(|_| {
+                Junk::Malformed(format!("{bytes} bytes where a signature of 64 belongs"))
+            })?),
+        },
     })
 }
 
@@ -427,6 +486,7 @@ fn read_turn(from: schema::turn::Reader<'_>, place: &Place<'_>) -> Result<TurnBo
             "" => None,
             origin => Some(ChannelName::new(origin)?),
         },
+        peer_epoch: Epoch(from.get_peer_epoch()),
         messages: messages
             .iter()
             .map(|message| read_message(message, place))

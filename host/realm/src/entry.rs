@@ -17,8 +17,8 @@ use crate::ids::{
 };
 use crate::key::{SigningKey, Verifier, tagged_hash};
 use crate::limits::{
-    BY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, ENTRY_BYTES_MAX, HOSTS_MAX, REASON_BYTES_MAX,
-    TURN_MESSAGES_MAX,
+    BY_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, ENTRY_BYTES_MAX, HOSTS_MAX, PEER_ID_BYTES_MAX,
+    REASON_BYTES_MAX, TURN_MESSAGES_MAX,
 };
 use crate::terms::Terms;
 
@@ -86,6 +86,55 @@ pub struct KeyBody {
     pub started: bool,
     /// In the first entry of a realm.
     pub genesis: Option<Genesis>,
+    /// Who a peer or a guest is where it comes from; None for all others.
+    pub origin: Option<Box<Origin>>,
+}
+
+/// Who a peer or a guest is at its own host, as this host was told. Whether that host said so, [`Origin::introduced_by`] tells.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// The libp2p peer id that it came from: 1 to [`PEER_ID_BYTES_MAX`] bytes.
+    pub peer: Vec<u8>,
+    /// The host's id there.
+    pub host: Option<HostId>,
+    /// The realm there.
+    pub realm: Option<RealmId>,
+    /// The persona's name there; None for the host itself.
+    pub persona: Option<PersonaName>,
+    /// The persona's key there.
+    pub public_key: Option<PublicKey>,
+    /// The persona's component there.
+    pub component: Option<ComponentHash>,
+    /// Over [`introduction_digest`](crate::introduction_digest), by that host's key.
+    #[serde(with = "halves")]
+    pub signature: Option<[u8; 64]>,
+}
+
+/// A signature, in a snapshot.
+mod halves {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Halves = ([u8; 32], [u8; 32]);
+
+    pub(super) fn serialize<S: Serializer>(
+        signature: &Option<[u8; 64]>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let halves: Option<Halves> = signature.map(|whole| {
+            let half = |from: usize| std::array::from_fn(|at| whole[from + at]);
+            (half(0), half(32))
+        });
+        halves.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<[u8; 64]>, D::Error> {
+        let halves = Option::<Halves>::deserialize(from)?;
+        Ok(halves.map(|(first, second)| {
+            std::array::from_fn(|at| if at < 32 { first[at] } else { second[at - 32] })
+        }))
+    }
 }
 
 /// Whose key it is.
@@ -201,6 +250,8 @@ pub struct TurnBody {
     pub origin: Option<ChannelName>,
     /// What is said.
     pub messages: Vec<Message>,
+    /// On a remote channel: the epoch of the peer's realm that it is said in. Zero on all others.
+    pub peer_epoch: Epoch,
 }
 
 /// One speech act.
@@ -322,6 +373,9 @@ pub enum Malformed {
     /// A genesis with too many fencers.
     #[error("the genesis names {0} fencers, {HOSTS_MAX} are allowed")]
     TooManyFencers(usize),
+    /// An origin with no peer id, or one that is too long.
+    #[error("the origin's peer id takes {0} bytes, 1 to {PEER_ID_BYTES_MAX} are allowed")]
+    PeerId(usize),
     /// The key given is not the one that the entry names.
     #[error("the entry names another signer than the key it is sealed with")]
     OtherSigner,
@@ -392,6 +446,12 @@ impl Entry {
                 ..
             }) if genesis.fencers.len() > HOSTS_MAX => {
                 Err(Malformed::TooManyFencers(genesis.fencers.len()))
+            }
+            Body::Key(KeyBody {
+                origin: Some(origin),
+                ..
+            }) if !(1..=PEER_ID_BYTES_MAX).contains(&origin.peer.len()) => {
+                Err(Malformed::PeerId(origin.peer.len()))
             }
             Body::Revoke(revoke) => {
                 text("reason", &revoke.reason, REASON_BYTES_MAX)?;

@@ -382,7 +382,17 @@ fn may_say(state: &State, entry: &Entry, turn: &TurnBody) -> Result<(), Refusal>
     let channel = state
         .channel(&turn.channel)
         .ok_or(Refusal::UnknownChannel)?;
-    let hops = channel.settings.hops.min(terms.hops);
+    if turn.channel.is_remote() != (turn.peer_epoch > Epoch(0)) {
+        return Err(Refusal::Malformed);
+    }
+    let hops = match turn.channel.is_remote() {
+        true => terms.hops,
+        false => channel.settings.hops.min(terms.hops),
+    };
+    let owned = |message: &Message| message.owner.is_some() || message.deadline_ms != 0;
+    if turn.channel.is_remote() && turn.messages.iter().any(owned) {
+        return Err(Refusal::Malformed);
+    }
     turn.messages
         .iter()
         .try_for_each(|message| fits(message, &terms, hops))
@@ -593,6 +603,15 @@ impl Gathering {
                     self.grant(parent, at, places);
                 }
             }
+            Body::Key(KeyBody {
+                subject: KeySubject::Persona(name),
+                ..
+            }) => {
+                // A guest comes after its peer.
+                if let Some(peer) = PersonaId::new(entry.host, name.clone()).brought_by() {
+                    self.persona(&peer, at, places);
+                }
+            }
             Body::Revoke(body) => match &body.what {
                 Revoked::Grant(grant) => self.grant(*grant, at, places),
                 Revoked::Persona(persona) => self.persona(persona, at, places),
@@ -633,6 +652,9 @@ impl Gathering {
 
     /// The latest key of a persona before a place, and its kill.
     fn persona(&self, persona: &PersonaId, before: u64, places: &mut BTreeSet<u64>) {
+        if let Some(peer) = persona.brought_by() {
+            self.persona(&peer, before, places);
+        }
         let is_key = |sealed: &Sealed| match &sealed.entry().body {
             Body::Key(KeyBody {
                 subject: KeySubject::Persona(name),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{NAME_BYTES_MAX, NAME_SEGMENTS_MAX, PATH_BYTES_MAX};
 
 /// Text that is not the id it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +132,16 @@ fn plain(text: &str) -> bool {
 }
 
 const OPERATOR: &str = "operator:";
+const PEER: &str = "peer:";
+/// What stands between a peer's name and what it calls something.
+const BETWEEN: char = '/';
+
+/// A plain name, or several with `/` between: the first is a peer's, and the rest is what is meant there.
+fn path(text: &str) -> bool {
+    text.len() <= PATH_BYTES_MAX
+        && text.split(BETWEEN).count() <= NAME_SEGMENTS_MAX
+        && text.split(BETWEEN).all(plain)
+}
 
 /// None that could be taken for a tag of the host's own.
 fn domain(text: &str) -> bool {
@@ -141,7 +151,7 @@ fn domain(text: &str) -> bool {
 fn persona(text: &str) -> bool {
     match text.strip_prefix(OPERATOR) {
         Some(uid) => uid.parse::<u32>().is_ok_and(|n| n.to_string() == uid),
-        None => plain(text),
+        None => text.strip_prefix(PEER).map_or_else(|| path(text), plain),
     }
 }
 
@@ -210,17 +220,121 @@ macro_rules! names {
 }
 
 names! {
-    /// A persona's name at its host, or `operator:<uid>`. Cheap to clone.
+    /// A persona's name at its host: a plain one; or `operator:<uid>`; or `peer:NAME`, another host as it speaks here; or `NAME/REST`, a
+    /// guest, which is what the peer NAME calls REST. Cheap to clone.
     PersonaName by persona;
-    /// A channel's name in its realm. Cheap to clone.
-    ChannelName by plain;
+    /// A channel's name in its realm: a plain one; or `PEER/REST`, a remote one, which is what that peer calls REST. Cheap to clone.
+    ChannelName by path;
     /// The name of a service that a host offers its personas. Cheap to clone.
     ServiceName by plain;
     /// What signatures that an agent makes are for. Names that begin with `agora` are the host's own. Cheap to clone.
     DomainName by domain;
 }
 
+/// The peer's name, and what it calls it.
+fn remote(text: &str) -> Option<(&str, &str)> {
+    text.split_once(BETWEEN)
+}
+
+fn checked_plain(text: &str) -> Result<Arc<str>, NotAName> {
+    if plain(text) {
+        Ok(text.into())
+    } else {
+        Err(NotAName(text.to_owned()))
+    }
+}
+
+impl ChannelName {
+    /// A channel of the realm's own: what a manifest may declare.
+    ///
+    /// # Errors
+    /// [`NotAName`] when it is no plain name.
+    pub fn plain(text: &str) -> Result<Self, NotAName> {
+        checked_plain(text).map(Self)
+    }
+
+    /// Whether what counts on it is what is said for a channel of a peer's.
+    pub fn is_remote(&self) -> bool {
+        self.peer().is_some()
+    }
+
+    /// Whose it is, when it is remote.
+    pub fn peer(&self) -> Option<&str> {
+        remote(&self.0).map(|(peer, _)| peer)
+    }
+
+    /// What it is called there, when it is remote.
+    pub fn at_peer(&self) -> Option<Self> {
+        remote(&self.0).map(|(_, rest)| Self(rest.into()))
+    }
+
+    /// The name for its file: no other channel's, and of no folder.
+    pub fn file_name(&self) -> String {
+        self.0.replace(BETWEEN, "+")
+    }
+}
+
 impl PersonaName {
+    /// A persona that lives at its host: what a manifest may call an agent.
+    ///
+    /// # Errors
+    /// [`NotAName`] when it is no plain name.
+    pub fn plain(text: &str) -> Result<Self, NotAName> {
+        checked_plain(text).map(Self)
+    }
+
+    /// The persona that the peer of this name speaks as.
+    ///
+    /// # Errors
+    /// [`NotAName`] when it is no plain name.
+    pub fn peer(name: &str) -> Result<Self, NotAName> {
+        checked_plain(name).map(|name| Self(format!("{PEER}{name}").into()))
+    }
+
+    /// The guest that the peer of this name calls `rest`.
+    ///
+    /// # Errors
+    /// [`NotAName`] when either is none, or both together are too long.
+    pub fn guest(peer: &str, rest: &str) -> Result<Self, NotAName> {
+        Self::new(&format!("{}{BETWEEN}{rest}", checked_plain(peer)?))
+    }
+
+    /// Whether it lives at its host, as an agent does.
+    pub fn is_plain(&self) -> bool {
+        plain(&self.0)
+    }
+
+    /// Whether this is another host.
+    pub fn is_peer(&self) -> bool {
+        self.0.starts_with(PEER)
+    }
+
+    /// What another host is called here.
+    pub fn peer_name(&self) -> Option<&str> {
+        self.0.strip_prefix(PEER)
+    }
+
+    /// Whether this is a persona of a peer's.
+    pub fn is_guest(&self) -> bool {
+        self.host_peer().is_some()
+    }
+
+    /// The name of the peer whose guest this is.
+    pub fn host_peer(&self) -> Option<&str> {
+        remote(&self.0).map(|(peer, _)| peer)
+    }
+
+    /// What its peer calls a guest.
+    pub fn at_peer(&self) -> Option<Self> {
+        remote(&self.0).map(|(_, rest)| Self(rest.into()))
+    }
+
+    /// The persona of the peer whose guest this is.
+    pub fn brought_by(&self) -> Option<Self> {
+        self.host_peer()
+            .map(|peer| Self(format!("{PEER}{peer}").into()))
+    }
+
     /// The persona of the operator with this user id.
     pub fn operator(uid: u32) -> Self {
         Self(format!("{OPERATOR}{uid}").into())
@@ -242,6 +356,12 @@ pub struct PersonaId {
 }
 
 impl PersonaId {
+    /// The peer whose guest it is, at the same host.
+    pub fn brought_by(&self) -> Option<Self> {
+        let name = self.name.brought_by()?;
+        Some(Self::new(self.host, name))
+    }
+
     /// The persona of this name at this host.
     pub fn new(host: HostId, name: PersonaName) -> Self {
         Self { host, name }
@@ -291,7 +411,13 @@ mod tests {
             "a.b_c-9",
             "operator:0",
             "operator:4294967295",
+            "peer:alpha",
+            "peer:0",
+            "alpha/synth",
+            "alpha/charlie/delta/x",
             &"x".repeat(64),
+            &format!("peer:{}", "x".repeat(64)),
+            &format!("{0}/{0}", "x".repeat(64)),
         ] {
             assert!(PersonaName::new(good).is_ok(), "{good}");
         }
@@ -307,13 +433,73 @@ mod tests {
             "operator:01",
             "operator:-1",
             "operator:4294967296",
+            "peer:",
+            "peer:alpha/x",
+            "peer:peer:x",
+            "peer:operator:0",
+            "peer:-a",
+            "/",
+            "/a",
+            "a/",
+            "a//b",
+            "a/../b",
+            "a/.b",
+            "a/B",
+            "a/peer:b",
+            "a/operator:0",
+            "a/b/c/d/e",
+            &format!("{0}/{0}/{0}", "x".repeat(64)),
         ] {
             assert!(PersonaName::new(bad).is_err(), "{bad}");
         }
         assert!(PersonaName::new(&"x".repeat(65)).is_err());
         assert!(ChannelName::new("operator:0").is_err());
+        assert!(ChannelName::new("peer:a").is_err());
+        assert!(ServiceName::new("a/b").is_err());
         assert!(PersonaName::operator(7).is_operator());
         assert!(!PersonaName::new("operator").unwrap().is_operator());
+    }
+
+    #[test]
+    fn a_peer_its_guests_and_its_channels_are_told_apart() {
+        let alpha = PersonaName::peer("alpha").unwrap();
+        assert_eq!(
+            (alpha.as_str(), alpha.peer_name()),
+            ("peer:alpha", Some("alpha"))
+        );
+        assert!(alpha.is_peer() && !alpha.is_guest() && !alpha.is_operator());
+        assert_eq!(alpha.host_peer(), None);
+        let guest = PersonaName::guest("alpha", "charlie/x").unwrap();
+        assert!(guest.is_guest() && !guest.is_peer());
+        assert_eq!(guest.host_peer(), Some("alpha"));
+        assert_eq!(guest.at_peer().unwrap().as_str(), "charlie/x");
+        assert_eq!(guest.brought_by(), Some(alpha));
+        assert!(PersonaName::guest("alpha/charlie", "x").is_err());
+        assert!(PersonaName::guest("alpha", "").is_err());
+        assert!(PersonaName::guest("alpha", "operator:0").is_err());
+        assert!(PersonaName::peer("alpha/x").is_err());
+
+        let remote = ChannelName::new("bravo/charlie/x").unwrap();
+        assert_eq!((remote.is_remote(), remote.peer()), (true, Some("bravo")));
+        let there = remote.at_peer().unwrap();
+        assert_eq!((there.as_str(), there.is_remote()), ("charlie/x", true));
+        assert_eq!(there.at_peer().unwrap().at_peer(), None);
+
+        for other in ["a/b", "peer:a", "operator:0"] {
+            assert!(PersonaName::plain(other).is_err(), "{other}");
+            assert!(ChannelName::plain(other).is_err(), "{other}");
+        }
+        assert!(PersonaName::plain("a.b").is_ok() && ChannelName::plain("a.b").is_ok());
+    }
+
+    #[test]
+    fn a_channels_file_is_its_own_and_in_its_folder() {
+        let file = |name: &str| ChannelName::new(name).unwrap().file_name();
+        assert_eq!(file("release"), "release");
+        assert_eq!(file("bravo/release"), "bravo+release");
+        assert!(ChannelName::new("bravo+release").is_err());
+        let longest = format!("{0}/{0}/{1}", "x".repeat(64), "x".repeat(62));
+        assert_eq!(file(&longest).len(), PATH_BYTES_MAX);
     }
 
     #[test]

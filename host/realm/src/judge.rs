@@ -361,6 +361,7 @@ impl Judging<'_> {
             component: None,
             started: false,
             genesis: Some(genesis),
+            origin: None,
         }) = &entry.body
         else {
             return Err(Refusal::WrongRealm);
@@ -405,11 +406,23 @@ impl Judging<'_> {
             return Err(Refusal::Malformed);
         }
         match &body.subject {
-            KeySubject::Host(_) if body.started || body.component.is_some() => {
+            KeySubject::Host(_)
+                if body.started || body.component.is_some() || body.origin.is_some() =>
+            {
                 Err(Refusal::Malformed)
             }
             KeySubject::Host(host) => self.host_key(*host, body.public_key),
             KeySubject::Persona(name) => {
+                let origin = body.origin.as_deref();
+                let at_home = origin.map(|origin| origin.persona.is_none());
+                let expected = if name.is_peer() {
+                    Some(true)
+                } else {
+                    name.is_guest().then_some(false)
+                };
+                if at_home != expected {
+                    return Err(Refusal::Malformed);
+                }
                 self.persona_key(PersonaId::new(self.entry.host, name.clone()), body)
             }
         }
@@ -439,6 +452,7 @@ impl Judging<'_> {
     }
 
     fn persona_key(&mut self, id: PersonaId, body: &KeyBody) -> Result<(), Refusal> {
+        let peer = self.state.admit_guest(&id)?;
         let (joined, revived) = match self.state.personas.get_mut(&id) {
             Some(known) => {
                 if known.killed && !body.started {
@@ -447,6 +461,7 @@ impl Judging<'_> {
                 if !known.killed
                     && known.key == body.public_key
                     && known.component == body.component
+                    && known.origin == body.origin
                 {
                     return Ok(());
                 }
@@ -455,6 +470,7 @@ impl Judging<'_> {
                 known.keys += 1;
                 known.key = body.public_key;
                 known.component = body.component;
+                known.origin = body.origin.clone();
                 (false, revived)
             }
             None => {
@@ -471,7 +487,12 @@ impl Judging<'_> {
                     decided: Default::default(),
                     no: PersonaNo::try_from(no).map_err(|_| Refusal::Overloaded)?,
                     grants: Default::default(),
+                    origin: body.origin.clone(),
+                    guests: 0,
                 };
+                if let Some(peer) = peer.and_then(|peer| self.state.personas.get_mut(&peer)) {
+                    peer.guests += 1;
+                }
                 self.state.roster.push(id.clone());
                 self.state.personas.insert(id.clone(), persona);
                 (true, false)
@@ -613,7 +634,14 @@ impl Judging<'_> {
                     return Err(Refusal::Repeated);
                 }
                 persona.killed = true;
-                let held: Vec<GrantId> = persona.grants.values().copied().collect();
+                let mut held: Vec<GrantId> = persona.grants.values().copied().collect();
+                if id.name.is_peer() {
+                    // Its guests are nothing without it.
+                    let guests = self.state.personas.iter();
+                    let guests =
+                        guests.filter(|(guest, _)| guest.brought_by().as_ref() == Some(id));
+                    held.extend(guests.flat_map(|(_, guest)| guest.grants.values()));
+                }
                 self.change(Change::PersonaKilled {
                     persona: id.clone(),
                 });
@@ -723,6 +751,9 @@ impl Judging<'_> {
         let speaking = self
             .state
             .speaking(&persona, self.entry.grant.as_ref(), &body.channel)?;
+        if body.channel.is_remote() != (body.peer_epoch > Epoch(0)) {
+            return Err(Refusal::Malformed);
+        }
         let in_turn = body.through.0 > 0;
         if !in_turn && body.messages.is_empty() {
             return Err(Refusal::Malformed);
@@ -843,7 +874,8 @@ impl Judging<'_> {
                 host: self.entry.host,
             });
         }
-        if opened {
+        // What answers what on a remote channel is the peer's to say, and so are its breakers.
+        if opened && !name.is_remote() {
             self.change(Change::BreakerOpened {
                 thread: receipt.thread,
                 channel: name.clone(),

@@ -8,7 +8,7 @@
 //! | `ids`, `act`, `terms` | | what things are called, what is meant, what is allowed |
 //! | `entry`, `codec`, `key` | an [`Entry`] and a [`SigningKey`], or bytes | a [`Sealed`] entry, or [`Junk`] |
 //! | `judge` | a [`State`] and what stands at the next seq | [`Judged`]: what counts, and the [`Change`]s to act on |
-//! | `signer` | what an agent has its host sign | the digest that is signed, apart from every other |
+//! | `signer` | what an agent has its host sign, or an introduction | the digest that is signed, apart from every other |
 //! | `rules` | a [`State`] and a [`Draft`] | whether it would count: what admission asks before it signs |
 //! | `audit`, `causes` | what stands at each place, and checkpoints | a [`Report`]: whether it is what correct hosts wrote |
 //! | [`evidence`] | a record, and a checkpoint of it | a proof of one entry that stands by itself; from that, what it shows |
@@ -26,6 +26,7 @@ pub mod checkpoint;
 mod codec;
 mod entry;
 pub mod evidence;
+mod greeting;
 mod ids;
 mod judge;
 mod key;
@@ -44,9 +45,10 @@ pub use causes::{CAUSES, Cause, cause};
 pub use channel::Settings;
 pub use entry::{
     Body, ChannelBody, ENTRY_FORMAT, Entry, Genesis, GrantBody, Junk, KeyBody, KeySubject,
-    LapseBody, Malformed, Message, NoteBody, Object, REALM_FORMAT, RevokeBody, Revoked, Sealed,
-    StubBody, TurnBody, message_id,
+    LapseBody, Malformed, Message, NoteBody, Object, Origin, REALM_FORMAT, RevokeBody, Revoked,
+    Sealed, StubBody, TurnBody, message_id,
 };
+pub use greeting::{Challenge, hello_digest};
 pub use ids::{
     ChannelName, ComponentHash, DomainName, EntryId, Epoch, GrantId, HostId, MessageId, NotAName,
     NotAnId, Ordinal, PersonaId, PersonaName, PublicKey, RealmId, ServiceName,
@@ -54,6 +56,6 @@ pub use ids::{
 pub use judge::{Change, Judged, MessageVerdict, Placed, judge};
 pub use key::{NotAKey, SigningKey, Verifier, tagged_hash};
 pub use rules::{Admitted, Draft};
-pub use signer::signer_digest;
+pub use signer::{introduction_digest, signer_digest};
 pub use state::{ChannelView, Grant, Host, Persona, State, Tally, ThreadView};
 pub use terms::{ActSet, Rate, Rights, Terms};

@@ -15,6 +15,13 @@ pub(crate) const NESTING_MAX: i32 = 16;
 
 /// Bytes of a persona's, channel's or service's name.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Plain names in the name of a guest or of a remote channel, the peer's own included: so many realms it may come through.
+pub const NAME_SEGMENTS_MAX: usize = 4;
+/// Bytes of such a name, with what stands between. A name of a file may take 255.
+pub const PATH_BYTES_MAX: usize = 3 * NAME_BYTES_MAX;
+const _: () = assert!(PATH_BYTES_MAX > NAME_BYTES_MAX && PATH_BYTES_MAX <= 240);
+/// Bytes of a libp2p peer id.
+pub const PEER_ID_BYTES_MAX: usize = 64;
 /// Bytes of a content type.
 pub const CONTENT_TYPE_BYTES_MAX: usize = 128;
 /// Bytes of the reason that a revocation, gap or incident gives.
@@ -26,6 +33,9 @@ pub const BY_BYTES_MAX: usize = 128;
 pub const HOSTS_MAX: usize = 1024;
 /// Personas that a realm ever had, killed ones included.
 pub const PERSONAS_MAX: usize = 16_384;
+/// Guests that one peer ever brought, killed ones included.
+pub const GUESTS_PER_PEER_MAX: u32 = 1024;
+const _: () = assert!((GUESTS_PER_PEER_MAX as usize) < PERSONAS_MAX);
 /// Channels of a realm.
 pub const CHANNELS_MAX: usize = 1024;
 /// Live grants of one persona.
@@ -50,6 +60,9 @@ pub const AUTHORITY_ENTRIES_LENT_MAX: usize = AUTHORITY_ENTRIES_PER_EPOCH_MAX / 
 /// Grants that may be issued under those of one persona in one epoch.
 pub const LENT_PER_EPOCH_MAX: u32 = 65_536;
 const _: () = assert!((LENT_PER_EPOCH_MAX as usize) < AUTHORITY_ENTRIES_LENT_MAX);
+/// The same, under those of a peer, whose every guest speaks under grants of its own.
+pub const PEER_LENT_PER_EPOCH_MAX: u32 = GUESTS_PER_PEER_MAX * LENT_TO_ONE_MAX as u32;
+const _: () = assert!((PEER_LENT_PER_EPOCH_MAX as usize) < AUTHORITY_ENTRIES_LENT_MAX);
 
 /// The latest messages of a channel: those that may be answered.
 pub const WINDOW: u64 = 65_536;

@@ -6,9 +6,9 @@ use crate::channel::PersonaNo;
 use crate::entry::{GrantBody, Object};
 use crate::ids::{ChannelName, GrantId, HostId, MessageId, Ordinal, PersonaId};
 use crate::limits::{
-    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, LENT_PER_EPOCH_MAX, LENT_TO_ONE_MAX,
-    OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX, PERSONA_GRANTS_MAX, PERSONA_GRANTS_RESERVED,
-    PERSONA_OBJECTS_MAX,
+    AUTHORITY_ENTRIES_LENT_MAX, GRANT_DEPTH_MAX, GUESTS_PER_PEER_MAX, LENT_PER_EPOCH_MAX,
+    LENT_TO_ONE_MAX, OPEN_DECISIONS_MAX, PAYLOAD_BYTES_MAX, PEER_LENT_PER_EPOCH_MAX,
+    PERSONA_GRANTS_MAX, PERSONA_GRANTS_RESERVED, PERSONA_OBJECTS_MAX,
 };
 use crate::state::State;
 use crate::terms::{Rights, Terms};
@@ -168,14 +168,20 @@ impl State {
                 .personas
                 .get(&parent.persona)
                 .ok_or(Refusal::UnknownPersona)?;
-            if lender.killed || self.is_suspended(parent) {
+            if lender.killed || self.is_cut_off(&parent.persona) || self.is_suspended(parent) {
                 return Err(Refusal::Revoked);
             }
-            if !self.held_by(parent).effective.rights.has(Rights::ATTENUATE) {
+            // A peer speaks for its personas as it is: that they speak under grants of their own is so that each can be told apart.
+            let brought = body.persona.brought_by().as_ref() == Some(&parent.persona);
+            if !brought && !self.held_by(parent).effective.rights.has(Rights::ATTENUATE) {
                 return Err(Refusal::NoRight);
             }
+            let lent_max = match parent.persona.name.is_peer() {
+                true => PEER_LENT_PER_EPOCH_MAX,
+                false => LENT_PER_EPOCH_MAX,
+            };
             if parent.depth >= GRANT_DEPTH_MAX
-                || lender.lent >= LENT_PER_EPOCH_MAX
+                || lender.lent >= lent_max
                 || self.seen.len() >= AUTHORITY_ENTRIES_LENT_MAX
             {
                 return Err(Refusal::Overloaded);
@@ -197,6 +203,28 @@ impl State {
         Ok(effective)
     }
 
+    /// Whether a guest's key would count, for all that hangs on its peer: a guest comes with its peer. Answers the peer, when the guest is new
+    /// and there is room for it; nobody, when it is known, or no guest.
+    ///
+    /// # Errors
+    /// Why the key would be void.
+    pub fn admit_guest(&self, guest: &PersonaId) -> Result<Option<PersonaId>, Refusal> {
+        let Some(id) = guest.brought_by() else {
+            return Ok(None);
+        };
+        let peer = self.personas.get(&id).ok_or(Refusal::UnknownPersona)?;
+        if peer.killed {
+            return Err(Refusal::Revoked);
+        }
+        if self.personas.contains_key(guest) {
+            return Ok(None);
+        }
+        if peer.guests >= GUESTS_PER_PEER_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(Some(id))
+    }
+
     /// Whether the lender has lent this persona as much as one may.
     fn lent_between(&self, lender: &PersonaId, to: &crate::state::Persona) -> bool {
         let lent = to.grants.values().filter(|id| {
@@ -216,7 +244,8 @@ impl State {
         channel: &ChannelName,
     ) -> Result<Speaking, Refusal> {
         let persona = self.personas.get(id).ok_or(Refusal::UnknownPersona)?;
-        if persona.killed || self.hosts.get(&id.host).is_none_or(|host| host.revoked) {
+        let host_revoked = self.hosts.get(&id.host).is_none_or(|host| host.revoked);
+        if persona.killed || host_revoked || self.is_cut_off(id) {
             return Err(Refusal::Revoked);
         }
         if !self.channels.contains_key(channel) {
@@ -274,6 +303,7 @@ impl State {
             Some(origin) if *origin == speaking.channel => return Err(Refusal::Malformed),
             Some(origin) => self.channels.get(origin).ok_or(Refusal::UnknownChannel)?,
         };
+        let is_remote = origin.unwrap_or(&speaking.channel).is_remote();
         let turns = channel
             .speaker(speaking.no)
             .and_then(|speaker| speaker.turns.get(&origin.cloned()));
@@ -290,11 +320,16 @@ impl State {
                 Refusal::UnknownGrant
             });
         }
-        if through > answered.window.latest() {
+        // How far a peer's channel has come is not known here.
+        if !is_remote && through > answered.window.latest() {
             return Err(Refusal::Malformed);
         }
+        let cursor = match is_remote {
+            true => channel.answered(speaking.no),
+            false => channel.cursor(speaking.no),
+        };
         match origin {
-            None if through <= channel.cursor(speaking.no) => Err(Refusal::BehindCursor),
+            None if through <= cursor => Err(Refusal::BehindCursor),
             Some(_) if turns.is_some_and(|turns| through <= turns.highest) => {
                 Err(Refusal::KeyExpired)
             }
@@ -309,7 +344,12 @@ impl State {
             .get(&speaking.channel)
             .ok_or(Refusal::UnknownChannel)?;
         let terms = &speaking.terms;
+        let is_remote = speaking.channel.is_remote();
         if offer.in_turn != (offer.key == 0) {
+            return Err(Refusal::Malformed);
+        }
+        if is_remote && (offer.owner.is_some() || offer.deadline_ms != 0) {
+            // Who decides is a persona of this realm, and the thread is of another.
             return Err(Refusal::Malformed);
         }
         let root_request = offer.parent.is_none() && offer.act == Act::Request;
@@ -339,13 +379,16 @@ impl State {
         if offer.bytes > PAYLOAD_BYTES_MAX || offer.bytes as u64 > u64::from(terms.bytes_max) {
             return Err(Refusal::TooLarge);
         }
-        let mut cap = channel.settings.hops.min(terms.hops);
+        let mut cap = match is_remote {
+            true => terms.hops,
+            false => channel.settings.hops.min(terms.hops),
+        };
         let mut root = None;
         let mut decides = false;
-        if let Some(parent) = offer.parent {
-            if !terms.rights.has(Rights::READ) {
-                return Err(Refusal::NoRight);
-            }
+        if offer.parent.is_some() && !terms.rights.has(Rights::READ) {
+            return Err(Refusal::NoRight);
+        }
+        if let (Some(parent), false) = (offer.parent, is_remote) {
             let (ordinal, parent) = channel.window.find(parent).ok_or(Refusal::ParentUnknown)?;
             if ordinal <= speaking.reach {
                 return Err(Refusal::ParentUnknown);
@@ -371,7 +414,7 @@ impl State {
                 return Err(Refusal::BreakerOpen);
             }
             root = Some(parent.root);
-        } else if !terms.rights.has(Rights::INITIATE) {
+        } else if offer.parent.is_none() && !terms.rights.has(Rights::INITIATE) {
             return Err(Refusal::NoRight);
         }
         let hops = match offer.hops {
@@ -400,12 +443,13 @@ impl State {
         })
     }
 
-    /// Whether a persona that this grant came through is killed: nothing counts under it until that persona is started again.
+    /// Whether a persona that this grant came through is killed, or a guest of a killed peer: nothing counts under it until that persona
+    /// is started again.
     pub fn is_suspended(&self, grant: &crate::state::Grant) -> bool {
         self.chain(grant.parent).any(|(_, above)| {
             self.personas
                 .get(&above.persona)
-                .is_none_or(|lender| lender.killed)
+                .is_none_or(|lender| lender.killed || self.is_cut_off(&above.persona))
         })
     }
 

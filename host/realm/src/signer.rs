@@ -1,13 +1,54 @@
-//! What a signature is over that an agent has its host make.
+//! What a signature is over that an agent has its host make, and one by which a host introduces a persona to another realm.
 //!
 //! In: who signs, for what, and the message. Out: the 32 bytes that BIP-340 signs and verifies.
 //! Promise: no two of (realm, persona, domain, message) give the same digest, and none is that of an entry, a checkpoint or anything else
-//! of agora's: the tag is this purpose's alone, and each part goes in behind its length.
+//! of agora's: the tag is this purpose's alone, and each part goes in behind its length. The same for introductions.
 
-use crate::ids::{DomainName, PersonaId, RealmId};
+use crate::entry::Origin;
+use crate::ids::{DomainName, PersonaId, PublicKey, RealmId};
 use crate::key::tagged_hash;
 
 const TAG: &str = "agora/signer";
+const INTRODUCTION_TAG: &str = "agora/introduction";
+
+/// The tagged hash over these parts, each behind its length.
+fn digest_of(tag: &str, parts: &[&[u8]]) -> [u8; 32] {
+    let lengths: Vec<[u8; 8]> = parts
+        .iter()
+        .map(|part| (part.len() as u64).to_be_bytes())
+        .collect();
+    let mut data = Vec::with_capacity(2 * parts.len());
+    for (part, length) in parts.iter().zip(&lengths) {
+        data.extend([&length[..], part]);
+    }
+    tagged_hash(tag, &data)
+}
+
+/// What a host signs to introduce a persona of its own, or itself, to a host of another realm: the tagged hash "agora/introduction" over
+/// the realm and the host that it is introduced to, what it is called there (all three the reader's), and the persona's name, key and
+/// component at home, each behind its length as 8 bytes, big-endian, and empty where there is none.
+pub fn introduction_digest(realm: &RealmId, here: &PersonaId, origin: &Origin) -> [u8; 32] {
+    let persona = origin.persona.as_ref();
+    let parts = [
+        &realm.0[..],
+        &here.host.0,
+        here.name.as_str().as_bytes(),
+        persona.map_or(&[], |name| name.as_str().as_bytes()),
+        origin.public_key.as_ref().map_or(&[], |key| &key.0),
+        origin.component.as_ref().map_or(&[], |hash| &hash.0),
+    ];
+    digest_of(INTRODUCTION_TAG, &parts)
+}
+
+impl Origin {
+    /// Whether the host whose key this is introduced it as `here` in this realm. That the key is the host's, which may have renewed it
+    /// since it took its id, is for the caller to know.
+    pub fn introduced_by(&self, host_key: &PublicKey, realm: &RealmId, here: &PersonaId) -> bool {
+        self.signature.as_ref().is_some_and(|signature| {
+            host_key.verifies(&introduction_digest(realm, here, self), signature)
+        })
+    }
+}
 
 /// What the key of `persona` signs when it signs `message` in `domain`: the tagged hash "agora/signer" over realm, host, persona's name,
 /// domain and message, each behind its length as 8 bytes, big-endian. [`PublicKey::verifies`](crate::PublicKey::verifies) takes it.
@@ -24,12 +65,7 @@ pub fn signer_digest(
         domain.as_str().as_bytes(),
         message,
     ];
-    let lengths = parts.map(|part| (part.len() as u64).to_be_bytes());
-    let mut data = Vec::with_capacity(2 * parts.len());
-    for (part, length) in parts.iter().zip(&lengths) {
-        data.extend([&length[..], part]);
-    }
-    tagged_hash(TAG, &data)
+    digest_of(TAG, &parts)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::channel::{Channel, PersonaNo, Receipt, Record, Settings};
-use crate::entry::Object;
+use crate::entry::{Object, Origin};
 use crate::ids::{
     ChannelName, ComponentHash, EntryId, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId,
     PublicKey, RealmId,
@@ -51,6 +51,10 @@ pub struct Persona {
     pub(crate) no: PersonaNo,
     /// Its live grants by number.
     pub(crate) grants: BTreeMap<u64, GrantId>,
+    /// Who a peer or a guest is where it comes from.
+    pub origin: Option<Box<Origin>>,
+    /// Of a peer: how many guests it ever brought.
+    pub(crate) guests: u32,
 }
 
 /// A live grant.
@@ -284,16 +288,24 @@ impl State {
     }
 
     /// Where the persona's deliveries go on from: the latest of its first live grant to read the channel, the last
-    /// ordinal it answered through, and, unless the channel carried over it, the fence.
+    /// ordinal it answered through, and, unless the channel carried over it, the fence. On a remote channel only what it answered
+    /// through, which is an ordinal of the peer's channel: where the peer's deliveries begin is for the peer to say.
     pub fn cursor(&self, persona: &PersonaId, channel: &ChannelName) -> Ordinal {
-        let Some(channel) = self.channels.get(channel) else {
+        let Some((name, channel)) = self.channels.get_key_value(channel) else {
             return Ordinal(0);
         };
-        Ordinal(
-            self.personas
-                .get(persona)
-                .map_or(channel.fenced, |persona| channel.cursor(persona.no)),
-        )
+        let persona = self.personas.get(persona);
+        Ordinal(if name.is_remote() {
+            persona.map_or(0, |persona| channel.answered(persona.no))
+        } else {
+            persona.map_or(channel.fenced, |persona| channel.cursor(persona.no))
+        })
+    }
+
+    /// Whether this is a guest whose peer is killed, or unknown: it may do nothing, whatever it was granted.
+    pub fn is_cut_off(&self, persona: &PersonaId) -> bool {
+        let peer = persona.brought_by();
+        peer.is_some_and(|peer| self.personas.get(&peer).is_none_or(|peer| peer.killed))
     }
 
     /// The lowest key that a new message of the persona may carry there.

@@ -23,6 +23,7 @@
 //! checkpoints  those before it
 //! cosigned     those that witnesses signed, too
 //! forked       other hosts that have another log
+//! held/        by peer: its newest checkpoint, and what speaks against it
 //! pruned       stubs of pruned turns
 //! pruning      the channels that are being pruned on servers
 //! purged       how far each channel's pruned turns are gone from the log

@@ -6,7 +6,7 @@
 //! agent; what the log has decided stands, and the manifest proposes only the rest. Closing
 //! drains, flushes and loses nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +33,7 @@ use crate::door::gate::Gate;
 use crate::door::operator::Socket;
 use crate::door::service::Services;
 use crate::door::worker::Worker;
+use crate::peer::peers::Peers;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
 use crate::persona::identity::{Identity, claim};
@@ -263,7 +264,8 @@ pub(crate) async fn open_with(
     };
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
-    let control = Control::new(stage, folder.clone(), services, place);
+    let peers = Peers::new(manifest.peering.clone());
+    let control = Control::new(stage, folder.clone(), services, place, peers);
     if record.hearing().is_needed() {
         // Until the first of its own entries has come back to it.
         control.gate().lapse();
@@ -400,6 +402,7 @@ fn genesis(keys: &Keys) -> Result<Sealed, Failure> {
                 nonce: random_bytes()?,
                 fencers: Vec::new(),
             }),
+            origin: None,
         }),
     };
     keys.seal(entry, &keys.host()).map_err(Failure::msg)
@@ -535,6 +538,39 @@ async fn propose_channels(
     Ok(())
 }
 
+/// Puts what the manifest says of peers on the record, as far as the log has not decided it.
+async fn propose_peers(control: &Arc<Control>, notices: &mut Vec<String>) -> Result<(), Failure> {
+    let peers = control.peers().clone();
+    for peer in peers.all() {
+        let id = PersonaId::new(control.host_id(), peer.persona.clone());
+        let known = control.record().state().persona(&id).cloned();
+        if known.as_ref().is_some_and(|known| known.killed) {
+            notices.push(format!(
+                "peer '{}' was revoked and stays so (agora start {})",
+                peer.name, peer.persona
+            ));
+            continue;
+        }
+        if known.is_none() && peer.id().is_none() {
+            match peer.spec.key {
+                // Once it has logged in.
+                Some(_) => {}
+                None => notices.push(format!(
+                    "peer '{0}' has neither `id` nor `key`, so it can't be known (add one to [peers.{0}]; or run with --peer {0}=ID)",
+                    peer.name
+                )),
+            }
+            continue;
+        }
+        let wrong = |error: String| Failure::msg(format!("peer '{}': {error}", peer.name));
+        control.key_peer(peer, false).await.map_err(wrong)?;
+        propose_grants(control, &id, known.as_ref(), &peer.spec.grants, notices)
+            .await
+            .map_err(wrong)?;
+    }
+    Ok(())
+}
+
 async fn propose_agent(
     control: &Arc<Control>,
     name: &agora_realm::PersonaName,
@@ -553,7 +589,24 @@ async fn propose_agent(
     let wrong = |error: String| Failure::msg(format!("agent '{name}': {error}"));
     let keyed = control.key_persona(name, Some(program.hash()), false).await;
     keyed.map_err(wrong)?;
-    for grant in &spec.grants {
+    let granted = propose_grants(control, &id, known.as_ref(), &spec.grants, notices).await;
+    granted.map_err(wrong)?;
+    Ok(Phase::Starting)
+}
+
+/// Grants what the manifest proposes for a persona, as far as the log has not decided it.
+///
+/// # Errors
+/// For people.
+pub(crate) async fn propose_grants(
+    control: &Arc<Control>,
+    id: &PersonaId,
+    known: Option<&agora_realm::Persona>,
+    grants: &[GrantSpec],
+    notices: &mut Vec<String>,
+) -> Result<(), String> {
+    let name = &id.name;
+    for grant in grants {
         let (object, terms) = match grant {
             GrantSpec::Channel(channel, terms) => (Object::Channel(channel.clone()), **terms),
             GrantSpec::Timer => (Object::Timer, agora_realm::Terms::ALL),
@@ -568,9 +621,10 @@ async fn propose_agent(
             Object::Timer => "the timer".to_owned(),
             Object::Signer(domain) => format!("the signer for '{domain}'"),
         };
-        let decided = known
-            .as_ref()
-            .is_some_and(|known| known.decided.contains(&object));
+        if let Object::Channel(channel) = &object {
+            control.declare_remote(channel).await?;
+        }
+        let decided = known.is_some_and(|known| known.decided.contains(&object));
         if !decided {
             let body = GrantBody {
                 persona: id.clone(),
@@ -579,24 +633,24 @@ async fn propose_agent(
                 parent: None,
                 lasting: false,
             };
-            control.decide(Body::Grant(body)).await.map_err(wrong)?;
+            control.decide(Body::Grant(body)).await?;
             continue;
         }
         let standing = control
-            .grants_for(&id)
+            .grants_for(id)
             .into_iter()
             .find(|granted| granted.object == object && granted.lent_by.is_none());
         match standing {
             Some(standing) if standing.terms != terms => notices.push(format!(
-                "agent '{name}': {what}: the log has other terms than the manifest proposes, and the log decides (agora revoke, then agora grant)"
+                "'{name}': {what}: the log has other terms than the manifest proposes, and the log decides (agora revoke, then agora grant)"
             )),
             Some(_) => {}
             None => notices.push(format!(
-                "agent '{name}': its grant of {what} was revoked and stays so (agora grant)"
+                "'{name}': its grant of {what} was revoked and stays so (agora grant)"
             )),
         }
     }
-    Ok(Phase::Starting)
+    Ok(())
 }
 
 impl Opened {
@@ -626,6 +680,7 @@ impl Opened {
             let program = &programs[name];
             phases.push(propose_agent(&control, name, spec, program, &mut host.notices).await?);
         }
+        propose_peers(&control, &mut host.notices).await?;
         let names: Vec<_> = manifest.agents.keys().cloned().collect();
         let places = places(&names, &introduced(&control, &names), workers);
         let mut agents = Vec::new();
@@ -639,7 +694,7 @@ impl Opened {
                 program,
                 worker,
                 shared,
-                verbs: tokio::sync::Mutex::default(),
+                verbs: Arc::default(),
             });
             control.add(agent.clone());
             agents.push(agent);
@@ -649,11 +704,35 @@ impl Opened {
         if operators {
             host.socket = Some(Socket::open(control.clone())?);
         }
+        // Before the agents, who may hold what a peer lent; and behind all that was proposed.
+        control
+            .peers()
+            .start(&control)
+            .await
+            .map_err(Failure::msg)?;
+        control
+            .peers()
+            .await_links(&lenders(&control, &names))
+            .await;
         for agent in agents {
             control.begin(agent).await;
         }
         Ok(host)
     }
+}
+
+/// The peers whose channels these agents are granted.
+fn lenders(control: &Control, names: &[PersonaName]) -> BTreeSet<String> {
+    let mut lenders = BTreeSet::new();
+    for name in names {
+        let persona = PersonaId::new(control.host_id(), name.clone());
+        for granted in control.grants_for(&persona) {
+            if let Object::Channel(channel) = granted.object {
+                lenders.extend(channel.peer().map(str::to_owned));
+            }
+        }
+    }
+    lenders
 }
 
 /// Which agents were introduced to which, as places in `names`.
@@ -737,6 +816,12 @@ impl Host {
     pub async fn close(mut self) {
         drop(self.socket.take());
         let control = self.control.clone();
+        if tokio::time::timeout(crate::limits::DRAIN_MAX, control.peers().close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the connections to peers don't end; they do so with the process");
+        }
         // The wall first, so that nothing new comes; what was spoken already is on its way to the log.
         // A vat thread that does not answer must not keep the rest from being flushed.
         if tokio::time::timeout(crate::limits::DRAIN_MAX, control.end_agents())

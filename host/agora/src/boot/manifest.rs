@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agora_dial::{Kademlia, Multiaddr, RelayBounds};
 use agora_realm::{
     Act, ActSet, ChannelName, DomainName, PersonaName, Rate, Rights, ServiceName, Terms,
 };
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::address::{parse_dial, parse_host, parse_peer_id};
 use crate::limits;
+use crate::peer::spec::{PeerSpec, Peering};
 
 /// What an image asks for. The log decides: what was revoked or killed there stays so.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,8 @@ pub struct Manifest {
     pub services: BTreeMap<ServiceName, Arc<ServiceSpec>>,
     /// The agents, by name.
     pub agents: BTreeMap<PersonaName, AgentSpec>,
+    /// Other realms' hosts.
+    pub peering: Peering,
 }
 
 /// A channel's settings.
@@ -165,6 +170,7 @@ impl Manifest {
             folder,
             faults: Vec::new(),
             introduced: Vec::new(),
+            peers: Vec::new(),
         };
         let manifest = reader.manifest();
         let mut faults = reader.faults;
@@ -182,6 +188,24 @@ struct Reader<'a> {
     faults: Vec<Fault>,
     /// The services that were granted: where, to whom, and which.
     introduced: Vec<(Range<usize>, String, String)>,
+    /// The names under `[peers]`.
+    peers: Vec<String>,
+}
+
+/// Who is granted something.
+#[derive(Clone, Copy)]
+enum Grantee<'n> {
+    Agent(&'n str),
+    Peer(&'n str),
+}
+
+impl std::fmt::Display for Grantee<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Agent(name) => write!(f, "agent '{name}'"),
+            Self::Peer(name) => write!(f, "peer '{name}'"),
+        }
+    }
 }
 
 type Value<'a> = Spanned<DeValue<'a>>;
@@ -207,12 +231,23 @@ impl<'a> Reader<'a> {
             return manifest;
         }
         let table = table.into_inner();
-        self.keys(&table, "", &["channels", "services", "agents"]);
+        self.keys(
+            &table,
+            "",
+            &["channels", "services", "agents", "peers", "peering"],
+        );
+        let peers = table.get("peers");
+        if let Some(entries) = peers.and_then(|value| value.get_ref().as_table()) {
+            self.peers = entries
+                .keys()
+                .map(|key| key.get_ref().to_string())
+                .collect();
+        }
         let channels = table.get("channels");
         if let Some(entries) = channels.and_then(|value| self.table(value, "channels")) {
             for (key, value) in entries.iter() {
                 let spec = self.channel(key.get_ref(), value);
-                match ChannelName::new(key.get_ref()) {
+                match ChannelName::plain(key.get_ref()) {
                     Ok(name) => drop(manifest.channels.insert(name, spec)),
                     Err(error) => self.fault(key.span(), format!("channels: {error}")),
                 }
@@ -268,11 +303,21 @@ impl<'a> Reader<'a> {
                         key.span(),
                         format!("agents: '{name}' is a name of operators; choose another"),
                     ),
+                    (Ok(name), _) if !name.is_plain() => self.fault(
+                        key.span(),
+                        format!("agents: '{name}' is a name of another host's; choose another"),
+                    ),
                     (Ok(name), Some(spec)) => drop(manifest.agents.insert(name, spec)),
                     (Ok(_), None) => {}
                     (Err(error), _) => self.fault(key.span(), format!("agents: {error}")),
                 }
             }
+        }
+        if let Some(entries) = peers.and_then(|value| self.table(value, "peers")) {
+            self.peers_of(entries, &mut manifest);
+        }
+        if let Some(value) = table.get("peering") {
+            self.peering(value, &mut manifest.peering);
         }
         let names = |table: Option<&'_ Value<'a>>| {
             let keys = table.and_then(|value| value.get_ref().as_table());
@@ -459,18 +504,40 @@ impl<'a> Reader<'a> {
             },
             None => Restart::OnFailure,
         };
+        let grants = self.grants(Grantee::Agent(name), span, table, channels);
+        Some(AgentSpec {
+            component: self.folder.join(component?),
+            source: source.map(|path| self.folder.join(path)),
+            memory,
+            restart,
+            grants,
+        })
+    }
+
+    /// All that somebody is granted; each object once, and no two by one name.
+    fn grants(
+        &mut self,
+        whom: Grantee<'_>,
+        span: Range<usize>,
+        table: &DeTable<'a>,
+        channels: &BTreeMap<ChannelName, ChannelSpec>,
+    ) -> Vec<GrantSpec> {
         let mut grants = Vec::new();
         if let Some(list) = table.get("grants") {
             match list.get_ref().as_array() {
                 Some(items) => {
                     for item in items.iter() {
-                        grants.extend(self.grant(name, item, channels));
+                        grants.extend(self.grant(whom, item, channels));
                     }
                 }
-                None => self.fault(
-                    list.span(),
-                    format!("{place}: grants must be tables ([[agents.{name}.grants]])"),
-                ),
+                None => {
+                    let example = match whom {
+                        Grantee::Agent(name) => format!("[[agents.{name}.grants]]"),
+                        Grantee::Peer(name) => format!("[[peers.{name}.grants]]"),
+                    };
+                    let text = format!("{whom}: grants must be tables ({example})");
+                    self.fault(list.span(), text);
+                }
             }
         }
         for (i, grant) in grants.iter().enumerate() {
@@ -487,7 +554,7 @@ impl<'a> Reader<'a> {
                 .any(|other| !twin(other) && other.name() == grant.name())
             {
                 let name = grant.name();
-                let text = format!("{place}: two of its grants would be called '{name}'");
+                let text = format!("{whom}: two of its grants would be called '{name}'");
                 self.fault(span.clone(), text);
             }
             if before.iter().any(twin) {
@@ -497,26 +564,36 @@ impl<'a> Reader<'a> {
                     GrantSpec::Service(service) => format!("service '{service}'"),
                     GrantSpec::Signer(domain) => format!("a signer for '{domain}'"),
                 };
-                self.fault(span.clone(), format!("{place}: {what} is granted twice"));
+                self.fault(span.clone(), format!("{whom}: {what} is granted twice"));
             }
         }
-        Some(AgentSpec {
-            component: self.folder.join(component?),
-            source: source.map(|path| self.folder.join(path)),
-            memory,
-            restart,
-            grants,
-        })
+        grants
     }
 
     fn grant(
         &mut self,
-        agent: &str,
+        whom: Grantee<'_>,
         value: &Value<'a>,
         channels: &BTreeMap<ChannelName, ChannelSpec>,
     ) -> Option<GrantSpec> {
-        let place = format!("agent '{agent}': grant");
+        let place = format!("{whom}: grant");
         let table = self.table(value, &place)?;
+        let Grantee::Agent(agent) = whom else {
+            for (key, what) in [
+                ("timer", "the timer"),
+                ("service", "services"),
+                ("signer", "signers"),
+            ] {
+                if let Some(value) = table.get(key) {
+                    let text = format!(
+                        "{place}: {what}: for agents of this host only; a peer is granted channels (channel = \"...\")"
+                    );
+                    self.fault(value.span(), text);
+                    return None;
+                }
+            }
+            return self.channel_grant(whom, value, channels);
+        };
         if let Some(timer) = table.get("timer") {
             self.keys(table, &place, &["timer"]);
             return self
@@ -548,14 +625,25 @@ impl<'a> Reader<'a> {
                 }
             };
         }
-        self.keys(
-            table,
-            &place,
-            &[
-                "channel", "timer", "service", "signer", "rights", "acts", "hops", "bytes",
-                "count", "rate", "until", "history",
-            ],
-        );
+        self.channel_grant(whom, value, channels)
+    }
+
+    fn channel_grant(
+        &mut self,
+        whom: Grantee<'_>,
+        value: &Value<'a>,
+        channels: &BTreeMap<ChannelName, ChannelSpec>,
+    ) -> Option<GrantSpec> {
+        let place = format!("{whom}: grant");
+        let table = self.table(value, &place)?;
+        let others: &[_] = match whom {
+            Grantee::Agent(_) => &["timer", "service", "signer"],
+            Grantee::Peer(_) => &[],
+        };
+        let own = [
+            "channel", "rights", "acts", "hops", "bytes", "count", "rate", "until", "history",
+        ];
+        self.keys(table, &place, &[&own, others].concat());
         let mut terms = Terms {
             history: 0,
             ..Terms::ALL
@@ -606,34 +694,236 @@ impl<'a> Reader<'a> {
             }
         }
         let Some(channel) = table.get("channel") else {
-            self.fault(
-                value.span(),
-                format!("{place} names nothing (add channel = \"...\", service = \"...\", signer = \"...\" or timer = true)"),
-            );
+            let others = match whom {
+                Grantee::Agent(_) => ", service = \"...\", signer = \"...\" or timer = true",
+                Grantee::Peer(_) => "",
+            };
+            let text = format!("{place} names nothing (add channel = \"...\"{others})");
+            self.fault(value.span(), text);
             return None;
         };
         let name = self.string(channel, &format!("{place}: channel"))?;
-        match channels.keys().find(|known| known.as_str() == name) {
-            Some(known) => Some(GrantSpec::Channel(known.clone(), Box::new(terms))),
+        let known = match name.split_once('/') {
+            Some((peer, _)) => self.remote(whom, name, peer),
             None => {
-                let text = unknown("channel", name, channels.keys().map(ChannelName::as_str));
-                self.fault(
-                    channel.span(),
-                    format!("{place}: {text} (channels are declared under [channels.NAME])"),
-                );
+                let known = channels.keys().find(|known| known.as_str() == name);
+                known.cloned().ok_or_else(|| {
+                    let names = channels.keys().map(ChannelName::as_str);
+                    let text = unknown("channel", name, names);
+                    format!("{text} (channels are declared under [channels.NAME])")
+                })
+            }
+        };
+        match known {
+            Ok(known) => Some(GrantSpec::Channel(known, Box::new(terms))),
+            Err(error) => {
+                self.fault(channel.span(), format!("{place}: {error}"));
                 None
             }
         }
     }
 
-    fn strings<'v>(&mut self, value: &'v Value<'a>, place: &str) -> Vec<(&'v str, Range<usize>)> {
+    /// A channel of a peer's, as `bravo/release`.
+    fn remote(&self, whom: Grantee<'_>, name: &str, peer: &str) -> Result<ChannelName, String> {
+        if !self.peers.iter().any(|known| known == peer) {
+            let text = unknown("peer", peer, self.peers.iter().map(String::as_str));
+            return Err(format!(
+                "channel '{name}': {text} (peers are declared under [peers.NAME])"
+            ));
+        }
+        match whom {
+            Grantee::Peer(whose) if whose == peer => Err(format!(
+                "channel '{name}' is that peer's own; it needs no grant of ours"
+            )),
+            _ => ChannelName::new(name).map_err(|error| error.to_string()),
+        }
+    }
+
+    fn peering(&mut self, value: &Value<'a>, to: &mut Peering) {
+        let Some(table) = self.table(value, "peering") else {
+            return;
+        };
+        self.keys(table, "peering", &["mdns", "kademlia", "relay"]);
+        if let Some(value) = table.get("mdns") {
+            to.discovery.mdns = self.boolean(value, "peering: mdns");
+        }
+        if let Some(value) = table.get("kademlia")
+            && let Some(table) = self.table(value, "peering: kademlia")
+        {
+            self.keys(table, "peering: kademlia", &["bootstrap", "serve"]);
+            let bootstrap = match table.get("bootstrap") {
+                Some(value) => self.hosts(value, "peering: kademlia: bootstrap"),
+                None => Vec::new(),
+            };
+            let mut kademlia = Kademlia::new(bootstrap);
+            if let Some(value) = table.get("serve") {
+                kademlia.serve = self.boolean(value, "peering: kademlia: serve");
+            }
+            if kademlia.bootstrap.is_empty() && !kademlia.serve {
+                let text = "peering: kademlia: it asks nobody and answers nobody (add bootstrap = [...], or serve = true)";
+                self.fault(value.span(), text);
+            }
+            to.discovery.kademlia = Some(kademlia);
+        }
+        if let Some(value) = table.get("relay")
+            && let Some(table) = self.table(value, "peering: relay")
+        {
+            self.keys(table, "peering: relay", &["serve", "via", "punch"]);
+            if let Some(value) = table.get("serve") {
+                let serve = self.boolean(value, "peering: relay: serve");
+                to.relay.serve = serve.then(RelayBounds::default);
+            }
+            if let Some(value) = table.get("via") {
+                to.relay.via = self.hosts(value, "peering: relay: via");
+            }
+            if let Some(value) = table.get("punch") {
+                to.relay.punch = self.boolean(value, "peering: relay: punch");
+            }
+        }
+    }
+
+    /// Addresses of hosts that are asked for something, each with who is there.
+    fn hosts(&mut self, value: &Value<'a>, place: &str) -> Vec<Multiaddr> {
+        let found = self.strings(value, place, "addresses");
+        let most = limits::PEER_ADDRESSES_MAX;
+        if found.len() > most {
+            self.fault(
+                value.span(),
+                format!("{place}: {}; at most {most}", found.len()),
+            );
+        }
+        let mut hosts = Vec::new();
+        for (text, span) in found {
+            match parse_host(text) {
+                Ok(host) => hosts.push(host),
+                Err(error) => self.fault(span, format!("{place}: {error}")),
+            }
+        }
+        hosts
+    }
+
+    fn peers_of(&mut self, entries: &DeTable<'a>, manifest: &mut Manifest) {
+        let most = limits::PEERS_MAX;
+        if let Some((key, _)) = entries.iter().nth(most) {
+            let text = format!("{} peers; a host has at most {most}", entries.len());
+            self.fault(key.span(), text);
+        }
+        for (key, value) in entries.iter() {
+            let name = key.get_ref().as_ref();
+            if let Err(error) = PersonaName::peer(name) {
+                self.fault(key.span(), format!("peers: {error}"));
+            }
+            let Some(spec) = self.peer(name, key.span(), value, &manifest.channels) else {
+                continue;
+            };
+            let twin = |other: &PeerSpec| {
+                spec.id.is_some() && other.id == spec.id
+                    || spec.key.is_some() && other.key == spec.key
+            };
+            if let Some((other, _)) = manifest.peering.peers.iter().find(|(_, other)| twin(other)) {
+                let text = format!("peer '{name}': it is who '{other}' is; one name each");
+                self.fault(key.span(), text);
+            }
+            manifest.peering.peers.insert(name.to_owned(), spec);
+        }
+    }
+
+    fn peer(
+        &mut self,
+        name: &str,
+        span: Range<usize>,
+        value: &Value<'a>,
+        channels: &BTreeMap<ChannelName, ChannelSpec>,
+    ) -> Option<PeerSpec> {
+        let place = format!("peer '{name}'");
+        let table = self.table(value, &place)?;
+        let keys = [
+            "id",
+            "key",
+            "addresses",
+            "grants",
+            "mirror",
+            "may_mirror",
+            "witness",
+        ];
+        self.keys(table, &place, &keys);
+        let mut spec = PeerSpec::default();
+        if let Some(value) = table.get("id")
+            && let Some(text) = self.string(value, &format!("{place}: id"))
+        {
+            match parse_peer_id(text) {
+                Ok(id) => spec.id = Some(id),
+                Err(error) => self.fault(value.span(), format!("{place}: id: {error}")),
+            }
+        }
+        if let Some(value) = table.get("key")
+            && let Some(text) = self.string(value, &format!("{place}: key"))
+        {
+            match text.parse() {
+                Ok(key) => spec.key = Some(key),
+                Err(_) => {
+                    let text = format!(
+                        "{place}: key: '{text}' is no host's key (it is the 64 hexadecimal digits that `agora id` prints behind `key`)"
+                    );
+                    self.fault(value.span(), text);
+                }
+            }
+        }
+        if let Some(value) = table.get("addresses") {
+            let place = format!("{place}: addresses");
+            let found = self.strings(value, &place, "addresses");
+            if found.len() > limits::PEER_ADDRESSES_MAX {
+                let (count, most) = (found.len(), limits::PEER_ADDRESSES_MAX);
+                self.fault(value.span(), format!("{place}: {count}; at most {most}"));
+            }
+            for (text, span) in found {
+                match parse_dial(text) {
+                    Ok((_, Some(id))) if spec.id.is_some_and(|own| own != id) => self.fault(
+                        span,
+                        format!("{place}: '{text}' ends in another id than the peer's"),
+                    ),
+                    Ok((address, id)) => {
+                        spec.id = spec.id.or(id);
+                        spec.addresses.push(address);
+                    }
+                    Err(error) => self.fault(span, format!("{place}: {error}")),
+                }
+            }
+        }
+        if let Some(value) = table.get("mirror") {
+            let place = format!("{place}: mirror");
+            for (text, span) in self.strings(value, &place, "names") {
+                match ChannelName::new(text) {
+                    Ok(channel) => drop(spec.mirror.insert(channel)),
+                    Err(error) => self.fault(span, format!("{place}: {error}")),
+                }
+            }
+        }
+        for (key, to) in [
+            ("may_mirror", &mut spec.may_mirror),
+            ("witness", &mut spec.witness),
+        ] {
+            if let Some(value) = table.get(key) {
+                *to = self.boolean(value, &format!("{place}: {key}"));
+            }
+        }
+        spec.grants = self.grants(Grantee::Peer(name), span, table, channels);
+        Some(spec)
+    }
+
+    fn strings<'v>(
+        &mut self,
+        value: &'v Value<'a>,
+        place: &str,
+        of: &str,
+    ) -> Vec<(&'v str, Range<usize>)> {
         match value.get_ref().as_array() {
             Some(items) => items
                 .iter()
                 .filter_map(|item| Some((self.string(item, place)?, item.span())))
                 .collect(),
             None => {
-                self.fault(value.span(), format!("{place} must be a list of names"));
+                self.fault(value.span(), format!("{place} must be a list of {of}"));
                 Vec::new()
             }
         }
@@ -641,7 +931,7 @@ impl<'a> Reader<'a> {
 
     fn rights(&mut self, value: &Value<'a>, place: &str) -> Rights {
         let mut rights = Rights::NONE;
-        for (name, span) in self.strings(value, &format!("{place}: rights")) {
+        for (name, span) in self.strings(value, &format!("{place}: rights"), "names") {
             match crate::cli::right_named(name) {
                 Some(right) => rights = rights | right,
                 None => {
@@ -659,7 +949,7 @@ impl<'a> Reader<'a> {
 
     fn acts(&mut self, value: &Value<'a>, place: &str) -> ActSet {
         let mut acts = Vec::new();
-        for (name, span) in self.strings(value, &format!("{place}: acts")) {
+        for (name, span) in self.strings(value, &format!("{place}: acts"), "names") {
             match Act::EVERY.into_iter().find(|act| act.as_str() == name) {
                 Some(act) => acts.push(act),
                 None => {
@@ -884,6 +1174,18 @@ mod tests {
     }
 
     #[test]
+    fn no_agent_is_called_like_another_hosts_and_no_channel_of_a_peers_is_declared() {
+        for name in ["peer:alpha", "alpha/x", "operator:0"] {
+            let found = faults(&format!("[agents.'{name}']\ncomponent = 'a.wasm'\n"));
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+            assert!(found[0].text.contains("choose another"), "{found:?}");
+        }
+        let found = faults("[channels.'bravo/release']\nhops = 1\n");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].text.contains("is not a name"), "{found:?}");
+    }
+
+    #[test]
     fn an_unknown_channel_or_act_is_named_with_the_nearest() {
         let found = faults(
             "[channels.release]\n[agents.a]\ncomponent = 'a.wasm'\n[[agents.a.grants]]\nchannel = 'relase'\n\
@@ -993,6 +1295,163 @@ mod tests {
             .map(|i| format!("[services.a{i}]\nsocket = 's{i}'\n"))
             .collect();
         assert!(faults(&many)[0].text.contains("at most"));
+    }
+
+    const ID: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+    #[test]
+    fn a_peer_has_an_id_addresses_and_channels_that_it_is_granted() {
+        let key = "ab".repeat(32);
+        let text = format!(
+            "[channels.release]\n\
+             [peers.bravo]\nid = '{ID}'\nkey = '{key}'\n\
+             addresses = ['/ip4/127.0.0.1/udp/4101/quic-v1', '/ip4/127.0.0.1/tcp/4101/p2p/{ID}']\n\
+             mirror = ['release', 'charlie/news']\n\
+             may_mirror = true\n\
+             witness = true\n\
+             [[peers.bravo.grants]]\nchannel = 'release'\nrights = ['read', 'write', 'attenuate']\ncount = 5\n\
+             [[peers.bravo.grants]]\nchannel = 'charlie/news'\n\
+             [peers.charlie]\n\
+             [agents.bravo]\ncomponent = 'a.wasm'\n\
+             [[agents.bravo.grants]]\nchannel = 'bravo/release'\n\
+             [[agents.bravo.grants]]\nchannel = 'release'\n"
+        );
+        let manifest = Manifest::parse(&text, Path::new("/image")).expect("it is right");
+        let bravo = &manifest.peering.peers["bravo"];
+        assert_eq!(bravo.id, ID.parse().ok());
+        assert_eq!(bravo.key.map(|key| key.to_string()), Some(key));
+        let addresses: Vec<_> = bravo.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses[1], "/ip4/127.0.0.1/tcp/4101", "the id is known");
+        assert_eq!(bravo.mirror.len(), 2);
+        assert!(bravo.may_mirror && bravo.witness);
+        let [
+            GrantSpec::Channel(own, terms),
+            GrantSpec::Channel(chained, _),
+        ] = &bravo.grants[..]
+        else {
+            panic!("{:?}", bravo.grants);
+        };
+        assert_eq!((own.as_str(), terms.count), ("release", 5));
+        assert_eq!(chained.as_str(), "charlie/news");
+        assert!(manifest.peering.peers["charlie"].id.is_none());
+        let agent = manifest.agents.values().next().expect("one agent");
+        let GrantSpec::Channel(remote, _) = &agent.grants[0] else {
+            panic!("{:?}", agent.grants);
+        };
+        assert_eq!(
+            (remote.peer(), remote.as_str()),
+            (Some("bravo"), "bravo/release")
+        );
+    }
+
+    #[test]
+    fn an_id_behind_an_address_is_the_peers() {
+        let text = format!("[peers.bravo]\naddresses = ['/ip4/127.0.0.1/tcp/4101/p2p/{ID}']\n");
+        let manifest = Manifest::parse(&text, Path::new("/image")).expect("it is right");
+        assert_eq!(manifest.peering.peers["bravo"].id, ID.parse().ok());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_peer_is_told_with_its_line() {
+        let other = "12D3KooWSnE1NXNQUVb6cN8Gpoid3mJfRcMK9tWEyvN2CyLZiQiH";
+        let clash =
+            format!("[peers.a]\nid = '{ID}'\naddresses = ['/ip4/127.0.0.1/tcp/1/p2p/{other}']\n");
+        let twins = format!("[peers.a]\nid = '{ID}'\n[peers.b]\nid = '{ID}'\n");
+        let agent = "[agents.x]\ncomponent = 'a.wasm'\n[[agents.x.grants]]\n";
+        let granted =
+            |what: &str| format!("[channels.news]\n[peers.a]\n[[peers.a.grants]]\n{what}\n");
+        for (text, line, told) in [
+            ("[peers.a]\nidd = 'x'\n".to_owned(), 2, "'id'"),
+            ("[peers.a]\nid = 'bravo'\n".to_owned(), 2, "agora id"),
+            ("[peers.a]\nkey = 'abcd'\n".to_owned(), 2, "agora id"),
+            (
+                "[peers.a]\naddresses = ['10.0.0.1:80']\n".to_owned(),
+                2,
+                "/ip4/10.0.0.1/udp/80/quic-v1",
+            ),
+            (
+                "[peers.a]\naddresses = 'x'\n".to_owned(),
+                2,
+                "list of addresses",
+            ),
+            ("[peers.a]\nmirror = ['No']\n".to_owned(), 2, "not a name"),
+            ("[peers.'a/b']\n".to_owned(), 1, "not a name"),
+            (
+                "[peers.a]\ngrants = 1\n".to_owned(),
+                2,
+                "[[peers.a.grants]]",
+            ),
+            ("[peer.a]\n".to_owned(), 1, "'peers'"),
+            (clash, 3, "another id"),
+            (twins, 3, "'a'"),
+            (granted("channel = 'new'"), 4, "'news'"),
+            (granted("timer = true"), 4, "granted channels"),
+            (granted("service = 'x'"), 4, "granted channels"),
+            (granted("signer = 'x'"), 4, "granted channels"),
+            (
+                granted("channel = 'news'\nservices = 'x'"),
+                5,
+                "valid: channel",
+            ),
+            (granted("channel = 'a/news'"), 4, "peer's own"),
+            (
+                format!("[peers.bravo]\n{agent}channel = 'brava/x'\n"),
+                5,
+                "'bravo'",
+            ),
+            (
+                format!("[peers.bravo]\n{agent}channel = 'bravo/X'\n"),
+                5,
+                "not a name",
+            ),
+            (format!("{agent}channel = 'bravo/x'\n"), 4, "[peers.NAME]"),
+        ] {
+            let found = faults(&text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert_eq!(found[0].line, line, "{text}: {found:?}");
+            assert!(found[0].text.contains(told), "{text}: {found:?}");
+        }
+        let many: String = (0..=limits::PEERS_MAX)
+            .map(|i| format!("[peers.p{i}]\n"))
+            .collect();
+        assert!(faults(&many)[0].text.contains("at most"));
+    }
+
+    #[test]
+    fn how_peers_are_found_and_relayed_is_off_unless_asked_for() {
+        let read = |text: &str| {
+            let manifest = Manifest::parse(text, Path::new("/image")).expect("it is right");
+            manifest.peering
+        };
+        let none = read("");
+        assert!(!none.discovery.mdns && none.discovery.kademlia.is_none());
+        assert!(none.relay.serve.is_none() && none.relay.via.is_empty() && !none.is_on());
+        let at = format!("/ip4/127.0.0.1/udp/4101/quic-v1/p2p/{ID}");
+        let all = read(&format!(
+            "[peering]\nmdns = true\n[peering.kademlia]\nbootstrap = ['{at}']\nserve = true\n\
+             [peering.relay]\nserve = true\nvia = ['{at}']\npunch = false\n"
+        ));
+        let kademlia = all.discovery.kademlia.as_ref().expect("it was asked for");
+        assert!(all.discovery.mdns && kademlia.serve && all.is_on());
+        assert_eq!(kademlia.bootstrap[0].to_string(), at);
+        assert!(all.relay.serve.is_some() && !all.relay.punch);
+        assert_eq!(all.relay.via[0].to_string(), at);
+
+        for (text, line, told) in [
+            ("[peering]\nmdsn = true\n", 2, "'mdns'"),
+            ("[peering.kademlia]\nserve = false\n", 1, "bootstrap"),
+            (
+                "[peering.relay]\nvia = ['/ip4/127.0.0.1/tcp/4101']\n",
+                2,
+                "/p2p/",
+            ),
+            ("[peering.relay]\nserve = 1\n", 2, "true or false"),
+        ] {
+            let found = faults(text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert_eq!(found[0].line, line, "{text}: {found:?}");
+            assert!(found[0].text.contains(told), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From an image and a data folder to a running host, and back to nothing lost.
 
+pub mod address;
 pub mod build;
 pub mod data;
 pub mod host;

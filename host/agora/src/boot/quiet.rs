@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agora_realm::{ChannelName, Ordinal, PersonaId};
+use agora_realm::{ChannelName, PersonaId};
 
 use crate::delivery::subscription::Progress;
 use crate::door::control::Control;
@@ -23,13 +23,8 @@ pub fn is_quiet(control: &Control) -> bool {
     control.agents().iter().all(|agent| {
         let persona = PersonaId::new(host, agent.name.clone());
         let idle = |channel: &ChannelName, progress: &Progress| {
-            let latest = state
-                .channel(channel)
-                .map_or(Ordinal(0), |view| view.latest);
-            progress.is_idle(
-                latest,
-                control.silent().effective(&state, &persona, channel),
-            )
+            let (latest, cursor) = control.place_on(&state, &persona, channel);
+            progress.is_idle(latest, cursor)
         };
         agent.shared.is_quiet(shown.epoch, idle) || (shown.held && agent.shared.parked.is_parked())
     })

@@ -6,16 +6,17 @@
 //! Failure: errors say what the caller should do next (re-graft, ask differently, wait).
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
-use agora_capnp::channel_capnp::{channel, draft, revoker, sink, subscription};
+use agora_capnp::channel_capnp::{channel, draft, message, revoker, sink, subscription};
 use agora_capnp::loan_capnp::loan;
 use agora_capnp::signer_capnp::signer;
 use agora_guest::wire;
 use agora_membrane::error;
+use agora_realm::merkle::Hash;
 use agora_realm::{
     ChannelName, Epoch, GrantBody, GrantId, MessageId, Object, Ordinal, PersonaId, Refusal, Rights,
     Terms,
@@ -24,12 +25,19 @@ use bytes::Bytes;
 use capnp::Error;
 use capnp::private::capability::ClientHook;
 
+use super::allowance::Allowance;
 use super::leash::Leash;
 use super::speak::{Draft, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
+use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
+use crate::peer::mirroring;
+use crate::peer::remote::{
+    Echo, Place as OutboxPlace, Remote, RemoteMessage, Standing as RemoteStanding, disconnected,
+};
+use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 
 /// What the facets of one graft share.
@@ -56,6 +64,8 @@ pub struct Holder {
     subscriptions_live: Rc<Cell<usize>>,
     /// Tells this graft from others.
     token: u64,
+    /// What grants below its own are drawn on, when it is another host's.
+    allowance: OnceCell<Arc<Allowance>>,
 }
 
 /// The facets alive on one vat thread, and the signers, by the brand and address of the capability: which one it is.
@@ -174,13 +184,24 @@ impl Holder {
             subscriptions_live: Rc::default(),
             token,
             shared,
+            allowance: OnceCell::new(),
         })
+    }
+
+    /// Every grant that is made below its own is drawn on this from here on.
+    pub fn draw_on(&self, allowance: &Arc<Allowance>) {
+        let _ = self.allowance.set(allowance.clone());
     }
 
     /// A facet for a grant, as a capability of the inside.
     pub fn facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> channel::Client {
         let facet = Facet::new(self, channel, grant, self.leash.below());
         self.facets.know(&Rc::new(facet))
+    }
+
+    /// The same, for whoever puts something before it. Nobody can pass it on as a facet.
+    pub fn own_facet(self: &Rc<Self>, channel: ChannelName, grant: GrantId) -> Rc<Facet> {
+        Rc::new(Facet::new(self, channel, grant, self.leash.below()))
     }
 
     /// The facet that was lent from another vat thread under this grant. It hangs below `leash` and this holder's, and goes with the loan.
@@ -248,6 +269,16 @@ pub struct Facet {
     _watch: Option<AbortOnDrop>,
     /// Of a facet made by attenuating.
     place: Option<Place>,
+    /// Of a peer's channel.
+    afar: Option<Afar>,
+}
+
+/// What a facet of a peer's channel goes by.
+struct Afar {
+    /// None: this host has no such peer any more.
+    remote: Option<Arc<Remote>>,
+    /// The peer's epoch that the facet is of; none while none is known.
+    epoch: Cell<Option<Epoch>>,
 }
 
 impl Drop for Facet {
@@ -293,7 +324,15 @@ fn refused(refusal: Refusal) -> Error {
 
 impl Facet {
     fn new(holder: &Rc<Holder>, channel: ChannelName, grant: GrantId, leash: Leash) -> Self {
+        let afar = channel.is_remote().then(|| {
+            let remote = holder.control.peers().remote(&channel);
+            Afar {
+                epoch: Cell::new(remote.as_ref().and_then(|remote| remote.epoch())),
+                remote,
+            }
+        });
         Self {
+            afar,
             holder: holder.clone(),
             channel,
             grant,
@@ -310,6 +349,11 @@ impl Facet {
     /// Whether it has been cut.
     pub fn is_cut(&self) -> bool {
         self.leash.stale().is_some()
+    }
+
+    /// Of which channel it is.
+    pub fn channel(&self) -> &ChannelName {
+        &self.channel
     }
 
     /// Who holds it.
@@ -401,6 +445,9 @@ impl Facet {
             }
             Err(refusal) => return Err(refused(refusal)),
         }
+        if let Some(allowance) = self.holder.allowance.get() {
+            allowance.draw()?;
+        }
         control
             .issue(body, self.holder.epoch)
             .await
@@ -437,12 +484,66 @@ impl Facet {
         true
     }
 
-    fn standing(&self) -> Standing {
-        Standing {
+    fn standing(&self) -> Result<Standing, Error> {
+        Ok(Standing {
             channel: self.channel.clone(),
             grant: Some(self.grant),
             epoch: self.holder.epoch,
+            peer_epoch: self.peer_epoch()?,
+        })
+    }
+
+    /// The peer's channel that this is a facet of; none where it is this realm's own.
+    fn remote(&self) -> Result<Option<&Arc<Remote>>, Error> {
+        match &self.afar {
+            None => Ok(None),
+            Some(Afar {
+                remote: Some(remote),
+                ..
+            }) => Ok(Some(remote)),
+            Some(_) => Err(error::denied(&format!(
+                "'{}': this host has no such peer now",
+                self.channel
+            ))),
         }
+    }
+
+    /// The peer's epoch that it is of; zero where the channel is this realm's own.
+    fn peer_epoch(&self) -> Result<Epoch, Error> {
+        let (Some(remote), Some(afar)) = (self.remote()?, &self.afar) else {
+            return Ok(Epoch(0));
+        };
+        let now = remote.epoch();
+        match (afar.epoch.get().or(now), now) {
+            (Some(own), Some(now)) if own != now => Err(error::stale(&format!(
+                "'{}': the peer's epoch {own} has ended; graft again",
+                self.channel
+            ))),
+            (Some(own), _) => {
+                afar.epoch.set(Some(own));
+                Ok(own)
+            }
+            (None, _) => Err(disconnected(&format!(
+                "'{}': the peer has not been heard yet, and nothing was said; try again",
+                self.channel
+            ))),
+        }
+    }
+
+    /// Takes room in the outbox, where there is one.
+    fn reserve(&self, drafts: &[Draft], through: Ordinal) -> Result<Option<OutboxPlace>, Error> {
+        let Some(remote) = self.remote()? else {
+            return Ok(None);
+        };
+        let heard = *remote.heard().borrow();
+        if heard.is_known && through.0 > heard.latest {
+            return Err(error::denied(&format!(
+                "'{}' has {} messages, and none is the one that is answered through",
+                self.channel, heard.latest
+            )));
+        }
+        let bytes = drafts.iter().map(|draft| draft.payload.len()).sum();
+        remote.reserve(drafts.len(), bytes).map(Some)
     }
 
     fn needs(&self, right: Rights, what: &str) -> Result<(Terms, Ordinal), Error> {
@@ -548,6 +649,208 @@ impl channel::Server for Facet {
     }
 }
 
+/// For a peer that follows the channel.
+impl Facet {
+    /// Writes what the channel is, and answers what ordinal a follower's own readers begin behind.
+    ///
+    /// # Errors
+    /// The grant does not stand, or does not allow to read.
+    pub fn follow_info(&self, info: channel::info::Builder<'_>) -> Result<u64, Error> {
+        self.needs(Rights::READ, "read")?;
+        self.write_info(info)?;
+        let state = self.holder.control.record().state();
+        if let Some(remote) = self.remote()? {
+            return Ok(remote.floor(state.epoch()).unwrap_or(0));
+        }
+        Ok(state.cursor(&self.holder.persona, &self.channel).0)
+    }
+
+    /// Delivers every counting message from an ordinal on, as far as the terms reach, until the sink fails or the facet is cut.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn follow(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+        let leash = self.leash.clone();
+        match self.remote()? {
+            Some(remote) => leash.hold(self.follow_afar(remote, from, sink)).await,
+            None => leash.hold(self.follow_held(from, sink)).await,
+        }
+    }
+
+    /// The same, of a channel that is a further peer's.
+    async fn follow_afar(
+        &self,
+        remote: &Arc<Remote>,
+        from: u64,
+        sink: &sink::Client,
+    ) -> Result<(), Error> {
+        let mut heard = remote.heard();
+        let mut next = from.max(1);
+        loop {
+            let now = *heard.borrow_and_update();
+            if !now.is_known || next > now.latest {
+                if heard.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            self.needs(Rights::READ, "read")?;
+            if next <= now.pruned {
+                let mut request = sink.skipped_request();
+                request.get().set_from(next);
+                request.get().set_through(now.pruned);
+                request.send().promise.await?;
+                next = now.pruned + 1;
+                continue;
+            }
+            let page = match remote.messages(next, limits::BATCH_MESSAGES_MAX).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::debug!("'{}' can't be read for a peer: {error}", self.channel);
+                    tokio::time::sleep(limits::READ_AGAIN).await;
+                    continue;
+                }
+            };
+            if page.messages.is_empty() && page.next <= next {
+                tokio::time::sleep(limits::READ_AGAIN).await;
+                continue;
+            }
+            next = page.next;
+            if page.messages.is_empty() {
+                continue;
+            }
+            let mut request = sink.deliver_request();
+            write_afar(
+                &page.messages,
+                request.get().init_messages(page.messages.len() as u32),
+                None,
+            )?;
+            request.send().await?;
+        }
+    }
+
+    /// Counting messages from an ordinal on, as far as the terms reach and they stand among the first `size` places of the log; each with
+    /// its proof in the tree of these. And the ordinal to go on from.
+    ///
+    /// # Errors
+    /// Denied: the grant doesn't allow to read, or the log has fewer places. Busy: they can't be read or proved now.
+    pub async fn proved(
+        &self,
+        from: u64,
+        count: usize,
+        size: u64,
+    ) -> Result<(Vec<(Kept, Vec<Hash>)>, u64), Error> {
+        let leash = self.leash.clone();
+        leash.hold(self.proved_held(from, count, size)).await
+    }
+
+    async fn proved_held(
+        &self,
+        from: u64,
+        count: usize,
+        size: u64,
+    ) -> Result<(Vec<(Kept, Vec<Hash>)>, u64), Error> {
+        let _busy = self.holder.control.busy();
+        let (_, reach) = self.needs(Rights::READ, "read")?;
+        let record = self.holder.control.record();
+        if size > record.tree().size() {
+            return Err(error::denied("the log has fewer places than that"));
+        }
+        let pruned = record.state().channel(&self.channel);
+        let pruned = pruned.map_or(0, |view| view.pruned.0);
+        let from = from.max(1).max(reach.0 + 1).max(pruned + 1);
+        let count = count.min(limits::BATCH_MESSAGES_MAX);
+        let read = record.messages(&self.channel, Ordinal(from), count, limits::BATCH_BYTES_MAX);
+        let read = read
+            .await
+            .map_err(|error| error::busy(&error.to_string()))?;
+        let (mut proved, mut next) = (Vec::new(), from);
+        let (mut last, mut bytes) = (0, 0);
+        for kept in read {
+            let seq = kept.place.seq;
+            if seq != last {
+                bytes += kept.sealed.stored().len();
+            }
+            if seq > size || (bytes > limits::BATCH_BYTES_MAX && !proved.is_empty()) {
+                break;
+            }
+            let proof = match seq == last {
+                true => Vec::new(),
+                false => {
+                    let proof = record.tree().inclusion(seq, size).await;
+                    proof.map_err(|error| error::busy(&error.to_string()))?
+                }
+            };
+            (last, next) = (seq, kept.ordinal.0 + 1);
+            proved.push((kept, proof));
+        }
+        Ok((proved, next))
+    }
+
+    async fn follow_held(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+        let record = self.holder.control.record().clone();
+        let mut latest = record.latest(&self.channel);
+        let mut next = from.max(1);
+        loop {
+            let end = *latest.borrow_and_update();
+            if next > end {
+                if latest.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let (_, reach) = self.needs(Rights::READ, "read")?;
+            let pruned = record.state().channel(&self.channel);
+            let pruned = pruned.map_or(0, |view| view.pruned.0);
+            if next <= pruned {
+                let mut request = sink.skipped_request();
+                request.get().set_from(next);
+                request.get().set_through(pruned);
+                request.send().promise.await?;
+                next = pruned + 1;
+            }
+            next = next.max(reach.0 + 1);
+            let (count, bytes) = (limits::BATCH_MESSAGES_MAX, limits::BATCH_BYTES_MAX);
+            let read = record.messages(&self.channel, Ordinal(next), count, bytes);
+            let batch = match read.await {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::warn!("'{}' can't be read for a peer: {error}", self.channel);
+                    tokio::time::sleep(limits::READ_AGAIN).await;
+                    continue;
+                }
+            };
+            let Some(last) = batch.last() else {
+                // The tail is about to tell.
+                tokio::task::yield_now().await;
+                continue;
+            };
+            next = last.ordinal.0 + 1;
+            let mut request = sink.deliver_request();
+            let mut list = request.get().init_messages(batch.len() as u32);
+            for (i, kept) in batch.iter().enumerate() {
+                write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
+            }
+            drop(batch);
+            request.send().await?;
+        }
+    }
+}
+
+/// Writes a peer's messages as the peer has them; `reader` tells which are marked as the reader's own.
+pub(crate) fn write_afar(
+    messages: &[Arc<RemoteMessage>],
+    mut list: capnp::struct_list::Builder<'_, message::Owned>,
+    reader: Option<&Echo>,
+) -> Result<(), Error> {
+    for (i, message) in messages.iter().enumerate() {
+        message.read(|from| list.set_with_caveats(i as u32, from))?;
+        let mine = reader.is_some_and(|echo| echo.is(&message.author));
+        list.reborrow().get(i as u32).set_mine(mine);
+    }
+    Ok(())
+}
+
 /// The calls, while the leash holds.
 impl Facet {
     async fn info_held(
@@ -555,13 +858,30 @@ impl Facet {
         _params: channel::InfoParams,
         mut results: channel::InfoResults,
     ) -> Result<(), Error> {
+        self.write_info(results.get().init_info())
+    }
+
+    fn write_info(&self, mut info: channel::info::Builder<'_>) -> Result<(), Error> {
         let (terms, _) = self.terms()?;
         let control = &self.holder.control;
+        if let Some(remote) = self.remote()? {
+            let granted = remote.granted()?;
+            let state = control.record().state();
+            info.set_name(self.channel.as_str());
+            info.set_hops(granted.hops);
+            info.set_reactions(granted.reactions);
+            info.set_carry(granted.carry);
+            let (latest, cursor) = control.place_on(&state, &self.holder.persona, &self.channel);
+            info.set_latest(latest.0);
+            info.set_cursor(cursor.0);
+            info.set_next_key(state.next_key(&self.holder.persona, &self.channel));
+            terms.meet(&granted.terms).write(info.init_terms());
+            return Ok(());
+        }
         let state = control.record().state();
         let view = state
             .channel(&self.channel)
             .ok_or_else(|| refused(Refusal::UnknownChannel))?;
-        let mut info = results.get().init_info();
         info.set_name(self.channel.as_str());
         info.set_hops(view.settings.hops);
         info.set_reactions(view.settings.reactions);
@@ -594,6 +914,7 @@ impl Facet {
         let through = Ordinal(params.get_through());
         let mut own = Vec::new();
         let mut elsewhere: Vec<(Standing, Vec<Draft>)> = Vec::new();
+        let mut others: Vec<Rc<Self>> = Vec::new();
         // For each draft: on which of the channels it is spoken (0: this one), to put the outcomes back in order.
         let mut order = Vec::new();
         for reader in drafts.iter() {
@@ -608,13 +929,14 @@ impl Facet {
                         return Err(error::denied("`to` is for turns: call the other facet"));
                     }
                     facet.terms()?;
-                    let standing = facet.standing();
+                    let standing = facet.standing()?;
                     let known = elsewhere
                         .iter()
                         .position(|(s, _)| s.channel == standing.channel);
                     let at = known.unwrap_or(elsewhere.len());
                     if known.is_none() {
                         elsewhere.push((standing, Vec::new()));
+                        others.push(facet);
                     }
                     order.push(at + 1);
                     elsewhere[at].1.push(draft);
@@ -640,8 +962,16 @@ impl Facet {
         if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
             return Ok(());
         }
+        // What goes to a peer waits in its outbox, which has a bound.
+        let sizes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).collect::<Vec<_>>();
+        let mut places = vec![self.reserve(&own, through)?];
+        let mut told = vec![(self.remote()?, sizes(&own))];
+        for (facet, (_, drafts)) in others.iter().zip(&elsewhere) {
+            places.push(facet.reserve(drafts, Ordinal(0))?);
+            told.push((facet.remote()?, sizes(drafts)));
+        }
         let speech = Speech {
-            standing: self.standing(),
+            standing: self.standing()?,
             drafts: own,
             elsewhere,
             through,
@@ -652,10 +982,17 @@ impl Facet {
             .speak(&self.holder.persona, speech)
             .await
             .map_err(|error| speak_error(&error))?;
-        let mut queues: Vec<_> = std::iter::once(own)
-            .chain(said)
-            .map(Vec::into_iter)
-            .collect();
+        // What is in the outbox counts there.
+        drop(places);
+        let mut queues = Vec::with_capacity(told.len());
+        for (outcomes, (remote, sizes)) in std::iter::once(own).chain(said).zip(told) {
+            let outcomes = match remote {
+                None => outcomes,
+                // It is in the outbox; what becomes of it is the peer's to say.
+                Some(remote) => remote.settle(outcomes, &sizes).await,
+            };
+            queues.push(outcomes.into_iter());
+        }
         let mut list = results.get().init_outcomes(order.len() as u32);
         for (i, at) in order.into_iter().enumerate() {
             if let Some(outcome) = queues[at].next() {
@@ -684,11 +1021,16 @@ impl Facet {
         };
         let sink = params.get_sink()?;
         let control = &self.holder.control;
+        let remote = self.remote()?.cloned();
+        if let Some(remote) = &remote
+            && matches!(remote.standing(), RemoteStanding::NotGranted)
+        {
+            remote.granted()?;
+        }
         let cursor = {
             let state = control.record().state();
-            control
-                .silent()
-                .effective(&state, &self.holder.persona, &self.channel)
+            let (_, cursor) = control.place_on(&state, &self.holder.persona, &self.channel);
+            cursor
         };
         let progress = Arc::new(Progress::default());
         let name = self.channel.clone();
@@ -706,10 +1048,16 @@ impl Facet {
             sink: sink.clone(),
             progress: progress.clone(),
         };
+        let running = async move {
+            match remote {
+                Some(remote) => RemoteSubscription(running, remote).run().await,
+                None => running.run(cursor).await,
+            }
+        };
         let name = format!("{} on {}", self.holder.persona, self.channel);
         let (own, over, leash) = (sink.clone(), progress.clone(), self.leash.clone());
         let task = tokio::task::spawn_local(async move {
-            let ended = leash.hold(running.run(cursor)).await;
+            let ended = leash.hold(running).await;
             // Nothing more is due from a subscription that has ended.
             over.over();
             if let Err(error) = ended {
@@ -748,8 +1096,36 @@ impl Facet {
         mut results: channel::HistoryResults,
     ) -> Result<(), Error> {
         let _busy = self.holder.control.busy();
-        let (_, reach) = self.needs(Rights::READ, "read")?;
+        let (terms, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
+        if let Some(remote) = self.remote()? {
+            let floor = remote.floor(self.holder.epoch);
+            let first = floor.unwrap_or(0).saturating_sub(terms.history) + 1;
+            let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
+            let from = params.get_from().max(1);
+            let asked = remote.history(from.max(first), count).await;
+            let page = match asked {
+                // How far the terms reach back is known once the peer has told its floor.
+                Err(error)
+                    if remote.is_away() && (floor.is_some() || terms.history == u64::MAX) =>
+                {
+                    let control = &self.holder.control;
+                    let copied =
+                        mirroring::page(control, &self.channel, from.max(first), count).await?;
+                    copied.ok_or(error)?
+                }
+                asked => asked?,
+            };
+            let next = match page.messages.is_empty() {
+                true => from.max(page.pruned + 1),
+                false => page.next,
+            };
+            results.get().set_next(next);
+            results.get().set_pruned(page.pruned);
+            let list = results.get().init_messages(page.messages.len() as u32);
+            let echo = remote.echo(&self.holder.persona);
+            return write_afar(&page.messages, list, Some(&echo));
+        }
         let from = Ordinal(params.get_from().max(1));
         let pruned = self.holder.control.record().state().channel(&self.channel);
         let pruned = pruned.map_or(Ordinal(0), |view| view.pruned);

@@ -1,5 +1,6 @@
 //! What a permitted call does.
 
+pub mod allowance;
 pub mod facet;
 pub mod leash;
 pub mod rates;

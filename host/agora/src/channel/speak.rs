@@ -56,6 +56,8 @@ pub struct Standing {
     pub grant: Option<GrantId>,
     /// The epoch of the facet.
     pub epoch: Epoch,
+    /// Of a peer's channel: the peer's epoch that the facet is of. Zero on all others.
+    pub peer_epoch: Epoch,
 }
 
 /// What became of one draft.
@@ -508,6 +510,7 @@ impl Speaker {
             through,
             origin: None,
             messages,
+            peer_epoch: standing.peer_epoch,
         };
         let sealing = self.seal(&standing, turn);
         (Some(Box::pin(async move { (batch, sealing.await) })), next)
@@ -597,6 +600,7 @@ impl Speaker {
             through,
             origin: Some(origin),
             messages,
+            peer_epoch: standing.peer_epoch,
         };
         let (sealed, _passing) = self
             .seal(&standing, turn)

@@ -1,14 +1,17 @@
 //! What the command line takes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use super::facts::Format;
 use super::show;
+use crate::boot::address::{parse_dial, parse_listen, parse_peer_id};
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
+use crate::peer::spec::Peering;
 use crate::persona::identity::Identity;
+use agora_dial::{Multiaddr, PeerId};
 use agora_log::JetStreamOptions;
 use agora_realm::{Act, ActSet, Rights, Terms};
 
@@ -44,6 +47,10 @@ pub(super) enum Command {
     Id(IdArgs),
     /// Show the running host's agents, what they were granted and how far they are.
     Ps(PsArgs),
+    /// Show the hosts of other realms that this one deals with: how they are connected, and what each grants the other.
+    Peers(PeersArgs),
+    /// Measure the round trip to a peer, on the connection that stops go over.
+    Ping(PingArgs),
     /// Follow what counts, as it comes.
     Watch(WatchArgs),
     /// Show what the record holds, or write all of it into a file; works without a running host.
@@ -56,19 +63,21 @@ pub(super) enum Command {
     Checkpoint(CheckpointArgs),
     /// Sign a checkpoint that extends what was signed before, as somebody who keeps watch on a realm's log.
     Witness(WitnessArgs),
+    /// Show the copy that is kept of a peer's channel, or all there are, and whether it is proved; works without a running host.
+    Mirror(MirrorArgs),
     /// Take what a channel's oldest messages said out of the log; that they were said, and their hashes, stay.
     Prune(PruneArgs),
     /// Put a log that `agora log --export` wrote into an empty log: a new data folder's, or one on servers.
     Import(ImportArgs),
     /// Say something on a channel, as the operator.
     Say(SayArgs),
-    /// Grant an agent a channel; it has it at once.
+    /// Grant an agent, or a peer, a channel; it has it at once.
     Grant(GrantArgs),
-    /// Take a grant back, with everything made from it.
+    /// Take a grant back, with everything made from it; or all that a peer has, as peer:NAME.
     Revoke(RevokeArgs),
     /// End an agent, wherever it is; it stays ended until `agora start`.
     Kill(KillArgs),
-    /// Start a killed or ended agent again, under a new key.
+    /// Start a killed or ended agent again, under a new key; or let a revoked peer in again, as peer:NAME.
     Start(StartArgs),
     /// Give an agent, or the host, its next key; what the last one signed stays verifiable.
     Rotate(RotateArgs),
@@ -125,8 +134,14 @@ pub(super) struct IdArgs {
     pub(super) data: DataArgs,
     #[command(flatten)]
     pub(super) identity: IdentityArgs,
-    /// Print JSON instead of text.
+    /// Make the data folder and the secret where there are none, so that others can be told who this host will be.
     #[arg(long)]
+    pub(super) make: bool,
+    /// Print the peer id, by which hosts of other realms know this one, and nothing else.
+    #[arg(long)]
+    pub(super) peer: bool,
+    /// Print JSON instead of text.
+    #[arg(long, conflicts_with = "peer")]
     pub(super) json: bool,
 }
 
@@ -157,6 +172,10 @@ pub(super) struct DoctorArgs {
     /// End the alarm that another host of the realm has another log, after that was mended. One that was not is told again.
     #[arg(long, value_name = "REASON")]
     pub(super) accept_fork: Option<String>,
+    /// End the alarm that a peer changed its past: what was held of its log is put aside, with the reason, and its next checkpoint is
+    /// taken as the first.
+    #[arg(long, num_args = 2, value_names = ["PEER", "REASON"], conflicts_with_all = ["accept_fork", "accept_loss"])]
+    pub(super) accept_peer: Vec<String>,
 }
 
 #[derive(Args)]
@@ -200,9 +219,106 @@ pub(super) struct RunArgs {
     pub(super) no_build: bool,
     #[command(flatten)]
     pub(super) log: LogServerArgs,
+    #[command(flatten)]
+    pub(super) peering: PeeringArgs,
     /// Vat threads; each agent lives on one [default: one less than there are cores, at least one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) workers: Option<u16>,
+}
+
+/// How hosts of other realms are reached.
+#[derive(Args, Clone)]
+pub(super) struct PeeringArgs {
+    /// Listen for peers here, as in /ip4/0.0.0.0/udp/4101/quic-v1 or /ip4/0.0.0.0/tcp/4101; port 0 takes a free one. May be given again.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
+    pub(super) listen: Vec<Multiaddr>,
+    /// Dial a peer of the manifest here too: an address that ends in /p2p/ and its id. May be given again.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_dialed)]
+    pub(super) dial: Vec<(Multiaddr, PeerId)>,
+    /// Who a peer of the manifest is, and where: its id, or an address that ends in /p2p/ and its id. May be given again.
+    #[arg(long, value_name = "NAME=ADDRESS", value_parser = parse_peer)]
+    pub(super) peer: Vec<(String, Option<Multiaddr>, PeerId)>,
+    /// Keep no connections to peers.
+    #[arg(long, conflicts_with_all = ["listen", "dial", "peer"])]
+    pub(super) offline: bool,
+}
+
+impl PeeringArgs {
+    /// How peers are dealt with: as the manifest says, and this beside it.
+    pub(super) fn add_to(&self, peering: &mut Peering, manifest: &Path) -> anyhow::Result<()> {
+        peering.listen.extend(self.listen.iter().cloned());
+        peering.offline |= self.offline;
+        for (name, address, id) in &self.peer {
+            let names: Vec<_> = peering.peers.keys().cloned().collect();
+            let Some(peer) = peering.peers.get_mut(name) else {
+                anyhow::bail!(
+                    "--peer: {} (peers are declared under [peers.NAME] in {})",
+                    unknown("peer", name, names.iter().map(String::as_str)),
+                    manifest.display()
+                );
+            };
+            if let Some(own) = peer.id.filter(|own| own != id) {
+                anyhow::bail!(
+                    "--peer: {} says that '{name}' is {own}, and not {id} (if it has a new secret, change `id` there)",
+                    manifest.display()
+                );
+            }
+            peer.id = Some(*id);
+            peer.addresses.extend(address.iter().cloned());
+            let twins = peering
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.id == Some(*id));
+            let twins: Vec<_> = twins.map(|(name, _)| name.as_str()).collect();
+            if let [one, other, ..] = twins[..] {
+                anyhow::bail!("--peer: '{one}' and '{other}' have one id, {id}; one name each");
+            }
+        }
+        for (address, id) in &self.dial {
+            let known = peering.peers.values_mut().find(|peer| peer.id == Some(*id));
+            let Some(peer) = known else {
+                anyhow::bail!(
+                    "--dial: no peer has the id {id}; declare it in {}:\n[peers.NAME]\nid = \"{id}\"",
+                    manifest.display()
+                );
+            };
+            peer.addresses.push(address.clone());
+        }
+        for (name, peer) in &peering.peers {
+            let most = crate::limits::PEER_ADDRESSES_MAX;
+            if peer.addresses.len() > most {
+                anyhow::bail!(
+                    "peer '{name}': {} addresses; at most {most}",
+                    peer.addresses.len()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn parse_dialed(text: &str) -> Result<(Multiaddr, PeerId), String> {
+    match parse_dial(text)? {
+        (address, Some(id)) => Ok((address, id)),
+        (_, None) => Err(format!(
+            "'{text}' doesn't say who is there: it must end in /p2p/ID, where ID is what `agora id` prints behind `peer` at the other host"
+        )),
+    }
+}
+
+fn parse_peer(text: &str) -> Result<(String, Option<Multiaddr>, PeerId), String> {
+    let wrong = "it takes NAME=ID or NAME=ADDRESS/p2p/ID, as in --peer bravo=/ip4/203.0.113.7/udp/4101/quic-v1/p2p/12D3KooW...";
+    let (name, who) = text.split_once('=').ok_or(wrong)?;
+    if name.is_empty() || who.is_empty() {
+        return Err(wrong.to_owned());
+    }
+    match who.starts_with('/') {
+        false => Ok((name.to_owned(), None, parse_peer_id(who)?)),
+        true => {
+            let (address, id) = parse_dialed(who)?;
+            Ok((name.to_owned(), Some(address), id))
+        }
+    }
 }
 
 /// A log on servers.
@@ -289,6 +405,26 @@ pub(super) struct PsArgs {
     /// Show every grant with its effective terms.
     #[arg(long)]
     pub(super) grants: bool,
+}
+
+#[derive(Args)]
+pub(super) struct PeersArgs {
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct PingArgs {
+    /// The peer, by its name in the manifest.
+    pub(super) peer: String,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// How often.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) count: u32,
 }
 
 #[derive(Args)]
@@ -424,6 +560,26 @@ pub(super) struct CheckpointArgs {
 }
 
 #[derive(Args)]
+pub(super) struct MirrorArgs {
+    /// Which: PEER/CHANNEL [default: what copies there are].
+    pub(super) channel: Option<String>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// From this message of the channel on.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) from: u64,
+    /// At most this many.
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
+    pub(super) count: u64,
+    /// Show no messages, and check that all of them are in the log of which the peer's host signed a checkpoint.
+    #[arg(long, requires = "channel")]
+    pub(super) verify: bool,
+    /// As JSON lines.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
 pub(super) struct WitnessArgs {
     /// What `agora checkpoint --for-witness` wrote [default: standard input].
     #[arg(default_value = "-", hide_default_value = true)]
@@ -556,7 +712,7 @@ impl TermsArgs {
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["channel", "service", "timer", "signer"])))]
 pub(super) struct GrantArgs {
-    /// The agent.
+    /// The agent; or a peer, as peer:NAME, which takes a channel only.
     pub(super) agent: String,
     /// A channel.
     pub(super) channel: Option<String>,
@@ -577,7 +733,7 @@ pub(super) struct GrantArgs {
 
 #[derive(Args)]
 pub(super) struct RevokeArgs {
-    /// The grant: its number (as g7; see `agora ps --grants`) or its id.
+    /// The grant: its number (as g7; see `agora ps --grants`) or its id. Or a peer, as peer:NAME: nobody lets it in until `agora start`.
     pub(super) grant: String,
     /// Why, for the record.
     #[arg(long, default_value = "")]
@@ -588,7 +744,7 @@ pub(super) struct RevokeArgs {
 
 #[derive(Args)]
 pub(super) struct KillArgs {
-    /// The agent.
+    /// The agent; or a peer, as peer:NAME, or a guest, as PEER/NAME.
     pub(super) agent: String,
     /// Why, for the record.
     #[arg(long, default_value = "")]
@@ -599,7 +755,7 @@ pub(super) struct KillArgs {
 
 #[derive(Args)]
 pub(super) struct StartArgs {
-    /// The agent.
+    /// The agent; or a peer, as peer:NAME, or a guest, as PEER/NAME.
     pub(super) agent: String,
     #[command(flatten)]
     pub(super) data: DataArgs,
@@ -663,4 +819,101 @@ pub(super) enum EpochCommand {
         #[arg(long)]
         wait: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+    fn run(args: &[&str]) -> Result<PeeringArgs, String> {
+        let all = ["agora", "run", "image"].iter().chain(args);
+        match Cli::try_parse_from(all).map(|cli| cli.command) {
+            Ok(Command::Run(run)) => Ok(run.peering),
+            Ok(_) => Err("it is another command".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_says_where_to_listen_and_who_peers_are() {
+        let at = "/ip4/127.0.0.1/udp/4101/quic-v1";
+        let peering = run(&[
+            "--listen",
+            at,
+            "--listen",
+            "/ip4/127.0.0.1/tcp/0",
+            "--dial",
+            &format!("{at}/p2p/{ID}"),
+            "--peer",
+            &format!("bravo={at}/p2p/{ID}"),
+            "--peer",
+            &format!("charlie={ID}"),
+        ]);
+        let peering = peering.expect("it is right");
+        assert_eq!(peering.listen.len(), 2);
+        assert_eq!(peering.dial[0].1, ID.parse().unwrap());
+        let (name, address, _) = &peering.peer[0];
+        assert_eq!((name.as_str(), address.is_some()), ("bravo", true));
+        let (name, address, _) = &peering.peer[1];
+        assert_eq!((name.as_str(), address.is_some()), ("charlie", false));
+    }
+
+    #[test]
+    fn what_the_command_line_says_is_added_to_the_manifests_peers() {
+        let other = "12D3KooWSnE1NXNQUVb6cN8Gpoid3mJfRcMK9tWEyvN2CyLZiQiH";
+        let at = "/ip4/127.0.0.1/udp/4101/quic-v1";
+        let manifest = Path::new("boot/agora.toml");
+        let declared = |id: Option<&str>| {
+            let spec = crate::peer::spec::PeerSpec {
+                id: id.and_then(|id| id.parse().ok()),
+                ..Default::default()
+            };
+            Peering {
+                peers: [("bravo".to_owned(), spec)].into(),
+                ..Peering::default()
+            }
+        };
+        let added = |args: &[&str], mut peering: Peering| {
+            run(args)
+                .expect("it is right")
+                .add_to(&mut peering, manifest)
+                .map(|()| peering)
+                .map_err(|error| error.to_string())
+        };
+        let dial = format!("{at}/p2p/{ID}");
+        let named = format!("bravo={at}/p2p/{ID}");
+        let peering = added(&["--peer", &named, "--dial", &dial], declared(None));
+        let bravo = &peering.expect("both are the one").peers["bravo"];
+        assert_eq!((bravo.id, bravo.addresses.len()), (ID.parse().ok(), 2));
+
+        let refused = |args: &[&str], id| added(args, declared(id)).expect_err("it is wrong");
+        let told = refused(&["--dial", &dial], None);
+        assert!(told.contains(&format!("id = \"{ID}\"")), "{told}");
+        assert!(told.contains("boot/agora.toml"), "{told}");
+        let told = refused(&["--peer", &format!("brava={ID}")], None);
+        assert!(told.contains("did you mean 'bravo'"), "{told}");
+        let told = refused(&["--peer", &named], Some(other));
+        assert!(told.contains("change `id`"), "{told}");
+    }
+
+    #[test]
+    fn a_wrong_address_is_told_with_what_would_be_right() {
+        for (args, told) in [
+            (
+                ["--listen", "0.0.0.0:4101"],
+                "/ip4/0.0.0.0/udp/4101/quic-v1",
+            ),
+            (["--listen", "/ip4/0.0.0.0/udp/4101"], "quic-v1"),
+            (["--dial", "/ip4/127.0.0.1/tcp/4101"], "/p2p/ID"),
+            (["--dial", "bravo"], "/quic-v1"),
+            (["--peer", "bravo"], "NAME=ID"),
+            (["--peer", "bravo=/ip4/127.0.0.1/tcp/4101"], "/p2p/ID"),
+            (["--peer", "bravo=charlie"], "agora id"),
+        ] {
+            let error = run(&args).err().unwrap_or_else(|| panic!("{args:?}"));
+            assert!(error.contains(told), "{args:?}: {error}");
+        }
+    }
 }

@@ -11,6 +11,7 @@ use crate::boot::data::check_format;
 use crate::delivery::checkpoints::{Kept, parse_file};
 use crate::delivery::forks;
 use crate::delivery::tree::LogTree;
+use crate::peer::past::Past;
 
 /// Prints a checkpoint, or one with the proof that it extends an older one; or keeps what a witness signed.
 pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
@@ -96,8 +97,63 @@ pub(super) fn accept_fork(data: &Path, reason: &str) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
+/// Ends the alarm that a peer's log is another than it was.
+pub(super) fn accept_peer(data: &Path, peer: &str, reason: &str) -> anyhow::Result<ExitCode> {
+    check_format(data)?;
+    if reason.trim().is_empty() {
+        anyhow::bail!("--accept-peer takes the reason, which is kept beside what was known");
+    }
+    let known = Past::peers(data)?;
+    if !known.iter().any(|known| known == peer) {
+        anyhow::bail!(
+            "nothing is held of a peer '{peer}' (there is: {})",
+            match known.is_empty() {
+                true => "none".to_owned(),
+                false => known.join(", "),
+            }
+        );
+    }
+    match Past::of(data, peer).accept(reason)? {
+        0 => show::print("nothing speaks against that peer\n"),
+        n => show::print(&format!(
+            "{n} pieces of evidence are put aside, with the copies of the peer's channels; its next checkpoint is taken as the first (a host \
+             that runs begins new copies when it starts again)\n"
+        )),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what is held of peers, and what speaks against them.
+fn examine_peers(data: &Path, say: &mut impl FnMut(bool, String)) {
+    let peers = match Past::peers(data) {
+        Ok(peers) => peers,
+        Err(error) => return say(false, error.to_string()),
+    };
+    for peer in peers {
+        let past = Past::of(data, &peer);
+        match past.evidence() {
+            Err(error) => say(false, error.to_string()),
+            Ok(evidence) => match evidence.first() {
+                Some(first) => say(false, first.shown(&peer)),
+                None => match past.checkpoint() {
+                    Err(error) => say(false, error.to_string()),
+                    Ok(None) => {}
+                    Ok(Some(held)) => say(
+                        true,
+                        format!(
+                            "of peer {peer} a checkpoint of {} entries is held",
+                            held.checkpoint().size
+                        ),
+                    ),
+                },
+            },
+        }
+    }
+}
+
 /// Says what is wrong with the checkpoints of a data folder.
 pub(super) fn examine(data: &Path, say: &mut impl FnMut(bool, String)) {
+    examine_peers(data, say);
     for fork in forks::kept(data) {
         say(false, format!("FORKED: {}", fork.show()));
     }

@@ -18,7 +18,7 @@ use crate::delivery::feed::{Told, ToldMessage};
 use crate::door::operator::{short_path, socket_path};
 
 /// Runs a verb against the host of a data folder.
-fn with_host<T, F, Fut>(data: &Path, verb: F) -> anyhow::Result<T>
+pub(super) fn with_host<T, F, Fut>(data: &Path, verb: F) -> anyhow::Result<T>
 where
     F: FnOnce(operator::Client) -> Fut,
     Fut: Future<Output = anyhow::Result<T>>,
@@ -56,7 +56,7 @@ where
 }
 
 /// What a host said went wrong, without the wire's prefixes.
-fn said(error: capnp::Error) -> anyhow::Error {
+pub(super) fn said(error: capnp::Error) -> anyhow::Error {
     anyhow::Error::msg(agora_membrane::error::reason(&error).to_owned())
 }
 
@@ -399,8 +399,11 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
         ));
         let mut rows = vec![row(["agent", "state", "memory", "restarts", "grants", ""])];
         let mut grants = vec![row(["grant", "agent", "object", "read", "used", "terms"])];
-        for agent in status.get_agents()?.iter() {
+        let foreign = status.get_foreign()?;
+        for agent in status.get_agents()?.iter().chain(foreign.iter()) {
             let name = agent.get_name()?.to_str()?;
+            // A peer or a guest lives elsewhere.
+            let is_own = !name.contains([':', '/']);
             let mut held = Vec::new();
             for grant in agent.get_grants()?.iter() {
                 let object = grant.get_object()?.to_str()?;
@@ -436,8 +439,16 @@ pub(super) fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
             rows.push(vec![
                 name.to_owned(),
                 agent.get_state()?.to_str()?.to_owned(),
-                display_bytes(agent.get_memory()),
-                agent.get_restarts().to_string(),
+                if is_own {
+                    display_bytes(agent.get_memory())
+                } else {
+                    String::new()
+                },
+                if is_own {
+                    agent.get_restarts().to_string()
+                } else {
+                    String::new()
+                },
                 held.join(" "),
                 show::escape(agent.get_detail()?.to_str()?),
             ]);

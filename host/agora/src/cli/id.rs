@@ -8,17 +8,29 @@ use agora_realm::{RealmId, State, judge};
 
 use super::args::IdArgs;
 use super::show;
-use crate::boot::data::{DataFolder, check_format};
+use crate::boot::data::{DataError, DataFolder, check_format};
 use crate::delivery::pruned::{Pruned, open_places};
 use crate::delivery::record;
-use crate::persona::identity::{Identity, claim};
+use crate::persona::identity::{Identity, claim, peer_id};
 
 /// Shows the public side of a host's keys.
 pub(super) fn id(args: &IdArgs) -> anyhow::Result<ExitCode> {
     let data = args.data.data();
-    check_format(&data)?;
     let identity = args.identity.identity();
+    match check_format(&data) {
+        Err(DataError::Missing(_)) if args.make => {
+            let _folder = DataFolder::open(&data)?;
+            let keys = identity.open_or_make(&data)?;
+            claim(&data, keys.host_id())?;
+        }
+        checked => checked?,
+    }
     let keys = identity.open(&data)?;
+    let peer = peer_id(keys.secret());
+    if args.peer {
+        show::print(&format!("{peer}\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
     let secret = identity.path(&data);
     let realm = std::fs::read_to_string(data.join("realm")).unwrap_or_default();
     let realm = realm.trim();
@@ -47,6 +59,7 @@ pub(super) fn id(args: &IdArgs) -> anyhow::Result<ExitCode> {
             "host": host.to_string(),
             "key": key.to_string(),
             "generation": generation,
+            "peer": peer.to_string(),
             "realm": (!realm.is_empty()).then_some(realm),
             "secret": secret.display().to_string(),
             "through": state.as_ref().and_then(State::last_seq),
@@ -60,7 +73,7 @@ pub(super) fn id(args: &IdArgs) -> anyhow::Result<ExitCode> {
         later => format!("  number {later}"),
     };
     show::print(&format!(
-        "host    {host}\nkey     {key}{}\nrealm   {}\nsecret  {}\n",
+        "host    {host}\nkey     {key}{}\npeer    {peer}\nrealm   {}\nsecret  {}\n",
         its(generation),
         match realm {
             "" => "none yet",

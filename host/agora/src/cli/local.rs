@@ -44,10 +44,17 @@ pub(super) fn check(args: &ImageArgs) -> anyhow::Result<ExitCode> {
         eprintln!("note: {}", show::escape(&notice));
     }
     show::print(&format!(
-        "{}: {} agents, {} channels: all well{}\n",
+        "{}: {} agents, {} channels{}: all well{}\n",
         args.image.display(),
         image.manifest.agents.len(),
         image.manifest.channels.len(),
+        match &image.manifest.peering.peers {
+            none if none.is_empty() => String::new(),
+            peers => {
+                let names: Vec<_> = peers.keys().map(String::as_str).collect();
+                format!(", {} peers ({})", names.len(), names.join(", "))
+            }
+        },
         match unbuilt.is_empty() {
             true => String::new(),
             false => format!(" (not built yet: {})", unbuilt.join(", ")),
@@ -167,6 +174,9 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let identity = &args.identity.identity();
     if let Some(reason) = &args.accept_fork {
         return checkpoint::accept_fork(data, reason);
+    }
+    if let [peer, reason] = &args.accept_peer[..] {
+        return checkpoint::accept_peer(data, peer, reason);
     }
     let mut ill = false;
     let mut say = |well: bool, text: String| {

@@ -1,6 +1,6 @@
 //! The `agora` command.
 //!
-//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint` and `witness` act by themselves; the
+//! `run`, `check`, `build`, `new`, `doctor`, `id`, `log`, `import`, `verify`, `prove`, `checkpoint`, `mirror` and `witness` act by themselves; the
 //! other verbs are clients of a running host's operator socket.
 //! Exit codes: 0 done, 1 failed (or, for a stop, in effect but not yet in the log), 2 usage.
 
@@ -11,8 +11,10 @@ mod diary;
 mod facts;
 mod id;
 mod local;
+mod mirror;
 mod moving;
 mod new;
+mod peers;
 mod prove;
 mod run;
 pub mod show;
@@ -77,8 +79,11 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(&args),
         Command::Prove(args) => prove::prove(&args),
         Command::Checkpoint(args) => checkpoint::checkpoint(&args),
+        Command::Mirror(args) => mirror::mirror(&args),
         Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
+        Command::Peers(args) => peers::peers(&args),
+        Command::Ping(args) => peers::ping(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),
         Command::Grant(args) => client::grant(&args),

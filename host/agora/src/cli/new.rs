@@ -15,9 +15,9 @@ pub(super) fn new(args: &NewArgs) -> anyhow::Result<ExitCode> {
         .file_name()
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    PersonaName::new(name)
+    PersonaName::plain(name)
         .ok()
-        .filter(|found| !found.is_operator() && name.chars().all(|c| c != '.'))
+        .filter(|_| name.chars().all(|c| c != '.'))
         .filter(|_| name.starts_with(|c: char| c.is_ascii_lowercase()))
         .with_context(|| {
             format!("'{name}' can't name an agent (a letter, then at most 63 of a-z, 0-9, - and _)")

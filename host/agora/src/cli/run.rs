@@ -24,7 +24,10 @@ use crate::delivery::record::Settled;
 use crate::door::control::{Control, Said};
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let image = Image::read(&args.image)?;
+    let mut image = Image::read(&args.image)?;
+    let manifest = image.folder.join("agora.toml");
+    args.peering
+        .add_to(&mut image.manifest.peering, &manifest)?;
     let mut progress = show::Progress::new();
     if !args.no_build {
         let built = build::build(&image, args.trust_source, &mut |text| progress.show(text));
@@ -99,6 +102,7 @@ async fn serve(
             channels.join(", "),
         );
     }
+    screen.listening();
     let ended = live(&args, &control, uid, &screen, &mut signals).await;
     finish(host, ended, args.json, screen, showing, signals).await
 }
@@ -265,6 +269,24 @@ impl Screen {
                 ..Tally::default()
             }),
         })
+    }
+
+    /// Says where peers reach this host, as they are to write it.
+    fn listening(&self) {
+        let Some(dialer) = self.control.peers().dialer() else {
+            return;
+        };
+        let id = dialer.peer_id();
+        for address in dialer.listening() {
+            let address = format!("{address}/p2p/{id}");
+            match self.json {
+                true => println!(
+                    "{}",
+                    serde_json::json!({"event": "listening", "address": address})
+                ),
+                false => eprintln!("listening for peers at {address}"),
+            }
+        }
     }
 
     fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {

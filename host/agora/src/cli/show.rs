@@ -138,7 +138,11 @@ pub fn record(told: &Told, colour: bool) -> String {
         Some(message) => {
             let channel = told.channel.as_ref().map_or("", |c| c.as_str());
             let act = message.message.act.as_str();
-            let hops = message.message.hops;
+            let hops = match message.message.hops {
+                // On a peer's channel: what the peer leaves.
+                u16::MAX => "any".to_owned(),
+                hops => hops.to_string(),
+            };
             let owner = match message.owner.split('@').next() {
                 None | Some("") => String::new(),
                 Some(owner) => format!(" {dim}(owner {}){reset}", escape(owner)),

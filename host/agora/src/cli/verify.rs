@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use agora_log::{LogError, Whole};
+use agora_realm::checkpoint::Signed;
 use agora_realm::{Audit, Finding, Held, Judged, RealmId, Refusal, Report, Stored};
 use anyhow::Context;
 use serde_json::json;
@@ -25,6 +26,7 @@ use crate::delivery::pruned::Pruned;
 use crate::delivery::record::snapshot_place;
 use crate::delivery::{forks, tree};
 use crate::limits;
+use crate::peer::past::{Evidence, parse_evidence};
 
 /// What a path is of.
 enum What {
@@ -114,7 +116,9 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         audit.expect_realm(realm);
     }
     for file in &args.checkpoint {
-        audit.hold(read_checkpoint(file)?);
+        for held in read_checkpoints(file)? {
+            audit.hold(held);
+        }
     }
     if matches!(place, What::Data)
         && !args.checkpoint.is_empty()
@@ -178,8 +182,7 @@ pub(super) fn open_folder(folder: &Path) -> anyhow::Result<Result<Whole, Broken>
     }
 }
 
-/// The checkpoint in a file.
-pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
+fn read_text(file: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     std::fs::File::open(file)
         .and_then(|opened| {
@@ -188,7 +191,12 @@ pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
                 .read_to_string(&mut text)
         })
         .with_context(|| format!("{}: can't be read", file.display()))?;
-    let signed = text
+    Ok(text)
+}
+
+/// The checkpoint in a file.
+pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
+    let signed = read_text(file)?
         .parse()
         .with_context(|| format!("{}: this is no checkpoint", file.display()))?;
     Ok(Held {
@@ -196,6 +204,32 @@ pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
         whence: format!("the checkpoint {}", file.display()),
         elsewhere: true,
     })
+}
+
+/// The checkpoint in a file, or all of those that a host keeps as evidence against a peer.
+fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
+    let text = read_text(file)?;
+    if !text.starts_with('{') {
+        return Ok(vec![read_checkpoint(file)?]);
+    }
+    let evidence = parse_evidence(&text)
+        .with_context(|| format!("{}: this is no evidence against a peer", file.display()))?;
+    let mut all = Vec::<Signed>::new();
+    for signed in evidence.iter().flat_map(Evidence::checkpoints) {
+        if !all.contains(&signed) {
+            all.push(signed);
+        }
+    }
+    let held = |signed: Signed| Held {
+        whence: format!(
+            "the checkpoint of {} entries in {}",
+            signed.checkpoint().size,
+            file.display()
+        ),
+        signed,
+        elsewhere: true,
+    };
+    Ok(all.into_iter().map(held).collect())
 }
 
 fn on_the_servers(args: &VerifyArgs, realm: Option<RealmId>, audit: Audit) -> anyhow::Result<Told> {

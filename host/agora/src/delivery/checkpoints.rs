@@ -133,6 +133,21 @@ impl Kept {
         newest.map(|signed| self.with_witnesses(signed)).transpose()
     }
 
+    /// The newest one of those that a host has finished making: never an older one than it was before.
+    ///
+    /// # Errors
+    /// The file can't be read, or is damaged.
+    pub fn latest(&self) -> Result<Option<Signed>, CheckpointError> {
+        let Some(text) = read(&self.newest)? else {
+            return Ok(None);
+        };
+        let signed = text.parse().map_err(|source| CheckpointError::NotOne {
+            path: self.newest.clone(),
+            source,
+        })?;
+        Ok(Some(signed))
+    }
+
     /// All that are kept, oldest first. Of older ones there are fewer.
     ///
     /// # Errors

@@ -4,9 +4,10 @@
 //! The operator's `watch` and `log`, the live feed of `run` and its JSON all show these.
 
 use agora_capnp::operator_capnp;
+use agora_dial::PeerId;
 use agora_realm::{
     Body, ChannelName, Epoch, HostId, KeySubject, Message, MessageId, MessageVerdict, NoteBody,
-    Object, Ordinal, Revoked, State,
+    Object, Ordinal, Origin, Revoked, State,
 };
 
 use super::record::Settled;
@@ -54,6 +55,22 @@ pub fn payload_text(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
         Ok(text) => text.to_owned(),
         Err(_) => format!("0x{}", crate::hex(payload)),
+    }
+}
+
+/// Who a peer or a guest is where it comes from, as this host was told.
+fn whence(origin: &Origin) -> String {
+    let host = match &origin.host {
+        Some(host) => format!("host {}", host.short()),
+        None => match PeerId::from_bytes(&origin.peer) {
+            Ok(id) => format!("peer {id}"),
+            Err(_) => format!("peer 0x{}", crate::hex(&origin.peer)),
+        },
+    };
+    match (&origin.persona, &origin.realm) {
+        (Some(persona), _) => format!("{persona} of {host}"),
+        (None, Some(realm)) => format!("{host} of realm {}", realm.short()),
+        (None, None) => host,
     }
 }
 
@@ -145,6 +162,10 @@ pub fn tell(settled: &Settled) -> Vec<Told> {
                     format!("{name} is started, with a new key")
                 }
                 (KeySubject::Persona(name), None) => format!("{name} has {a} key"),
+            };
+            let what = match &key.origin {
+                Some(origin) => format!("{what}; it is {}", whence(origin)),
+                None => what,
             };
             let kind = if key.genesis.is_some() {
                 "genesis"
@@ -343,5 +364,30 @@ impl Told {
             message.set_owner(told.owner.as_str());
             message.set_deadline_ms(told.message.deadline_ms);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agora_realm::{PersonaName, RealmId};
+
+    #[test]
+    fn where_a_guest_comes_from_is_told_as_far_as_it_is_known() {
+        let mut origin = Origin {
+            peer: vec![1],
+            host: None,
+            realm: None,
+            persona: None,
+            public_key: None,
+            component: None,
+            signature: None,
+        };
+        assert_eq!(whence(&origin), "peer 0x01");
+        origin.host = Some(HostId([0x1a; 32]));
+        origin.realm = Some(RealmId([0x2b; 32]));
+        assert_eq!(whence(&origin), "host 1a1a1a1a of realm 2b2b2b2b");
+        origin.persona = PersonaName::new("synth").ok();
+        assert_eq!(whence(&origin), "synth of host 1a1a1a1a");
     }
 }

@@ -99,7 +99,7 @@ impl Index {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(self.folder.join(name.as_str()))
+            .open(self.folder.join(name.file_name()))
     }
 
     /// Adds the channel's next message.
@@ -250,5 +250,26 @@ mod tests {
         let index = Index::open(dir.path().into(), [(name.clone(), Ordinal(2))]).unwrap();
         assert_eq!(index.places(&name, Ordinal(1), 10).unwrap(), all[..2]);
         assert!(Index::open(dir.path().into(), [(name, Ordinal(4))]).is_err());
+    }
+
+    #[test]
+    fn remote_channels_have_files_of_their_own_in_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["release", "bravo/release", "bravo", "bravo/charlie/release"];
+        let names = names.map(|name| ChannelName::new(name).unwrap());
+        let mut index = Index::open(dir.path().into(), []).unwrap();
+        for (name, seq) in names.iter().zip(1..) {
+            index.push(name, place(seq));
+        }
+        for unwritten in index.unwritten().unwrap() {
+            unwritten.write().unwrap();
+        }
+        drop(index);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), names.len());
+        let latest = names.iter().map(|name| (name.clone(), Ordinal(1)));
+        let index = Index::open(dir.path().into(), latest).unwrap();
+        for (name, seq) in names.iter().zip(1..) {
+            assert_eq!(index.places(name, Ordinal(1), 9).unwrap(), [place(seq)]);
+        }
     }
 }

@@ -1307,7 +1307,7 @@ fn is_marker(body: &Body) -> bool {
     matches!(body, Body::Note(NoteBody::Marker { .. }))
 }
 
-const SNAPSHOT: &[u8] = b"agora state 2\n";
+const SNAPSHOT: &[u8] = b"agora state 3\n";
 
 /// A judged state, and where it stops.
 pub struct Snapshot {

@@ -31,7 +31,7 @@ pub struct Progress {
 
 /// Whether a subscription has anything to do, and what would give it something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Rest {
+pub(crate) enum Rest {
     /// It is at it.
     #[default]
     Busy,
@@ -44,7 +44,7 @@ enum Rest {
 }
 
 impl Progress {
-    fn set(&self, rest: Rest) {
+    pub(crate) fn set(&self, rest: Rest) {
         *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = rest;
     }
 

@@ -11,10 +11,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_log::{Class, LogError};
+use agora_membrane::error;
+use agora_realm::checkpoint::Signed;
 use agora_realm::{
-    Body, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId, KeyBody,
-    KeySubject, LapseBody, MessageId, NoteBody, Object, PersonaId, PersonaName, PublicKey, Refusal,
-    RevokeBody, Revoked, Sealed, ServiceName, SigningKey, Terms,
+    Body, ChannelBody, ChannelName, DomainName, Entry, EntryId, Epoch, GrantBody, GrantId, HostId,
+    KeyBody, KeySubject, LapseBody, MessageId, NoteBody, Object, Ordinal, Origin, PersonaId,
+    PersonaName, PublicKey, Refusal, RevokeBody, Revoked, Sealed, ServiceName, SigningKey, State,
+    Terms,
 };
 use tokio::sync::watch;
 
@@ -25,6 +28,7 @@ use super::worker::Worker;
 use crate::boot::data::{DataFolder, Slot};
 use crate::boot::host::LogPlace;
 use crate::boot::manifest::{NotADomain, unknown};
+use crate::channel::allowance::Allowance;
 use crate::channel::speak::{
     Counted, Draft, Outcome, SpeakError, Speakers, Speech, Stage, Standing,
 };
@@ -32,6 +36,8 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
+use crate::peer::peers::{Peer, Peers};
+use crate::peer::remote::Remote;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
 use crate::persona::secret::random_bytes;
@@ -122,6 +128,11 @@ pub struct Control {
     workers: RwLock<Vec<Arc<Worker>>>,
     services: Services,
     log_place: LogPlace,
+    peers: Arc<Peers>,
+    /// Held by the start of a peer or a guest that is on its way.
+    pub(super) foreign_verbs: Verbs,
+    /// How often a peer or a guest was stopped.
+    pub(super) foreign_stops: AtomicU64,
     forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
@@ -141,12 +152,15 @@ pub struct Control {
     ending: watch::Sender<bool>,
 }
 
+/// What a start holds, for as long as it is on its way.
+pub(super) type Verbs = Arc<tokio::sync::Mutex<()>>;
+
 /// As what a stop is in the log, and what was judged of it.
 type Entered = (EntryId, Result<(), Refusal>);
 
 /// Waits for a cut on vat threads, but not for ever: a thread that does not answer must not keep a stop from the record. Answers what
 /// the operator should know.
-async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
+pub(super) async fn cut_soon(cut: impl Future<Output = ()>) -> &'static str {
     match tokio::time::timeout(limits::STOP_WAIT, cut).await {
         Ok(()) => "",
         Err(_) => {
@@ -174,6 +188,7 @@ impl Control {
         folder: Arc<DataFolder>,
         services: Services,
         log_place: LogPlace,
+        peers: Arc<Peers>,
     ) -> Arc<Self> {
         let forks = Arc::new(Forks::open(&folder.join("")));
         let tip = folder.tip().ok().flatten().map_or(0, |tip| tip.seq);
@@ -191,6 +206,9 @@ impl Control {
             workers: RwLock::default(),
             services,
             log_place,
+            peers,
+            foreign_verbs: Arc::default(),
+            foreign_stops: AtomicU64::new(0),
             forks,
             busy: Arc::default(),
             markers: Arc::default(),
@@ -302,6 +320,11 @@ impl Control {
         &self.log_place
     }
 
+    /// Other realms' hosts.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
     /// Where other hosts have another log.
     pub fn forks(&self) -> &Arc<Forks> {
         &self.forks
@@ -345,13 +368,27 @@ impl Control {
         false
     }
 
-    /// Whether this is an agent of this host that is killed, whether or not the log has it yet.
+    /// Whether this is an agent or a peer of this host that is killed, whether or not the log has it yet.
     fn is_killed(&self, persona: &PersonaId) -> bool {
+        if persona.host != self.host_id() {
+            return false;
+        }
+        if let Some(peer) = persona.name.peer_name() {
+            return self.peers.named(peer).is_some_and(|peer| peer.is_refused());
+        }
         let agents = read(&self.agents);
-        let agent = agents
-            .get(&persona.name)
-            .filter(|_| persona.host == self.host_id());
+        let agent = agents.get(&persona.name);
         agent.is_some_and(|agent| matches!(agent.shared.phase(), Phase::Killed(_)))
+    }
+
+    /// These grants are cut here from now on, whatever the log has.
+    pub(super) fn cut_here(&self, grants: &[GrantId]) {
+        write(&self.cut).extend(grants);
+    }
+
+    /// What the log says of these grants holds.
+    pub(super) fn cut_no_more(&self, grants: &[GrantId]) {
+        write(&self.cut).retain(|id| !grants.contains(id));
     }
 
     /// What a persona's next graft holds: for each object its newest grant, and the newest of what others lent it for good, each.
@@ -604,12 +641,12 @@ impl Control {
         });
     }
 
-    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is an agent whose start, if one is on
-    /// its way, it goes behind in the log; it is kept here without waiting for that.
+    /// Makes a stop durable: keeps it here, then puts it in the log, trying until it is in. `behind` is held by a start that may be on its
+    /// way, behind which it goes in the log; it is kept here without waiting for that.
     pub(super) async fn make_durable(
         self: &Arc<Self>,
         body: Body,
-        behind: Option<Arc<Agent>>,
+        behind: Option<Verbs>,
     ) -> Decided {
         let epoch = self.record.state().epoch();
         let sealed = match self.seal(body, epoch).await {
@@ -663,7 +700,7 @@ impl Control {
         self: &Arc<Self>,
         mut sealed: Sealed,
         slot: Option<Slot>,
-        behind: Option<Arc<Agent>>,
+        behind: Option<Verbs>,
     ) -> (
         watch::Receiver<String>,
         tokio::task::JoinHandle<Option<Entered>>,
@@ -672,7 +709,7 @@ impl Control {
         let control = self.clone();
         let entering = self.runtime.spawn(async move {
             let _one = match &behind {
-                Some(agent) => Some(agent.verbs.lock().await),
+                Some(verbs) => Some(verbs.lock().await),
                 None => None,
             };
             let mut wait = limits::STOP_AGAIN_MIN;
@@ -764,7 +801,10 @@ impl Control {
             .values()
             .find(|agent| agent.name.as_str() == name)
             .cloned()
-            .ok_or_else(|| unknown("agent", name, agents.keys().map(PersonaName::as_str)))
+            .ok_or_else(|| match self.peers.named(name) {
+                Some(peer) => format!("unknown agent '{name}'; did you mean '{}'?", peer.persona),
+                None => unknown("agent", name, agents.keys().map(PersonaName::as_str)),
+            })
     }
 
     /// All agents of this host.
@@ -835,16 +875,135 @@ impl Control {
     ) -> Result<(), String> {
         let (key, is_new) = self.persona_key(name, component.as_ref(), started)?;
         if is_new {
+            let id = PersonaId::new(self.host_id(), name.clone());
+            let known = self.record.state().persona(&id).cloned();
             let body = Body::Key(KeyBody {
                 subject: KeySubject::Persona(name.clone()),
                 public_key: key.public(),
                 component,
                 started,
                 genesis: None,
+                // Who it is elsewhere stays as it was told.
+                origin: known.and_then(|known| known.origin),
             });
             self.decide(body).await?;
         }
         Ok(())
+    }
+
+    /// Gives a peer's persona its key, on the record when the log has not got it. Without a libp2p id it has none yet.
+    ///
+    /// # Errors
+    /// For people.
+    pub async fn key_peer(self: &Arc<Self>, peer: &Peer, started: bool) -> Result<(), String> {
+        let Some(id) = peer.id() else {
+            return Ok(());
+        };
+        let origin = Origin {
+            peer: id.to_bytes(),
+            host: None,
+            realm: None,
+            persona: None,
+            public_key: None,
+            component: None,
+            signature: None,
+        };
+        match self.key_from(&peer.persona, origin, started)? {
+            Some(body) => self.decide(body).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a persona that a peer brought its key, on the record when the log has not got it, or has it as another's. What is written is
+    /// drawn on the peer's allowance.
+    ///
+    /// # Errors
+    /// What the peer is told: there is no room for more of its guests, it must wait, or the log can't take it now.
+    pub async fn key_guest(
+        self: &Arc<Self>,
+        name: &PersonaName,
+        origin: Origin,
+        allowance: &Allowance,
+    ) -> Result<(), capnp::Error> {
+        let busy =
+            |error: String| error::busy(&format!("{name} can't be put on the record: {error}"));
+        let Some(body) = self.key_from(name, origin, false).map_err(busy)? else {
+            return Ok(());
+        };
+        // The judge would refuse it as well; but it would stand in the log.
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let admitted = {
+            let state = self.record.state();
+            let is_killed = state.persona(&id).is_some_and(|known| known.killed);
+            match is_killed {
+                true => Err(Refusal::Revoked),
+                false => state.admit_guest(&id).map(|_| ()),
+            }
+        };
+        admitted
+            .map_err(|refusal| error::denied(&format!("{name} is not let in here: {refusal}")))?;
+        allowance.draw()?;
+        self.decide(body).await.map(|_| ()).map_err(busy)
+    }
+
+    /// The key of a persona that comes from elsewhere, when it must be put on the record.
+    fn key_from(
+        self: &Arc<Self>,
+        name: &PersonaName,
+        origin: Origin,
+        started: bool,
+    ) -> Result<Option<Body>, String> {
+        let id = PersonaId::new(self.host_id(), name.clone());
+        let known = self.record.state().persona(&id).cloned();
+        // Whoever it is now, its next key says so.
+        let changed = known.as_ref().is_some_and(|known| {
+            // The same introduction has another signature each time.
+            let told = known.origin.as_deref().cloned().map(|told| Origin {
+                signature: origin.signature,
+                ..told
+            });
+            told.as_ref() != Some(&origin)
+        });
+        let (key, is_new) = self.persona_key(name, None, started || changed)?;
+        Ok(is_new.then(|| {
+            Body::Key(KeyBody {
+                subject: KeySubject::Persona(name.clone()),
+                public_key: key.public(),
+                component: None,
+                started,
+                genesis: None,
+                origin: Some(Box::new(origin)),
+            })
+        }))
+    }
+
+    /// Signs a digest that says something of this host, with the key that it has now.
+    ///
+    /// # Errors
+    /// For people: there is no such key, or no randomness.
+    pub fn sign_as_host(&self, digest: &[u8; 32]) -> Result<([u8; 64], PublicKey), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        Ok((key.sign(digest, &aux), key.public()))
+    }
+
+    /// Adds this host's signature as a witness to another's checkpoint.
+    ///
+    /// # Errors
+    /// For people: there is no such key, no randomness, or no room for one more signature.
+    pub fn cosign(&self, signed: &mut Signed) -> Result<(), String> {
+        let key = self.keys.host_by(&self.record.state());
+        let key = key.ok_or(FOREIGN_KEY)?;
+        let aux = random_bytes().map_err(|error| error.to_string())?;
+        let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
+        let cosigned = signed.cosign(&key, now_s, &aux);
+        cosigned.map_err(|error| error.to_string())
+    }
+
+    /// What this host's libp2p id comes from.
+    pub fn peer_seed(&self) -> zeroize::Zeroizing<[u8; 32]> {
+        self.keys.secret().peer_seed()
     }
 
     /// Gives a persona of this host, an agent or an operator, its next key. What it says meanwhile waits, so that nothing of it that was
@@ -855,7 +1014,10 @@ impl Control {
     pub async fn rotate(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
         let name = match PersonaName::new(name) {
             Ok(name) if name.is_operator() => name,
-            _ => self.agent(name)?.name.clone(),
+            _ => match self.foreign(name)? {
+                Some(foreign) => foreign.persona.name,
+                None => self.agent(name)?.name.clone(),
+            },
         };
         // A kill doesn't come this way, and waits for nobody here.
         let turnstile = self.keys.turnstile(&name).write_owned();
@@ -883,6 +1045,7 @@ impl Control {
             component: known.component,
             started: false,
             genesis: None,
+            origin: known.origin.clone(),
         });
         let decided = self.decide(body).await;
         let committed = match decided {
@@ -922,6 +1085,7 @@ impl Control {
             component: None,
             started: false,
             genesis: None,
+            origin: None,
         });
         let committed = self.decide(body).await?;
         Ok(Decided {
@@ -1055,19 +1219,24 @@ impl Control {
         let stops = workers
             .iter()
             .map(|worker| worker.stop(None, false, reason));
-        futures::future::join_all(stops).await;
+        let epoch = self.gate.shown().epoch;
+        let peers = self.peers.fell(None, epoch, reason);
+        futures::join!(futures::future::join_all(stops), peers);
     }
 
-    /// Ends an agent until it is started by command.
+    /// Ends an agent until it is started by command; or takes a peer, or one of its guests, back.
     ///
     /// # Errors
-    /// There is no such agent.
+    /// There is no such agent, peer or guest.
     pub async fn kill(
         self: &Arc<Self>,
         name: &str,
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
+        if let Some(foreign) = self.foreign(name)? {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
+        }
         let agent = self.agent(name)?;
         let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
         let phase = Phase::Killed(match reason.is_empty() {
@@ -1082,7 +1251,7 @@ impl Control {
             by: by.to_owned(),
         });
         // A start that was on its way may yet put a new key on the record; the kill goes behind it.
-        let durable = self.make_durable(body, Some(agent.clone()));
+        let durable = self.make_durable(body, Some(agent.verbs.clone()));
         let (felled, mut decided) = tokio::join!(felled, durable);
         // Its own last act may have been to write another phase.
         agent.shared.set_phase(phase);
@@ -1109,11 +1278,14 @@ impl Control {
         }
     }
 
-    /// Starts a killed or ended agent, under a new key.
+    /// Starts a killed or ended agent, under a new key; or lets a peer, or one of its guests, in again.
     ///
     /// # Errors
-    /// There is no such agent, or the log can't take the key now.
+    /// There is no such agent, peer or guest, or the log can't take the key now.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<Decided, String> {
+        if let Some(foreign) = self.foreign(name)? {
+            return self.start_foreign(foreign).await;
+        }
         let agent = self.agent(name)?;
         let _one = agent.verbs.lock().await;
         let stops = agent.shared.stops();
@@ -1145,9 +1317,19 @@ impl Control {
     /// # Errors
     /// There is no such agent, channel or service, or the log can't take it now.
     pub async fn grant(self: &Arc<Self>, name: &str, what: Grantable) -> Result<Decided, String> {
-        let agent = self.agent(name)?;
+        let foreign = self.foreign(name)?;
+        let agent = match &foreign {
+            Some(foreign) => {
+                foreign.may_be_granted(&what)?;
+                None
+            }
+            None => Some(self.agent(name)?),
+        };
         let (object, terms) = match what {
             Grantable::Channel(channel, terms) => {
+                if let Ok(remote) = ChannelName::new(&channel) {
+                    self.declare_remote(&remote).await?;
+                }
                 (Object::Channel(self.channel_named(&channel)?), terms)
             }
             Grantable::Service(service) => (
@@ -1161,7 +1343,11 @@ impl Control {
                 (Object::Signer(domain), Terms::ALL)
             }
         };
-        let persona = PersonaId::new(self.host_id(), agent.name.clone());
+        let persona = match (&foreign, &agent) {
+            (Some(foreign), _) => foreign.persona.clone(),
+            (None, Some(agent)) => PersonaId::new(self.host_id(), agent.name.clone()),
+            (None, None) => return Err(format!("unknown agent '{name}'")),
+        };
         let granted = self.grants_for(&persona);
         if let Some(twin) = granted
             .iter()
@@ -1172,6 +1358,7 @@ impl Control {
                 twin.object.name()
             ));
         }
+        let holder = persona.name.clone();
         let body = GrantBody {
             persona,
             object,
@@ -1189,7 +1376,16 @@ impl Control {
                 agora_realm::Change::Granted { number, .. } => Some(*number),
                 _ => None,
             });
-        self.fell_wall(&agent, "a new grant; graft again").await;
+        match &agent {
+            Some(agent) => self.fell_wall(agent, "a new grant; graft again").await,
+            None => {
+                let epoch = self.gate.shown().epoch;
+                let name = Some(&holder);
+                self.peers
+                    .fell(name, epoch, "a new grant; graft again")
+                    .await;
+            }
+        }
         Ok(Decided {
             entry: committed.settled.judged.id,
             number: number.unwrap_or_default(),
@@ -1206,11 +1402,61 @@ impl Control {
         })
     }
 
+    /// Fells the walls of whoever holds a channel of this peer's: agents here, and other peers.
+    pub async fn fell_borrowers(&self, peer: &str, reason: &str) {
+        let (holders, epoch) = {
+            let state = self.record.state();
+            let borrowed = state.grants().filter(|(_, grant)| {
+                let channel = match &grant.object {
+                    Object::Channel(channel) => channel.peer(),
+                    _ => None,
+                };
+                channel == Some(peer) && grant.persona.host == self.host_id()
+            });
+            let holders: HashSet<PersonaName> = borrowed
+                .map(|(_, grant)| grant.persona.name.clone())
+                .collect();
+            (holders, state.epoch())
+        };
+        for name in holders {
+            if name.is_peer() {
+                self.peers.fell(Some(&name), epoch, reason).await;
+            } else if let Ok(agent) = self.agent(name.as_str()) {
+                self.fell_wall(&agent, reason).await;
+            }
+        }
+    }
+
+    /// Declares a channel of a peer's, where this realm has no outbox for it yet.
+    ///
+    /// # Errors
+    /// For people: there is no such peer, or the log can't take it now.
+    pub async fn declare_remote(self: &Arc<Self>, name: &ChannelName) -> Result<(), String> {
+        let Some(peer) = name.peer() else {
+            return Ok(());
+        };
+        if self.peers.named(peer).is_none() {
+            let names: Vec<_> = self.peers.all().map(|peer| peer.name.clone()).collect();
+            return Err(unknown("peer", peer, names.iter().map(String::as_str)));
+        }
+        if self.record.state().channel(name).is_some() {
+            return Ok(());
+        }
+        let body = ChannelBody {
+            name: name.clone(),
+            hops: limits::HOPS_DEFAULT,
+            reactions: limits::REACTIONS_DEFAULT,
+            carry: false,
+        };
+        self.decide(Body::Channel(body)).await.map(drop)
+    }
+
     /// Cuts, on every vat thread, what hangs on grants that are cut here: facets, and the walls of those who hold such a grant.
     pub(super) async fn cut_revoked(&self, reason: &str) {
         let workers = read(&self.workers).clone();
         let cuts = workers.iter().map(|worker| worker.cut_revoked(reason));
-        futures::future::join_all(cuts).await;
+        let peers = self.peers.cut_revoked(reason);
+        futures::join!(futures::future::join_all(cuts), peers);
     }
 
     async fn fell_wall(&self, agent: &Agent, reason: &str) {
@@ -1219,16 +1465,21 @@ impl Control {
         }
     }
 
-    /// Takes a grant back, by its number (as `g7`) or its id.
+    /// Takes a grant back, by its number (as `g7`) or its id; or all that a peer has, as `peer:NAME`.
     ///
     /// # Errors
-    /// There is no such grant; names those there are.
+    /// There is no such grant, or peer; names those there are.
     pub async fn revoke(
         self: &Arc<Self>,
         grant: &str,
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
+        if grant.contains(':')
+            && let Some(foreign) = self.foreign(grant)?
+        {
+            return Ok(self.kill_foreign(foreign, reason, by).await);
+        }
         let (id, number) = {
             let state = self.record.state();
             let found = state
@@ -1309,6 +1560,7 @@ impl Control {
             component: None,
             started: false,
             genesis: None,
+            origin: None,
         });
         let committed = self.decide(body).await?;
         Ok(Decided {
@@ -1375,6 +1627,13 @@ impl Control {
     /// There is no such channel, or it can't be said now.
     pub async fn say(self: &Arc<Self>, uid: u32, said: Said) -> Result<Outcome, String> {
         let channel = self.channel_named(&said.channel)?;
+        let (remote, peer_epoch) = match channel.is_remote() {
+            false => (None, Epoch(0)),
+            true => {
+                let (remote, epoch) = self.remote_epoch(&channel)?;
+                (Some(remote), epoch)
+            }
+        };
         let name = PersonaName::operator(uid);
         if said.text.len() > agora_realm::limits::PAYLOAD_BYTES_MAX {
             return Err(format!(
@@ -1402,6 +1661,7 @@ impl Control {
                 channel,
                 grant: None,
                 epoch,
+                peer_epoch,
             },
             drafts: vec![Draft {
                 act: said.act,
@@ -1419,14 +1679,50 @@ impl Control {
         };
         let persona = PersonaId::new(self.host_id(), name);
         match self.speakers.speak(&persona, speech).await {
-            Ok((outcomes, _)) => outcomes
-                .into_iter()
-                .next()
-                .ok_or_else(|| "nothing was said".to_owned()),
+            Ok((mut outcomes, _)) => {
+                if let Some(remote) = remote {
+                    outcomes = remote.settle(outcomes, &[]).await;
+                }
+                let first = outcomes.into_iter().next();
+                first.ok_or_else(|| "nothing was said".to_owned())
+            }
             Err(SpeakError::Stale(_)) => {
                 Err("a fence waits for the log; nothing is admitted until it is in".into())
             }
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// A peer's channel, and the peer's epoch as far as it is known.
+    fn remote_epoch(&self, channel: &ChannelName) -> Result<(Arc<Remote>, Epoch), String> {
+        let remote = self.peers.remote(channel);
+        let remote = remote.ok_or_else(|| format!("'{channel}': there is no such peer now"))?;
+        match remote.epoch() {
+            Some(epoch) => Ok((remote, epoch)),
+            None => Err(format!(
+                "'{channel}': the peer has not been heard yet; try again"
+            )),
+        }
+    }
+
+    /// How far a channel has come, and the persona's place there.
+    pub fn place_on(
+        &self,
+        state: &State,
+        persona: &PersonaId,
+        channel: &ChannelName,
+    ) -> (Ordinal, Ordinal) {
+        match self.peers.remote(channel) {
+            Some(remote) => (
+                Ordinal(remote.heard().borrow().latest),
+                remote.cursor(&self.silent, state, persona),
+            ),
+            None => (
+                state
+                    .channel(channel)
+                    .map_or(Ordinal(0), |view| view.latest),
+                self.silent.effective(state, persona, channel),
+            ),
         }
     }
 

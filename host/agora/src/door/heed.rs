@@ -113,6 +113,7 @@ impl Control {
         {
             self.end_agent(&agent, Phase::Killed(why.to_owned())).await;
         }
+        self.heed_foreign_kill(persona).await;
         // What it lent here is suspended or cut.
         self.cut_revoked("the agent that lent this was killed")
             .await;

@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod condition;
 pub mod control;
+pub mod foreign;
 mod fresh;
 pub mod gate;
 pub mod graft;

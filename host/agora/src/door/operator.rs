@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use agora_capnp::operator_capnp::{feed, keep, operator, watching};
+use agora_capnp::operator_capnp::{feed, grant_status, keep, operator, status, watching};
+use agora_dial::Dialer;
 use agora_membrane::{CallInfo, Membrane, Verdict, error};
-use agora_realm::{MessageId, Object, PersonaId, Terms};
+use agora_realm::{MessageId, Object, PersonaId, State, Terms};
 use capnp::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{oneshot, watch};
@@ -20,11 +21,14 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::control::{Control, Decided, Grantable, Said};
 use super::prune::Keep;
+use crate::boot::manifest::unknown;
 use crate::delivery::feed::{Told, tell};
 use crate::delivery::lots::open_all;
 use crate::delivery::message::write_outcome;
 use crate::delivery::record::Record;
 use crate::limits;
+use crate::peer::sighting::sighting;
+use crate::persona::identity::peer_id;
 
 /// The open socket; dropping it closes it.
 pub struct Socket {
@@ -236,7 +240,155 @@ fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided
     to.set_outlasted(decided.outlasted);
 }
 
+/// Writes what a persona holds, into the list that is made for so many.
+fn write_grants<'a>(
+    control: &Control,
+    state: &State,
+    persona: &PersonaId,
+    list: impl FnOnce(u32) -> capnp::struct_list::Builder<'a, grant_status::Owned>,
+) {
+    let grants: Vec<_> = state.grants_of(persona).collect();
+    let mut list = list(grants.len() as u32);
+    for (i, (id, grant)) in grants.into_iter().enumerate() {
+        let mut to = list.reborrow().get(i as u32);
+        to.set_number(grant.number);
+        to.set_id(&id.0);
+        grant.effective.write(to.reborrow().init_terms());
+        to.set_used(grant.used);
+        let parent = grant.parent.and_then(|parent| state.grant(&parent));
+        to.set_parent(parent.map_or(0, |parent| parent.number));
+        if let Some(lender) = parent.map(|parent| &parent.persona)
+            && *lender != *persona
+        {
+            to.set_lent(lender.to_string().as_str());
+        }
+        to.set_lasting(grant.lasting);
+        to.set_suspended(state.is_suspended(grant));
+        match &grant.object {
+            Object::Channel(name) => {
+                to.set_object(name.as_str());
+                let (latest, cursor) = control.place_on(state, persona, name);
+                to.set_cursor(cursor.0);
+                to.set_latest(latest.0);
+            }
+            Object::Timer => to.set_object("timer"),
+            Object::Service(name) => to.set_object(name.as_str()),
+            Object::Signer(domain) => to.set_object(format!("signer:{domain}").as_str()),
+        }
+    }
+}
+
+impl Desk {
+    /// Writes the personas of peers and their guests.
+    fn write_foreign(&self, state: &State, status: &mut status::Builder<'_>) {
+        let control = &self.control;
+        let own = state
+            .personas()
+            .filter(|(id, _)| id.host == control.host_id());
+        let mut foreign: Vec<_> = own
+            .filter(|(id, known)| {
+                let holds = || known.killed || state.grants_of(id).next().is_some();
+                id.name.is_peer() || id.name.is_guest() && holds()
+            })
+            .collect();
+        // Each peer, then its guests.
+        foreign.sort_by_key(|(id, _)| {
+            let whose = id.name.peer_name().or(id.name.host_peer());
+            (whose, id.name.is_guest(), &id.name)
+        });
+        let mut list = status.reborrow().init_foreign(foreign.len() as u32);
+        for (i, (id, known)) in foreign.into_iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            to.set_name(id.name.as_str());
+            to.set_key(&known.key.0);
+            let peer = id
+                .name
+                .peer_name()
+                .and_then(|name| control.peers().named(name));
+            let (shown, detail) = match (id.name.is_peer(), peer) {
+                _ if known.killed => ("revoked", format!("agora start {}", id.name)),
+                (false, _) => ("guest", String::new()),
+                (true, None) => ("away", "not in the manifest".to_owned()),
+                (true, Some(peer)) => {
+                    let seen = sighting(control.peers(), peer);
+                    let is_here = matches!(seen.state, "connected" | "partly" | "lapsed");
+                    let detail = match is_here {
+                        true => String::new(),
+                        false => format!("agora peers: {}", seen.state),
+                    };
+                    (if is_here { "connected" } else { "away" }, detail)
+                }
+            };
+            to.set_state(shown);
+            to.set_detail(detail.as_str());
+            write_grants(control, state, id, |count| to.init_grants(count));
+        }
+    }
+}
+
 impl operator::Server for Desk {
+    async fn peers(
+        self: Rc<Self>,
+        _params: operator::PeersParams,
+        mut results: operator::PeersResults,
+    ) -> Result<(), Error> {
+        let control = &self.control;
+        let id = peer_id(control.keys().secret());
+        let mut results = results.get();
+        results.set_id(id.to_string().as_str());
+        let listening = control.peers().dialer().map(Dialer::listening);
+        let listening = listening.unwrap_or_default();
+        let mut list = results.reborrow().init_listening(listening.len() as u32);
+        for (i, address) in listening.iter().enumerate() {
+            list.set(i as u32, format!("{address}/p2p/{id}").as_str());
+        }
+        let all: Vec<_> = control.peers().all().cloned().collect();
+        let mut list = results.init_peers(all.len() as u32);
+        for (i, peer) in all.iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            sighting(control.peers(), peer).write(&peer.name, to.reborrow());
+            to.set_name(peer.name.as_str());
+            if let Some(id) = peer.id() {
+                to.set_id(id.to_string().as_str());
+            }
+            let holding = peer.holding();
+            to.set_held(holding.size);
+            to.set_alarm(holding.alarm.as_deref().unwrap_or(""));
+            let mirrors: Vec<_> = peer.mirrors().collect();
+            let mut copies = to.reborrow().init_mirrors(mirrors.len() as u32);
+            for (j, mirror) in mirrors.iter().enumerate() {
+                let (first, last) = mirror.span().unwrap_or_default();
+                let mut copy = copies.reborrow().get(j as u32);
+                copy.set_channel(mirror.channel().as_str());
+                copy.set_first(first);
+                copy.set_last(last);
+            }
+            let persona = PersonaId::new(control.host_id(), peer.persona.clone());
+            let state = control.record().state();
+            write_grants(control, &state, &persona, |count| to.init_granted(count));
+        }
+        Ok(())
+    }
+
+    async fn ping(
+        self: Rc<Self>,
+        params: operator::PingParams,
+        mut results: operator::PingResults,
+    ) -> Result<(), Error> {
+        let name = params.get()?.get_peer()?.to_string()?;
+        let peers = self.control.peers().clone();
+        let name = name.strip_prefix("peer:").unwrap_or(&name);
+        let Some(peer) = peers.named(name).cloned() else {
+            let names = peers.all().map(|peer| peer.name.as_str());
+            return Err(refuse(unknown("peer", name, names.collect::<Vec<_>>())));
+        };
+        let took = self.run(async move { peers.ping(&peer).await }).await?;
+        let took = took.map_err(|why| error::busy(&why))?;
+        let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        results.get().set_microseconds(microseconds);
+        Ok(())
+    }
+
     async fn status(
         self: Rc<Self>,
         _params: operator::StatusParams,
@@ -291,35 +443,9 @@ impl operator::Server for Desk {
             if let Some(known) = state.persona(&persona) {
                 to.set_key(&known.key.0);
             }
-            let grants: Vec<_> = state.grants_of(&persona).collect();
-            let mut list = to.init_grants(grants.len() as u32);
-            for (i, (id, grant)) in grants.into_iter().enumerate() {
-                let mut to = list.reborrow().get(i as u32);
-                to.set_number(grant.number);
-                to.set_id(&id.0);
-                grant.effective.write(to.reborrow().init_terms());
-                to.set_used(grant.used);
-                let parent = grant.parent.and_then(|parent| state.grant(&parent));
-                to.set_parent(parent.map_or(0, |parent| parent.number));
-                if let Some(lender) = parent.map(|parent| &parent.persona)
-                    && *lender != persona
-                {
-                    to.set_lent(lender.to_string().as_str());
-                }
-                to.set_lasting(grant.lasting);
-                to.set_suspended(state.is_suspended(grant));
-                match &grant.object {
-                    Object::Channel(name) => {
-                        to.set_object(name.as_str());
-                        to.set_cursor(control.silent().effective(&state, &persona, name).0);
-                        to.set_latest(state.channel(name).map_or(0, |c| c.latest.0));
-                    }
-                    Object::Timer => to.set_object("timer"),
-                    Object::Service(name) => to.set_object(name.as_str()),
-                    Object::Signer(domain) => to.set_object(format!("signer:{domain}").as_str()),
-                }
-            }
+            write_grants(control, &state, &persona, |count| to.init_grants(count));
         }
+        self.write_foreign(&state, &mut status);
         let channels: Vec<_> = state.channels().collect();
         let mut list = status.init_channels(channels.len() as u32);
         for (i, (name, view)) in channels.into_iter().enumerate() {

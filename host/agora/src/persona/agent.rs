@@ -43,7 +43,7 @@ pub struct Agent {
     /// What it shows of itself.
     pub shared: Arc<Shared>,
     /// Held by the verb that starts or kills it, while that goes on the record.
-    pub verbs: tokio::sync::Mutex<()>,
+    pub verbs: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What an agent runs.

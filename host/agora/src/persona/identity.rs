@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agora_dial::{Options, PeerId, Standing};
 use agora_realm::HostId;
 
 use super::keys::Keys;
@@ -125,6 +126,11 @@ pub fn claim(folder: &Path, host: HostId) -> Result<(), IdentityError> {
         replace(&folder.join("host"), format!("{host}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// The libp2p id of the host with this secret: what hosts of other realms know it by.
+pub fn peer_id(secret: &Secret) -> PeerId {
+    Options::new(*secret.peer_seed(), |_: &PeerId| Standing::Refused).peer_id()
 }
 
 #[cfg(test)]

@@ -233,6 +233,11 @@ impl Secret {
         ])
     }
 
+    /// What this host's libp2p id comes from: an ed25519 seed.
+    pub fn peer_seed(&self) -> Zeroizing<[u8; 32]> {
+        self.derive(&[b"libp2p"])
+    }
+
     /// What an agent's `wasi:random/insecure-seed` gives: fixed per persona, and unknown to others.
     pub fn insecure_seed(&self, name: &PersonaName) -> u128 {
         let bytes = self.derive(&[b"insecure-seed", name.as_str().as_bytes()]);
@@ -312,6 +317,17 @@ mod tests {
         let name = PersonaName::new("a").unwrap();
         let info = b"persona\0\0\0\0\0\0\0\x01a\0\0\0\0\0\0\0\x02\0\0";
         assert_eq!(secret.persona_key(&name, None, 2).public(), expand(info));
+    }
+
+    #[test]
+    fn the_peer_id_follows_from_the_secret_and_is_no_key_of_another_purpose() {
+        let secret = Secret(Zeroizing::new([7; 32]));
+        let seed = secret.peer_seed();
+        assert_eq!(seed, Secret(Zeroizing::new([7; 32])).peer_seed());
+        assert_ne!(seed, Secret(Zeroizing::new([8; 32])).peer_seed());
+        let signing = SigningKey::from_bytes(*seed).unwrap().public();
+        assert_ne!(signing, secret.host_key(1).public());
+        assert_ne!(signing, secret.witness_key().public());
     }
 
     #[test]

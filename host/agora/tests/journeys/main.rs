@@ -13,6 +13,7 @@ mod kill;
 mod moving;
 #[path = "../../../log/tests/nats/mod.rs"]
 mod nats;
+mod peers;
 mod quiet;
 mod reactors;
 mod realm;

@@ -392,6 +392,7 @@ impl Court {
             component: None,
             started: false,
             genesis: Some(genesis),
+            origin: None,
         });
         let (verdict, id, _) = court.put(body, None, Epoch(1));
         assert_eq!(verdict, Ok(()));
@@ -455,6 +456,7 @@ impl Court {
             component: None,
             started,
             genesis: None,
+            origin: None,
         }));
     }
 
@@ -485,6 +487,7 @@ impl Court {
                 owner: None,
                 deadline_ms: 0,
             }],
+            peer_epoch: Epoch(0),
         });
         let (_, _, verdicts) = self.put(body, Some((agent, grant)), epoch);
         matches!(verdicts[..], [MessageVerdict::Counts(_)])

@@ -218,6 +218,7 @@ pub(crate) fn key_body(subject: KeySubject, public_key: PublicKey) -> KeyBody {
         component: None,
         started: false,
         genesis: None,
+        origin: None,
     }
 }
 

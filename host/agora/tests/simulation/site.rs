@@ -393,6 +393,7 @@ pub(crate) fn speech(
             channel: crate::bed::square(),
             grant,
             epoch,
+            peer_epoch: Epoch(0),
         },
         drafts,
         elsewhere: Vec::new(),

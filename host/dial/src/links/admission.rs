@@ -16,9 +16,10 @@ use libp2p::{
 };
 use tokio::time::Instant;
 
-use super::{Links, bare, ip, link::Conn, ms, root};
+use super::{Links, bare, ip, link::Conn, ms, relayed, root};
 use crate::{
     Standing, Why,
+    greeting::Carries,
     handler::{Begin, Handler, Heard},
     limits,
 };
@@ -27,16 +28,20 @@ use crate::{
 #[error("{0}")]
 struct Full(&'static str);
 
-fn full<T>(what: &'static str) -> Result<T, ConnectionDenied> {
+pub(super) fn full<T>(what: &'static str) -> Result<T, ConnectionDenied> {
     Err(ConnectionDenied::new(Full(what)))
 }
 
 impl Links {
-    fn begin(&self, conn: &Conn) -> Begin {
+    pub(super) fn begin(&self, conn: &Conn) -> Begin {
         Begin {
             peer: conn.peer,
             standing: conn.standing,
-            dialed_for: conn.lane.filter(|_| conn.dialed),
+            dialed_for: match (conn.dialed, conn.errand) {
+                (false, _) => None,
+                (true, true) => Some(Carries::Errands),
+                (true, false) => conn.lane.map(Carries::Lane),
+            },
             own: self.setup.incarnation,
             patience: ms(self.setup.timing.greeting_patience_ms),
             inbound: self.setup.inbound.clone(),
@@ -56,10 +61,11 @@ impl NetworkBehaviour for Links {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         let from = ip(remote);
-        let configured = self
-            .links
-            .values()
-            .any(|link| link.addresses.iter().any(|address| ip(address) == from));
+        let configured = from.is_some()
+            && self
+                .links
+                .values()
+                .any(|link| link.addresses.iter().any(|address| ip(address) == from));
         let same = self
             .pending_in
             .values()
@@ -79,16 +85,34 @@ impl NetworkBehaviour for Links {
         Ok(())
     }
 
+    /// Only for dials that aren't ours: those are counted here, and let on.
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        _: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        if !self.conns.contains_key(&id) {
+            self.may_walk(id, peer, role)?;
+        }
+        Ok(Vec::new())
+    }
+
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<Handler, ConnectionDenied> {
         self.pending_in.remove(&id);
         let standing = self.setup.policy.standing(&peer);
-        let with_peer = self.conns.values().filter(|conn| conn.peer == peer).count();
+        let with_peer = self
+            .conns
+            .values()
+            .filter(|conn| conn.peer == peer && !conn.errand)
+            .count();
         if self.closing {
             return full("the host is going down");
         }
@@ -96,7 +120,7 @@ impl NetworkBehaviour for Links {
             let known: HashSet<PeerId> = self
                 .conns
                 .values()
-                .filter(|conn| conn.standing == Standing::Known)
+                .filter(|conn| conn.standing == Standing::Known && !conn.errand)
                 .map(|conn| conn.peer)
                 .chain(
                     self.links
@@ -137,6 +161,8 @@ impl NetworkBehaviour for Links {
             peer,
             lane: None,
             dialed: false,
+            errand: false,
+            relayed: relayed(local) || relayed(remote),
             established: false,
             address: Some(remote.clone()),
             standing,
@@ -157,20 +183,23 @@ impl NetworkBehaviour for Links {
         id: ConnectionId,
         peer: PeerId,
         address: &Multiaddr,
-        _: Endpoint,
+        role: Endpoint,
         _: PortUse,
     ) -> Result<Handler, ConnectionDenied> {
+        if self.walks.remove(&id) {
+            return self.walked(id, peer, address, role);
+        }
         let Some(conn) = self.conns.get_mut(&id) else {
-            return full("not dialed from here");
-        };
-        let Some(lane) = conn.lane else {
             return full("not dialed from here");
         };
         if conn.why.is_some() || self.closing {
             return full("no longer wanted");
         }
         conn.address = Some(bare(address.clone()));
-        if let Some(link) = self.links.get_mut(&peer) {
+        conn.relayed = relayed(address);
+        if let Some(lane) = conn.lane
+            && let Some(link) = self.links.get_mut(&peer)
+        {
             let slot = link.slot(lane);
             // The peer's own dial was welcomed meanwhile: this one isn't needed, and is never greeted on.
             if slot.held.is_some() {
@@ -207,7 +236,19 @@ impl NetworkBehaviour for Links {
                     self.changed = true;
                 }
             }
-            FromSwarm::DialFailure(failed) => self.dial_failed(failed.connection_id, failed.error),
+            FromSwarm::DialFailure(failed) => {
+                self.walks.remove(&failed.connection_id);
+                self.dial_failed(failed.connection_id, failed.error);
+            }
+            FromSwarm::NewListenAddr(new) => self.listens(new.listener_id, new.addr),
+            FromSwarm::ExpiredListenAddr(old) => self.listens_no_more(old.listener_id, old.addr),
+            FromSwarm::ListenerClosed(closed) => {
+                let why = match closed.reason {
+                    Ok(()) => "the relay ended it".into(),
+                    Err(cause) => root(cause),
+                };
+                self.listener_closed(closed.listener_id, why);
+            }
             FromSwarm::ListenFailure(failed) => {
                 self.pending_in.remove(&failed.connection_id);
                 self.changed = true;
@@ -219,7 +260,11 @@ impl NetworkBehaviour for Links {
 
     fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, heard: Heard) {
         match heard {
-            Heard::Greeting { lane, from } => self.greeted(id, lane, from),
+            Heard::Greeting {
+                carries: Carries::Lane(lane),
+                from,
+            } => self.greeted(id, lane, from),
+            Heard::Greeting { .. } => self.greeted_for_errands(id),
             Heard::Verdict { verdict, from } => self.judged(id, verdict, from),
             Heard::Failed(why) => self.end(id, why),
             Heard::Speaks(names) => {

@@ -90,14 +90,20 @@ impl Links {
             return;
         };
         conn.lane = Some(lane);
-        let (peer, standing) = (conn.peer, conn.standing);
+        let (peer, standing, direct) = (conn.peer, conn.standing, !conn.relayed);
         let verdict = match standing {
             Standing::Refused => Verdict::Refused,
             Standing::Guest => Verdict::Guest,
             Standing::Known => {
                 let lesser = own_is_lesser(&self.setup.own, &peer);
                 let slot = self.links.get(&peer).map(|link| &link.slots[at(lane)]);
+                let through_relay =
+                    |id: &ConnectionId| self.conns.get(id).is_some_and(|held| held.relayed);
                 let crossing = slot.is_some_and(|slot| match &slot.held {
+                    // A direct connection is better, whichever side made it.
+                    Some(held) if direct && through_relay(&held.id) => {
+                        slot.dialing.is_some() && slot.greeting
+                    }
                     // Sent before the peer heard of the connection that we dialed; or by a peer that has lost it, which
                     // is told from that by its incarnation or, later, by time.
                     Some(held) => {
@@ -107,7 +113,16 @@ impl Links {
                     }
                     None => slot.dialing.is_some() && slot.greeting,
                 });
-                if lesser && crossing {
+                // The relayed one was overtaken by the direct one that was made from it.
+                let overtaken = !direct
+                    && slot
+                        .and_then(|slot| slot.held.as_ref())
+                        .is_some_and(|held| {
+                            held.from == from
+                                && !through_relay(&held.id)
+                                && held.since.elapsed() < ms(limits::CROSSING_MS)
+                        });
+                if overtaken || (lesser && crossing) {
                     Verdict::Duplicate
                 } else {
                     Verdict::Welcome
@@ -142,6 +157,9 @@ impl Links {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
+        if conn.errand {
+            return self.judged_for_errands(id, verdict);
+        }
         let Some(lane) = conn.lane else { return };
         match verdict {
             Verdict::Welcome => self.hold(id, lane, from, conn.standing == Standing::Guest),
@@ -157,6 +175,11 @@ impl Links {
         };
         self.changed = true;
         let why = conn.why.or(cause);
+        if conn.errand {
+            self.errand_gone(id, &conn.peer, why);
+            self.drop_if_idle(&conn.peer);
+            return;
+        }
         let Some(lane) = conn.lane else {
             if let Some(why @ (Why::NoCommonProtocol { .. } | Why::Flooded | Why::TimedOut)) = why {
                 self.turn_away(conn.peer, why.clone());

@@ -9,6 +9,7 @@ use std::{
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use tokio::time::Instant;
 
+use super::found::Found;
 use crate::{Lane, Standing, Why, backoff::Backoff, greeting::Incarnation, status::Meter};
 
 /// The connection that carries a lane.
@@ -42,6 +43,8 @@ pub(super) struct Link {
     pub(super) standing: Standing,
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) learned: Vec<Multiaddr>,
+    /// What mDNS and Kademlia found, the newest last.
+    pub(super) found: Vec<Found>,
     /// Addresses where someone else was; left out until there is no other.
     pub(super) wrong: HashSet<Multiaddr>,
     pub(super) slots: [Slot; 2],
@@ -57,15 +60,16 @@ impl Link {
         self.slots[0].held.as_ref()
     }
 
-    /// Where to dial: what is configured, then what was learned; not where someone else was, unless there is no other.
+    /// Where to dial: what is configured, then what it told, then what was found; not where someone else was, unless there
+    /// is no other.
     pub(super) fn targets(&mut self) -> Vec<Multiaddr> {
         let mut all: Vec<Multiaddr> = self.addresses.clone();
-        all.extend(
-            self.learned
-                .iter()
-                .filter(|address| !self.addresses.contains(address))
-                .cloned(),
-        );
+        let found = self.found.iter().map(|found| &found.address);
+        for address in self.learned.iter().chain(found) {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
         let right: Vec<Multiaddr> = all
             .iter()
             .filter(|address| !self.wrong.contains(address))
@@ -89,6 +93,10 @@ pub(super) struct Conn {
     /// The lane that it was dialed for, or says that it is for.
     pub(super) lane: Option<Lane>,
     pub(super) dialed: bool,
+    /// It carries no lane, but what Kademlia and relays do.
+    pub(super) errand: bool,
+    /// Through a relay.
+    pub(super) relayed: bool,
     pub(super) established: bool,
     pub(super) address: Option<Multiaddr>,
     pub(super) standing: Standing,

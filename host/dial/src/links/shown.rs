@@ -6,7 +6,7 @@ use super::{
     Links,
     link::{Link, Slot},
 };
-use crate::{Lane, LaneStatus, PeerState, PeerStatus, Snapshot};
+use crate::{Lane, LaneStatus, PeerState, PeerStatus, Snapshot, WaypointStatus};
 
 impl Links {
     pub(super) fn state(&self, link: &Link) -> PeerState {
@@ -55,6 +55,9 @@ impl Links {
                 round_trip_last: held.and_then(|held| held.round_trips.back().copied()),
                 round_trip_p50: sorted.get(sorted.len() / 2).copied(),
                 failures: slot.backoff.failures(),
+                relayed: held
+                    .and_then(|held| self.conns.get(&held.id))
+                    .is_some_and(|conn| conn.relayed),
                 meter: slot.meter.clone(),
             }
         };
@@ -74,9 +77,14 @@ impl Links {
                     connections: self
                         .conns
                         .values()
-                        .filter(|conn| conn.peer == *peer)
+                        .filter(|conn| conn.peer == *peer && !conn.errand)
                         .count(),
                     protocols: link.protocols.clone(),
+                    found: link
+                        .found
+                        .iter()
+                        .map(|found| found.address.clone())
+                        .collect(),
                 };
                 (*peer, status)
             })
@@ -84,6 +92,18 @@ impl Links {
         let snapshot = Snapshot {
             peers,
             turned_away: self.turned_away.iter().cloned().collect(),
+            waypoints: self
+                .waypoints
+                .iter()
+                .map(|(peer, waypoint)| {
+                    let status = WaypointStatus {
+                        connected: waypoint.up,
+                        listening: waypoint.listening.clone(),
+                        why: waypoint.why.clone(),
+                    };
+                    (*peer, status)
+                })
+                .collect(),
             connections: self.conns.values().filter(|conn| conn.established).count(),
             pending_in: self.pending_in.len(),
         };

@@ -11,10 +11,11 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Links, Setup, link::at};
+use super::{Finder, Links, Services, Setup, link::at, plausible};
 use crate::{
     Incoming, KnownPeer, Lane, Snapshot, Standing, Timing,
     backoff::Jitter,
+    errands::Errands,
     greeting::{Incarnation, Verdict},
     handler::Say,
     limits,
@@ -60,6 +61,8 @@ fn bench(own: PeerId, standing: Standing) -> Bench {
         jitter: Jitter::new(1),
         inbound,
         watch,
+        errands: Errands::default(),
+        services: Services::default(),
     });
     Bench {
         links,
@@ -302,4 +305,87 @@ async fn a_known_peer_has_so_many_connections_and_no_more() {
             .is_err()
     );
     assert_eq!(one.links.conns.len(), limits::PEER_CONNECTIONS_MAX);
+}
+
+#[tokio::test]
+async fn of_what_is_found_little_is_kept_and_it_is_tried_last() {
+    let (own, peer) = two();
+    let mut one = bench(own, Standing::Known);
+    one.dial(peer);
+    for n in 0..10_000u32 {
+        let there = format!("/ip4/10.1.{}.{}/tcp/1", n / 250, n % 250 + 1);
+        let there = there.parse().expect("an address");
+        one.links.found(&peer, &there, Finder::Mdns);
+        one.links.found(&id(7), &there, Finder::Mdns);
+    }
+    let targets = one.links.links.get_mut(&peer).expect("a link").targets();
+    assert_eq!(targets.len(), 1 + limits::FOUND_ADDRESSES_MAX);
+    assert_eq!(targets[0], address(1));
+    // Whom nobody configured is nobody.
+    assert!(!one.links.links.contains_key(&id(7)));
+}
+
+#[tokio::test]
+async fn what_kademlia_found_is_forgotten_and_what_mdns_found_when_it_says_so() {
+    let (own, peer) = two();
+    let mut one = bench(own, Standing::Known);
+    one.dial(peer);
+    one.links.found(&peer, &address(5), Finder::Kademlia);
+    one.links.found(&peer, &address(6), Finder::Mdns);
+    let now = tokio::time::Instant::now();
+    one.links
+        .expire_found(now + super::ms(limits::FOUND_MS + 1_000));
+    let link = one.links.links.get_mut(&peer).expect("a link");
+    assert_eq!(link.targets(), [address(1), address(6)]);
+    one.links.lost(&peer, &address(6));
+    let link = one.links.links.get_mut(&peer).expect("a link");
+    assert_eq!(link.targets(), [address(1)]);
+}
+
+#[test]
+fn only_plain_addresses_are_believed_on_someones_word() {
+    for (text, believed) in [
+        ("/ip4/10.0.0.1/tcp/1", true),
+        ("/ip6/fd00::1/udp/1/quic-v1", true),
+        ("/ip4/0.0.0.0/tcp/1", false),
+        ("/ip4/224.0.0.1/udp/1/quic-v1", false),
+        ("/ip4/10.0.0.1/tcp/0", false),
+        ("/ip4/10.0.0.1/udp/1", false),
+        ("/ip4/10.0.0.1/tcp/1/ws", false),
+        ("/dns4/example.org/tcp/1", false),
+        ("/ip4/10.0.0.1", false),
+    ] {
+        let address: Multiaddr = text.parse().expect("an address");
+        assert_eq!(plausible(&address).is_some(), believed, "{text}");
+        let circuit = format!("{text}/p2p/{}/p2p-circuit", id(9));
+        assert_eq!(plausible(&circuit.parse().expect("an address")), None);
+    }
+}
+
+#[tokio::test]
+async fn a_direct_connection_replaces_a_relayed_one_and_never_the_other_way_round() {
+    let (lesser, greater) = two();
+    let relay: Multiaddr = format!("/ip4/127.0.0.1/tcp/9/p2p/{}/p2p-circuit", id(9))
+        .parse()
+        .expect("an address");
+    for (own, peer) in [(lesser, greater), (greater, lesser)] {
+        let mut one = bench(own, Standing::Known);
+        let relayed = |one: &mut Bench, connection: usize| {
+            let id = ConnectionId::new_unchecked(connection);
+            let made =
+                one.links
+                    .handle_established_inbound_connection(id, peer, &relay, &address(3));
+            assert!(made.is_ok());
+            one.established(id);
+            id
+        };
+        let first = relayed(&mut one, 1 << 40);
+        assert_eq!(one.greeted(first, Lane::Vat, 2), Verdict::Welcome);
+        let direct = one.dialed_by(peer, 1 << 41);
+        assert_eq!(one.greeted(direct, Lane::Vat, 2), Verdict::Welcome);
+        assert_eq!(one.closed(), [first]);
+        let late = relayed(&mut one, 1 << 42);
+        assert_eq!(one.greeted(late, Lane::Vat, 2), Verdict::Duplicate);
+        assert_eq!(one.held(peer, Lane::Vat), Some(direct));
+    }
 }

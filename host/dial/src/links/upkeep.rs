@@ -1,11 +1,9 @@
 //! What keeps peers connected: dials, waits, pings, deadlines, and the addresses that are believed.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use libp2p::{
-    Multiaddr, PeerId, identify,
-    multiaddr::Protocol,
-    ping,
+    Multiaddr, PeerId, identify, ping,
     swarm::{
         ConnectionId, DialError, ToSwarm,
         dial_opts::{DialOpts, PeerCondition},
@@ -16,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     Links, bare, ip,
     link::{Conn, at},
-    ms, root,
+    ms, relayed, root,
 };
 use crate::{Lane, Standing, Why, lane::CARRIERS, limits};
 
@@ -45,8 +43,22 @@ impl Links {
         if lane == Lane::Vat && link.control().is_none_or(|control| control.guest) {
             return;
         }
-        let targets = link.targets();
+        let (circuits, mut targets): (Vec<Multiaddr>, Vec<Multiaddr>) =
+            link.targets().into_iter().partition(relayed);
+        if circuits.is_empty() && targets.is_empty() {
+            return;
+        }
+        // Relays are for when nothing else helps.
+        if targets.is_empty() || link.slot(lane).backoff.failures() > 0 {
+            targets.extend(self.through_relays(circuits));
+        }
+        let Some(link) = self.links.get_mut(&peer) else {
+            return;
+        };
         if targets.is_empty() {
+            // Brought forward once a relay is connected.
+            let slot = link.slot(lane);
+            slot.due = Some(now + slot.backoff.next());
             return;
         }
         if under_way >= limits::PENDING_OUT_MAX {
@@ -65,6 +77,8 @@ impl Links {
             peer,
             lane: Some(lane),
             dialed: true,
+            errand: false,
+            relayed: false,
             established: false,
             address: None,
             standing: link.standing,
@@ -120,6 +134,8 @@ impl Links {
         for (peer, lane) in dials {
             self.dial(peer, lane, now);
         }
+        let expiring = self.expire_found(now);
+        let waypoints = self.dial_waypoints(now);
         let deadlines = self
             .conns
             .values()
@@ -128,7 +144,11 @@ impl Links {
             .links
             .values()
             .flat_map(|link| link.slots.iter().filter_map(|slot| slot.due));
-        deadlines.chain(dials).min()
+        deadlines
+            .chain(dials)
+            .chain(expiring)
+            .chain(waypoints)
+            .min()
     }
 
     pub(super) fn dial_failed(&mut self, id: ConnectionId, error: &DialError) {
@@ -159,6 +179,9 @@ impl Links {
             return;
         };
         let (peer, lane) = (conn.peer, conn.lane);
+        if conn.errand && matches!(result, Err(ping::Failure::Timeout)) {
+            return self.end(id, Why::TimedOut);
+        }
         let Some(lane) = lane else { return };
         let Some(link) = self.links.get_mut(&peer) else {
             return;
@@ -191,13 +214,22 @@ impl Links {
         }
     }
 
+    /// The network address that a connection is with; of a relayed one nothing is known.
+    pub(crate) fn place(&self, id: ConnectionId) -> Option<IpAddr> {
+        let conn = self.conns.get(&id)?;
+        conn.address.as_ref().filter(|_| !conn.relayed).and_then(ip)
+    }
+
     /// A known peer says where it listens. Only addresses at the place that it is connected from are believed, so that
     /// nobody can have us dial others; and dialing asks for its key anyway.
     pub(crate) fn identified(&mut self, id: ConnectionId, info: &identify::Info) {
         let Some(conn) = self.conns.get(&id) else {
             return;
         };
-        let Some(from) = conn.address.as_ref().and_then(ip) else {
+        if conn.errand {
+            return self.waypoint_identified(id, conn.peer);
+        }
+        let Some(from) = self.place(id) else {
             return;
         };
         let Some(link) = self.links.get_mut(&conn.peer) else {
@@ -209,11 +241,8 @@ impl Links {
         let mut learned: Vec<Multiaddr> = Vec::new();
         for address in info.listen_addrs.iter().cloned().map(bare) {
             let known = link.addresses.contains(&address) || learned.contains(&address);
-            let direct = !address
-                .iter()
-                .any(|part| matches!(part, Protocol::P2pCircuit));
             if ip(&address) == Some(from)
-                && direct
+                && !relayed(&address)
                 && !known
                 && learned.len() < limits::LEARNED_ADDRESSES_MAX
             {

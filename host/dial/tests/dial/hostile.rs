@@ -483,3 +483,24 @@ async fn a_peer_that_lies_about_addresses_has_us_dial_nobody_else() {
     let dialed = tokio::time::timeout(Duration::ZERO, victim.accept()).await;
     assert!(dialed.is_err(), "someone else was dialed");
 }
+
+/// Streams that are opened and reset, and never say what they are for, are counted all the same.
+async fn streams_that_say_nothing(transport: &str) {
+    let (a, b) = honest(transport).await;
+    let (address, b) = (b.address(), b.echoing());
+    let mut hostile = Hostile::connect(9, &address).await;
+    assert!(hostile.greet(1).await);
+    within(async { while hostile.open(&[0]).await {} }).await;
+    gone(&b, 9).await;
+    echoes(&mut a.open(2, Lane::Control).await, b"still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_opens_streams_for_nothing_loses_its_connection_over_tcp() {
+    streams_that_say_nothing(TCP).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_opens_streams_for_nothing_loses_its_connection_over_quic() {
+    streams_that_say_nothing(QUIC).await;
+}

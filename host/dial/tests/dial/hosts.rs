@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use agora_dial::{
-    Dialer, Inbound, Incoming, KnownPeer, Lane, LaneStatus, Multiaddr, Options, PeerId, PeerState,
-    PeerStatus, Policy, Standing, Stream, Timing,
+    Dialer, Inbound, Incoming, Kademlia, KnownPeer, Lane, LaneStatus, Multiaddr, Options, PeerId,
+    PeerState, PeerStatus, Policy, RelayBounds, Snapshot, Standing, Stream, Timing,
 };
 use futures::{AsyncReadExt, AsyncWriteExt};
 
@@ -69,6 +69,32 @@ impl Making {
         self
     }
 
+    pub(crate) fn relaying(mut self, bounds: RelayBounds) -> Self {
+        self.options.relay.serve = Some(bounds);
+        self
+    }
+
+    pub(crate) fn via(mut self, relay: Multiaddr) -> Self {
+        self.options.relay.via.push(relay);
+        self
+    }
+
+    /// A relayed connection stays one.
+    pub(crate) fn not_punching(mut self) -> Self {
+        self.options.relay.punch = false;
+        self
+    }
+
+    /// Finds its peers by Kademlia, asking often.
+    pub(crate) fn asking(mut self, bootstrap: &[Multiaddr], serve: bool) -> Self {
+        self.options.discovery.kademlia = Some(Kademlia {
+            bootstrap: bootstrap.to_vec(),
+            serve,
+            ask_every_ms: 300,
+        });
+        self
+    }
+
     /// Starts where another was a moment ago: a UDP port is free once QUIC has seen its connections off.
     pub(crate) async fn start_again(self) -> Host {
         within(async {
@@ -97,6 +123,20 @@ impl Making {
 impl Host {
     pub(crate) fn address(&self) -> Multiaddr {
         self.dialer.listening()[0].clone()
+    }
+
+    /// Its address, with its id.
+    pub(crate) fn full_address(&self) -> Multiaddr {
+        self.address()
+            .with_p2p(self.dialer.peer_id())
+            .expect("an address of this host")
+    }
+
+    pub(crate) async fn until_all(&self, wanted: impl FnMut(&Arc<Snapshot>) -> bool) {
+        let mut watch = self.dialer.watch();
+        within(watch.wait_for(wanted))
+            .await
+            .expect("the dialer runs");
     }
 
     pub(crate) async fn until(

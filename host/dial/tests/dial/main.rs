@@ -2,8 +2,12 @@
 
 mod connecting;
 mod ending;
+mod finding;
 mod hostile;
 mod hosts;
 mod lanes;
+mod liar;
+mod names;
 mod raw;
+mod relays;
 mod standing;

@@ -177,6 +177,7 @@ fn said(world: &World, by: &PersonaId, grant: Option<GrantId>, message: Message)
         through: Ordinal(0),
         origin: None,
         messages: vec![message],
+        peer_epoch: Epoch(0),
     };
     world.turn_entry(by, grant, body)
 }
@@ -481,4 +482,64 @@ proptest! {
             prop_assert_eq!((first.since, first.seq), (bad, bad), "{:?}", all);
         }
     }
+}
+
+#[test]
+fn peers_guests_and_remote_channels_are_no_findings() {
+    let mut world = World::new();
+    world.channel("bravo/release", 0, 0, false);
+    let (alpha, ann) = (world.persona("peer:alpha"), world.persona("ann"));
+    let terms = Terms {
+        rights: Rights::READ | Rights::WRITE | Rights::INITIATE,
+        ..Terms::ALL
+    };
+    let grant = world.grant(&alpha, "c", terms);
+    let guest = world.persona("alpha/x");
+    let lent = world.lend(&guest, "c", Terms::ALL, grant);
+    let said = world.root(&guest, lent, "c", 3);
+    let out = world.grant(&ann, "bravo/release", Terms { hops: 4, ..terms });
+    let told = reply(&Placed { hops: 5, ..said }, Act::Agree);
+    counted(world.say(&ann, out, "bravo/release", told.clone()));
+    let through = world.answer(&ann, out, "bravo/release", 900, vec![told.clone()]);
+    counted(through.messages[0].clone());
+    assert!(plain(&world.log).is_well());
+    // What raced a kill of the peer is no finding either.
+    world.revoke(Revoked::Persona(alpha));
+    let late = world.say(&guest, lent, "c", message(Act::Inform));
+    assert_eq!(late, MessageVerdict::Void(Refusal::Revoked));
+    assert!(plain(&world.log).is_well());
+    // More hops than the terms have is one, whatever became of the channel's settings.
+    world.channel("bravo/release", 7, 0, false);
+    let over = Message { hops: 5, ..told };
+    let void = world.say(&ann, out, "bravo/release", over);
+    assert_eq!(void, MessageVerdict::Void(Refusal::BadHops));
+    assert_eq!(plain(&world.log).found, 1);
+}
+
+#[test]
+fn a_guest_without_its_peer_and_a_turn_without_the_peers_epoch_are_findings() {
+    let mut world = World::new();
+    world.channel("bravo/release", 0, 0, false);
+    let ann = world.persona("ann");
+    let out = world.grant(&ann, "bravo/release", Terms::ALL);
+    assert!(plain(&world.log).is_well());
+    let guest = PersonaId::new(host(1), PersonaName::new("alpha/x").unwrap());
+    assert_eq!(
+        world.key(&guest, false).verdict,
+        Err(Refusal::UnknownPersona)
+    );
+    assert_eq!(plain(&world.log).found, 1);
+    let body = TurnBody {
+        channel: channel("bravo/release"),
+        through: Ordinal(0),
+        origin: None,
+        messages: vec![Message {
+            key: 1,
+            ..message(Act::Inform)
+        }],
+        peer_epoch: Epoch(0),
+    };
+    let judged = world.put(world.turn_entry(&ann, Some(out), body));
+    assert_eq!(judged.verdict, Err(Refusal::Malformed));
+    assert_eq!(plain(&world.log).found, 2);
 }

@@ -18,8 +18,41 @@ fn name() -> impl Strategy<Value = ChannelName> {
     "[a-z0-9][a-z0-9._-]{0,20}".prop_map(|text| ChannelName::new(&text).unwrap())
 }
 
+fn channel_name() -> impl Strategy<Value = ChannelName> {
+    "[a-z0-9][a-z0-9._-]{0,20}(/[a-z0-9][a-z0-9._-]{0,20}){0,3}"
+        .prop_map(|text| ChannelName::new(&text).unwrap())
+}
+
+fn origin() -> impl Strategy<Value = Origin> {
+    let ids = (
+        option::of(id()),
+        option::of(id()),
+        option::of(id()),
+        option::of(id()),
+    );
+    let signature = option::of((id(), id()));
+    let peer = vec(any::<u8>(), 1..=PEER_ID_BYTES_MAX);
+    (peer, ids, option::of(persona_name()), signature).prop_map(
+        |(peer, (host, realm, key, component), persona, signature)| Origin {
+            peer,
+            host: host.map(HostId),
+            realm: realm.map(RealmId),
+            persona,
+            public_key: key.map(PublicKey),
+            component: component.map(ComponentHash),
+            signature: signature.map(|halves| {
+                let (first, second) = halves;
+                [first, second].concat().try_into().unwrap()
+            }),
+        },
+    )
+}
+
 fn persona_name() -> impl Strategy<Value = PersonaName> {
     prop_oneof![
+        "[a-z0-9][a-z0-9._-]{0,20}".prop_map(|text| PersonaName::peer(&text).unwrap()),
+        "[a-z0-9][a-z0-9._-]{0,20}(/[a-z0-9][a-z0-9._-]{0,20}){1,3}"
+            .prop_map(|text| PersonaName::new(&text).unwrap()),
         "[a-z0-9][a-z0-9._-]{0,20}".prop_map(|text| PersonaName::new(&text).unwrap()),
         any::<u32>().prop_map(PersonaName::operator),
     ]
@@ -67,8 +100,9 @@ fn body() -> impl Strategy<Value = Body> {
         option::of(id()),
         any::<bool>(),
         option::of(genesis),
+        option::of(origin()),
     )
-        .prop_map(|(subject, key, component, started, genesis)| {
+        .prop_map(|(subject, key, component, started, genesis, origin)| {
             let component = component.map(ComponentHash);
             Body::Key(KeyBody {
                 subject,
@@ -76,9 +110,10 @@ fn body() -> impl Strategy<Value = Body> {
                 component,
                 started,
                 genesis,
+                origin: origin.map(Box::new),
             })
         });
-    let channel = (name(), any::<u16>(), any::<u32>(), any::<bool>()).prop_map(
+    let channel = (channel_name(), any::<u16>(), any::<u32>(), any::<bool>()).prop_map(
         |(name, hops, reactions, carry)| {
             Body::Channel(ChannelBody {
                 name,
@@ -89,7 +124,7 @@ fn body() -> impl Strategy<Value = Body> {
         },
     );
     let object = prop_oneof![
-        name().prop_map(Object::Channel),
+        channel_name().prop_map(Object::Channel),
         Just(Object::Timer),
         name().prop_map(|name| Object::Service(ServiceName::new(name.as_str()).unwrap())),
         name().prop_map(|name| {
@@ -119,17 +154,19 @@ fn body() -> impl Strategy<Value = Body> {
     ];
     let revoke = (what, ".{0,20}", ".{0,9}")
         .prop_map(|(what, reason, by)| Body::Revoke(RevokeBody { what, reason, by }));
-    let turn = (name(), any::<u64>(), option::of(name()), vec(said(), 0..4)).prop_map(
-        |(channel, through, origin, messages)| {
+    let places = (channel_name(), any::<u64>(), option::of(channel_name()));
+    let turn = (places, any::<u64>(), vec(said(), 0..4)).prop_map(
+        |((channel, through, origin), peer_epoch, messages)| {
             Body::Turn(TurnBody {
                 channel,
                 through: Ordinal(through),
                 origin,
                 messages,
+                peer_epoch: Epoch(peer_epoch),
             })
         },
     );
-    let lapse = (name(), id()).prop_map(|(channel, thread)| {
+    let lapse = (channel_name(), id()).prop_map(|(channel, thread)| {
         Body::Lapse(LapseBody {
             channel,
             thread: MessageId(thread),
@@ -137,7 +174,7 @@ fn body() -> impl Strategy<Value = Body> {
     });
     let note = prop_oneof![
         (any::<u64>(), id()).prop_map(|(size, root)| NoteBody::Tree { size, root }),
-        (name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
+        (channel_name(), any::<u64>()).prop_map(|(channel, through)| NoteBody::Prune {
             channel,
             through: Ordinal(through)
         }),
@@ -266,6 +303,7 @@ fn turn_of(messages: Vec<Message>) -> Entry {
         through: Ordinal(0),
         origin: None,
         messages,
+        peer_epoch: Epoch(0),
     });
     Entry {
         realm: Some(RealmId([1; 32])),

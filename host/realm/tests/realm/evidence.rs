@@ -116,6 +116,7 @@ fn what_is_void_is_shown_as_void_where_the_proof_has_the_reason() {
             key: 50,
             ..message(Act::Inform)
         }],
+        peer_epoch: Epoch(0),
     };
     let late = world.turn_entry(&ann, Some(grant), body);
     world.revoke(Revoked::Persona(ann));
@@ -184,5 +185,99 @@ proptest! {
             }
         }
         prop_assert!(proof.check(world.realm).is_err());
+    }
+}
+
+/// A guest speaks under a lasting grant of its peer's, which was killed and started meanwhile, and somebody speaks to another realm.
+fn peers() -> (World, MessageId, MessageId) {
+    let mut world = World::new();
+    world.channel("bravo/release", 0, 0, false);
+    let (alpha, ann) = (world.persona("peer:alpha"), world.persona("ann"));
+    let terms = Terms {
+        rights: Rights::READ | Rights::WRITE | Rights::INITIATE,
+        ..Terms::ALL
+    };
+    let grant = world.grant(&alpha, "c", terms);
+    let guest = world.persona("alpha/x");
+    let mut lent = world.grant_entry(&guest, "c", Terms::ALL, Some(grant));
+    if let Body::Grant(body) = &mut lent.body {
+        body.lasting = true;
+    }
+    let lent = world.put(lent).id.unwrap().into();
+    world.root(&guest, lent, "c", 1);
+    world.revoke(Revoked::Persona(alpha.clone()));
+    assert_eq!(world.key(&alpha, true).verdict, Ok(()));
+    world.fence();
+    let by_guest = world.root(&guest, lent, "c", 1);
+    let out = world.grant(&ann, "bravo/release", Terms::ALL);
+    let told = Message {
+        parent: Some(MessageId([7; 32])),
+        hops: 9,
+        ..message(Act::Agree)
+    };
+    let abroad = counted(world.say(&ann, out, "bravo/release", told));
+    (world, by_guest.id, abroad.id)
+}
+
+#[test]
+fn what_guests_say_and_what_is_said_to_peers_is_proved_like_all_else() {
+    let (world, by_guest, abroad) = peers();
+    let size = world.log.len();
+    for wanted in [by_guest, abroad] {
+        let signed = checkpoint(&world.log, size, &secret(1));
+        let proof = prove(&world.log, Wanted::Message(wanted), signed).unwrap();
+        assert_eq!(proof.check(world.realm).unwrap().verdict, Ok(()));
+    }
+    for seq in 1..=size as u64 {
+        let signed = checkpoint(&world.log, size, &secret(1));
+        let proof = prove(&world.log, Wanted::Place(seq), signed).unwrap();
+        assert_eq!(proof.check(world.realm).unwrap().verdict, Ok(()), "{seq}");
+    }
+}
+
+#[test]
+fn a_guest_of_a_killed_peer_is_shown_as_void() {
+    let (mut world, ..) = peers();
+    let alpha = PersonaId::new(host(1), PersonaName::peer("alpha").unwrap());
+    let guest = PersonaId::new(host(1), PersonaName::guest("alpha", "x").unwrap());
+    let own = world.grant(&guest, "c", Terms::ALL);
+    world.revoke(Revoked::Persona(alpha));
+    let said = world.say(&guest, own, "c", message(Act::Inform));
+    assert_eq!(said, MessageVerdict::Void(Refusal::Revoked));
+    let size = world.log.len();
+    let signed = checkpoint(&world.log, size, &secret(1));
+    let proof = prove(&world.log, Wanted::Place(size as u64), signed).unwrap();
+    assert_eq!(
+        proof.check(world.realm).unwrap().verdict,
+        Err(Refusal::Revoked)
+    );
+}
+
+#[test]
+fn a_turn_that_says_no_epoch_of_the_peers_is_shown_as_void() {
+    let (mut world, ..) = peers();
+    let ann = PersonaId::new(host(1), PersonaName::new("ann").unwrap());
+    let out = world.grant(&ann, "bravo/release", Terms::ALL);
+    let of = |epoch, owner: Option<PersonaId>| TurnBody {
+        channel: channel("bravo/release"),
+        through: Ordinal(0),
+        origin: None,
+        messages: vec![Message {
+            key: 50,
+            owner,
+            ..message(Act::Request)
+        }],
+        peer_epoch: Epoch(epoch),
+    };
+    for body in [of(0, None), of(5, Some(ann.clone()))] {
+        let judged = world.put(world.turn_entry(&ann, Some(out), body));
+        assert_eq!(judged.messages, [MessageVerdict::Void(Refusal::Malformed)]);
+        let size = world.log.len();
+        let signed = checkpoint(&world.log, size, &secret(1));
+        let proof = prove(&world.log, Wanted::Place(size as u64), signed).unwrap();
+        assert_eq!(
+            proof.check(world.realm).unwrap().verdict,
+            Err(Refusal::Malformed)
+        );
     }
 }

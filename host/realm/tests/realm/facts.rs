@@ -80,6 +80,7 @@ fn an_entry_of_another_realm_is_void() {
         through: Ordinal(0),
         origin: None,
         messages: vec![],
+        peer_epoch: Epoch(0),
     };
     let mut entry = w.turn_entry(&a, Some(ga), body);
     entry.realm = Some(RealmId([7; 32]));
@@ -96,6 +97,7 @@ fn only_the_authors_current_key_speaks() {
         through: Ordinal(0),
         origin: None,
         messages: vec![message(Act::Inform)],
+        peer_epoch: Epoch(0),
     };
     let mut entry = w.turn_entry(&a, Some(ga), body.clone());
     entry.signer = World::persona_key(&b).public();
@@ -291,6 +293,7 @@ fn what_stands_after_the_fence_of_its_epoch_is_void() {
         through: Ordinal(0),
         origin: None,
         messages: vec![message(Act::Inform)],
+        peer_epoch: Epoch(0),
     };
     let turn = w.turn_entry(&a, Some(ga), body);
     let grant = w.grant_entry(&a, "c", Terms::ALL, None);
@@ -1095,6 +1098,7 @@ fn a_reaction_on_another_channel_is_keyed_by_its_origin() {
             through: Ordinal(through),
             origin: Some(channel(origin)),
             messages: vec![message(Act::Inform)],
+            peer_epoch: Epoch(0),
         };
         let entry = w.turn_entry(by, Some(grant), body);
         w.put(entry)
@@ -1552,6 +1556,7 @@ fn personas_write_turns_and_hosts_the_rest() {
         through: Ordinal(0),
         origin: None,
         messages: vec![],
+        peer_epoch: Epoch(0),
     };
     assert_eq!(
         w.put(w.entry(Body::Turn(by_host))).verdict,

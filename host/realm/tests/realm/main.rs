@@ -6,10 +6,12 @@
 )]
 
 mod audit;
+mod before;
 mod bytes;
 mod evidence;
 mod facts;
 mod keys;
 mod model;
+mod peers;
 mod support;
 mod terms;

@@ -12,7 +12,12 @@ use proptest::sample::Index;
 
 use crate::support::*;
 
-const CHANNELS: [&str; 2] = ["plain", "carry"];
+const CHANNELS: [&str; 3] = ["plain", "carry", "bravo/plain"];
+const REMOTE: usize = 2;
+const PERSONAS: [&str; 6] = ["a", "b", "n", "operator:0", "peer:alpha", "alpha/x"];
+const OPERATOR: usize = 3;
+const PEER: usize = 4;
+const GUEST: usize = 5;
 const CHANNEL_HOPS: u16 = 3;
 const REACTIONS: usize = 4;
 
@@ -96,13 +101,18 @@ fn said() -> impl Strategy<Value = Said> {
         )
 }
 
+/// Whoever may be granted anything, killed and started.
+fn whom() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => 0..3usize, 1 => Just(PEER), 2 => Just(GUEST)]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let parent = prop_oneof![2 => Just(None), 1 => any::<Index>().prop_map(Some)];
     let rights = prop_oneof![3 => Just(15u16), 1 => 0..16u16];
     let count = prop_oneof![3 => Just(u64::MAX), 1 => 0..4u64];
     let history = prop_oneof![2 => Just(u64::MAX), 1 => 0..3u64];
     let grant = (
-        (0..3usize, 0..2usize, rights),
+        (whom(), 0..CHANNELS.len(), rights),
         (0..5u16, count, history),
         parent,
         any::<bool>(),
@@ -121,7 +131,7 @@ fn op() -> impl Strategy<Value = Op> {
         );
     let through = prop_oneof![2 => Just(0u64), 3 => 1..12u64];
     let turn = (
-        0..4usize,
+        0..PERSONAS.len(),
         any::<Index>(),
         through,
         prop::bool::weighted(0.3),
@@ -139,8 +149,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => grant,
         1 => any::<Index>().prop_map(Op::Cut),
-        1 => (0..3usize).prop_map(Op::Kill),
-        1 => (0..3usize, any::<bool>()).prop_map(|(who, started)| Op::Start(who, started)),
+        1 => whom().prop_map(Op::Kill),
+        1 => (whom(), any::<bool>()).prop_map(|(who, started)| Op::Start(who, started)),
         1 => (0..2u64).prop_map(|behind| Op::Fence { behind }),
         16 => turn,
         1 => (any::<Index>(), any::<bool>()).prop_map(|(root, late)| Op::Lapse { root, late }),
@@ -205,9 +215,7 @@ impl Model {
     /// Somebody that it came through is killed.
     fn suspended(&self, grant: usize) -> bool {
         let above = &self.chain(grant)[1..];
-        above
-            .iter()
-            .any(|at| self.killed.contains(&self.grants[*at].to))
+        above.iter().any(|at| self.cut_off(self.grants[*at].to))
     }
 
     /// Where its holder has it from: from the host, or from somebody else.
@@ -265,6 +273,11 @@ impl Model {
             .map(|at| &self.grants[at])
     }
 
+    /// Killed, or a guest of a killed peer.
+    fn cut_off(&self, who: usize) -> bool {
+        self.killed.contains(&who) || (who == GUEST && self.killed.contains(&PEER))
+    }
+
     fn cursor(&self, who: usize, channel: usize) -> u64 {
         let first = self
             .readers(who, channel)
@@ -275,11 +288,11 @@ impl Model {
             .turns
             .iter()
             .filter(|t| t.by == who && t.channel == channel && t.origin.is_none());
-        own.map(|t| t.through)
-            .max()
-            .unwrap_or(0)
-            .max(first)
-            .max(self.fenced(channel))
+        let own = own.map(|t| t.through).max().unwrap_or(0);
+        if channel == REMOTE {
+            return own;
+        }
+        own.max(first).max(self.fenced(channel))
     }
 
     fn highest_key(&self, who: usize, channel: usize) -> u64 {
@@ -320,7 +333,8 @@ impl Model {
                 broken.insert(refusal);
             }
         };
-        let operator = by == 3;
+        let operator = by == OPERATOR;
+        let remote = channel == REMOTE;
         let terms = grant.map_or(Terms::ALL, |g| self.effective(g));
         require(in_turn == (m.key == 0), Refusal::Malformed);
         let root_request = m.parent.is_none() && m.act == Act::Request;
@@ -337,13 +351,25 @@ impl Model {
                 .any(|at| self.used(*at) >= self.grants[*at].terms.count)
         });
         require(!spent, Refusal::CountSpent);
-        let most = CHANNEL_HOPS.min(terms.hops);
+        let most = if remote {
+            terms.hops
+        } else {
+            CHANNEL_HOPS.min(terms.hops)
+        };
+        if remote {
+            let lone = m.owner.is_none() && m.deadline_ms == 0;
+            require(lone, Refusal::Malformed);
+        }
         let Some(parent) = m.parent else {
             require(terms.rights.has(Rights::INITIATE), Refusal::NoRight);
             require(m.hops <= most, Refusal::BadHops);
             return broken;
         };
         require(terms.rights.has(Rights::READ), Refusal::NoRight);
+        if remote {
+            require(m.hops <= most, Refusal::BadHops);
+            return broken;
+        }
         let found = self
             .messages
             .iter()
@@ -392,9 +418,8 @@ fn run(ops: Vec<Op>) -> World {
     let mut w = World::fenced_by(Vec::new());
     w.channel("plain", CHANNEL_HOPS, REACTIONS as u32, false);
     w.channel("carry", CHANNEL_HOPS, REACTIONS as u32, true);
-    let personas = ["a", "b", "n", "operator:0"]
-        .map(|name| w.persona(name))
-        .to_vec();
+    w.channel(CHANNELS[REMOTE], CHANNEL_HOPS, 0, false);
+    let personas = PERSONAS.map(|name| w.persona(name)).to_vec();
     let ids = Ids {
         personas,
         channels: CHANNELS.map(channel).to_vec(),
@@ -405,16 +430,16 @@ fn run(ops: Vec<Op>) -> World {
     };
     let mut sealed: Vec<Sealed> = Vec::new();
     let all = |n: usize| Op::Grant {
-        to: n / 2,
-        channel: n % 2,
-        rights: 15,
+        to: [0, 1, 2, PEER][n / CHANNELS.len()],
+        channel: n % CHANNELS.len(),
+        rights: if n / CHANNELS.len() == 3 { 7 } else { 15 },
         hops: CHANNEL_HOPS,
         count: u64::MAX,
         history: u64::MAX,
         parent: None,
         lasting: false,
     };
-    for op in (0..6).map(all).chain(ops) {
+    for op in (0..4 * CHANNELS.len()).map(all).chain(ops) {
         step(&mut w, &mut m, &ids, &mut sealed, op);
         for (who, id) in ids.personas.iter().enumerate() {
             for (at, name) in ids.channels.iter().enumerate() {
@@ -453,9 +478,16 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             parent,
             lasting,
         } => {
+            // A guest is mostly lent what its peer holds.
+            let choice: Vec<usize> = (0..m.grants.len())
+                .filter(|g| to != GUEST || lasting || m.grants[*g].to == PEER)
+                .collect();
             let parent = parent
-                .filter(|_| !m.grants.is_empty())
-                .map(|i| i.index(m.grants.len()));
+                .filter(|_| !choice.is_empty())
+                .map(|i| choice[i.index(choice.len())]);
+            let at = parent
+                .filter(|_| to == GUEST)
+                .map_or(at, |parent| m.grants[parent].channel);
             let terms = Terms {
                 rights: Rights(rights),
                 hops,
@@ -479,9 +511,10 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             let lendable = parent.is_none_or(|p| {
                 m.stands(p)
                     && m.grants[p].channel == at
-                    && !m.killed.contains(&m.grants[p].to)
                     && !m.suspended(p)
-                    && m.effective(m.source(p)).rights.has(Rights::ATTENUATE)
+                    && !m.cut_off(m.grants[p].to)
+                    && ((to == GUEST && m.grants[p].to == PEER)
+                        || m.effective(m.source(p)).rights.has(Rights::ATTENUATE))
                     && m.chain(p).len() < 16
             });
             assert_eq!(judged.verdict.is_ok(), lendable, "{:?}", judged.verdict);
@@ -521,15 +554,18 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             for at in 0..m.grants.len() {
                 let g = &m.grants[at];
                 let passed = g.parent.filter(|_| newly && !g.lasting);
-                let touched = passed.is_some_and(|p| g.to == who || m.grants[p].to == who);
+                let dies = |to: usize| to == who || (who == PEER && to == GUEST);
+                let touched = passed.is_some_and(|p| dies(g.to) || dies(m.grants[p].to));
                 m.grants[at].cut |= touched;
             }
             sealed.push(s);
         }
         Op::Start(who, started) => {
             let verdict = w.key(&ids.personas[who], started).verdict;
-            assert_eq!(verdict.is_ok(), started || !m.killed.contains(&who));
-            if started {
+            let peerless = who == GUEST && m.killed.contains(&PEER);
+            let stands = !peerless && (started || !m.killed.contains(&who));
+            assert_eq!(verdict.is_ok(), stands);
+            if started && stands {
                 m.killed.remove(&who);
             }
             sealed.push(Sealed::open(w.log.last().unwrap().clone()).unwrap());
@@ -557,9 +593,11 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             if choice.is_empty() || grant.index(12) == 0 {
                 choice = (0..m.grants.len()).collect();
             }
-            let grant = (by < 3 && !choice.is_empty()).then(|| choice[grant.index(choice.len())]);
-            let at = grant.map_or(said.len() % 2, |g| m.grants[g].channel);
-            let origin = (origin && through > 0).then_some(1 - at);
+            let grant =
+                (by != OPERATOR && !choice.is_empty()).then(|| choice[grant.index(choice.len())]);
+            let at = grant.map_or(said.len() % CHANNELS.len(), |g| m.grants[g].channel);
+            let origin =
+                (origin && through > 0).then_some((at + 1 + said.len() % 2) % CHANNELS.len());
             let mut key = m.highest_key(by, at).saturating_sub(1);
             let latest = m.latest(origin.unwrap_or(at));
             let through = if through > 9 {
@@ -598,6 +636,7 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
                 through: Ordinal(through),
                 origin: origin.map(|o| ids.channels[o].clone()),
                 messages,
+                peer_epoch: peer_epoch(&ids.channels[at]),
             };
             let mut entry = w.turn_entry(&ids.personas[by], grant.map(|g| m.grants[g].id), body);
             if stale {
@@ -692,8 +731,8 @@ fn turn(w: &mut World, m: &mut Model, ids: &Ids, s: &Sealed) {
         }
     };
     require(entry.epoch.0 == m.epoch, Refusal::StaleEpoch);
-    require(!m.killed.contains(&by), Refusal::Revoked);
-    require(grant.is_some() || by == 3, Refusal::UnknownGrant);
+    require(!m.cut_off(by), Refusal::Revoked);
+    require(grant.is_some() || by == OPERATOR, Refusal::UnknownGrant);
     if let Some(g) = grant {
         require(m.stands(g) && !m.suspended(g), Refusal::Revoked);
         require(
@@ -716,8 +755,14 @@ fn turn(w: &mut World, m: &mut Model, ids: &Ids, s: &Sealed) {
         } else {
             Refusal::UnknownGrant
         };
-        require(by == 3 || m.readers(by, answered).next().is_some(), unread);
-        require(through <= m.latest(answered), Refusal::Malformed);
+        require(
+            by == OPERATOR || m.readers(by, answered).next().is_some(),
+            unread,
+        );
+        require(
+            answered == REMOTE || through <= m.latest(answered),
+            Refusal::Malformed,
+        );
         require(
             origin.is_some() || through > m.cursor(by, at),
             Refusal::BehindCursor,
@@ -803,6 +848,7 @@ fn turn(w: &mut World, m: &mut Model, ids: &Ids, s: &Sealed) {
                 assert_eq!(broken, BTreeSet::new(), "{said:?} counts");
                 let parent = said
                     .parent
+                    .filter(|_| at != REMOTE)
                     .and_then(|id| m.messages.iter().position(|p| p.id == id));
                 m.messages.push(MMessage {
                     id: s.message_id(i),

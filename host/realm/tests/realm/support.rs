@@ -47,6 +47,7 @@ pub(crate) fn key_body(subject: KeySubject, key: &SigningKey) -> KeyBody {
         component: None,
         started: false,
         genesis: None,
+        origin: None,
     }
 }
 
@@ -70,6 +71,26 @@ pub(crate) fn genesis_entry(key: &SigningKey, fencers: Vec<HostId>) -> Entry {
             ..key_body(KeySubject::Host(host), key)
         }),
     }
+}
+
+/// What a peer's or a guest's key has to say of where it comes from; None for all others.
+pub(crate) fn origin_of(name: &PersonaName) -> Option<Box<Origin>> {
+    (name.is_peer() || name.is_guest()).then(|| {
+        Box::new(Origin {
+            peer: vec![4; 38],
+            host: Some(host(8)),
+            realm: None,
+            persona: name.at_peer(),
+            public_key: None,
+            component: None,
+            signature: None,
+        })
+    })
+}
+
+/// The epoch of the peer that is spoken in on this channel: none on the realm's own.
+pub(crate) fn peer_epoch(channel: &ChannelName) -> Epoch {
+    Epoch(u64::from(channel.is_remote()) * 5)
 }
 
 impl World {
@@ -176,6 +197,7 @@ impl World {
         let key = World::persona_key(id);
         let body = KeyBody {
             started,
+            origin: origin_of(&id.name),
             ..key_body(KeySubject::Persona(id.name.clone()), &key)
         };
         self.know(key);
@@ -296,6 +318,7 @@ impl World {
             through: Ordinal(0),
             origin: None,
             messages,
+            peer_epoch: peer_epoch(&channel(name)),
         };
         self.put(self.turn_entry(by, grant, body))
     }
@@ -313,6 +336,7 @@ impl World {
             through: Ordinal(through),
             origin: None,
             messages,
+            peer_epoch: peer_epoch(&channel(name)),
         };
         self.spoken += 1;
         let mut entry = self.turn_entry(by, Some(grant), body);

@@ -1,0 +1,889 @@
+//! One of a peer's channels, as this host knows it: what was heard of it, and what became of what was said for it.
+//!
+//! In: from the link, deliveries and outcomes; from facets on any thread, questions. Out: messages as the peer has them, and outcomes as the
+//! peer gave them.
+//! Promise: what is read is what the peer said, in its order; an outcome is the peer's own, or says why the message was never sent. What is
+//! asked while the peer is out of reach fails at once as busy, and says so.
+//! Failure: what is not remembered is asked of the peer again (messages), or is said to be forgotten (outcomes).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agora_capnp::act_capnp;
+use agora_capnp::channel_capnp::{self, message};
+use agora_log::Durability;
+use agora_membrane::error;
+use agora_realm::{
+    ChannelName, Epoch, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
+};
+use capnp::Word;
+use capnp::message::{ReaderOptions, SegmentArray};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::told::Known;
+use crate::channel::speak::Outcome;
+use crate::delivery::cursors::SilentCursors;
+use crate::delivery::record::Record;
+use crate::limits;
+
+/// No channel has more messages than this; what a peer says beyond it is not true.
+pub(super) const ORDINAL_MAX: u64 = 1 << 62;
+
+/// A message of the peer's channel, as the peer delivered it.
+pub struct RemoteMessage {
+    /// Its place on the peer's channel.
+    pub ordinal: u64,
+    /// Who wrote it, as the peer says.
+    pub author: String,
+    words: Vec<Word>,
+}
+
+impl RemoteMessage {
+    /// A copy.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn copy(from: message::Reader<'_>) -> capnp::Result<Arc<Self>> {
+        let mut built = capnp::message::Builder::new_default();
+        built.set_root(from)?;
+        Ok(Arc::new(Self {
+            ordinal: from.get_ordinal(),
+            author: from.get_author()?.to_string()?,
+            words: built.into_reader().canonicalize()?,
+        }))
+    }
+
+    /// How much memory it takes.
+    pub fn bytes(&self) -> usize {
+        8 * self.words.len() + self.author.len() + 64
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What `read` answers, or that it is malformed.
+    pub fn read<R>(
+        &self,
+        read: impl FnOnce(message::Reader<'_>) -> capnp::Result<R>,
+    ) -> capnp::Result<R> {
+        let segments = [Word::words_to_bytes(&self.words)];
+        let segments = SegmentArray::new(&segments);
+        let reader = capnp::message::Reader::new(segments, ReaderOptions::new());
+        read(reader.get_root()?)
+    }
+}
+
+/// Messages of the peer's channel, and where to go on.
+#[derive(Default)]
+pub struct Page {
+    /// In order.
+    pub messages: Vec<Arc<RemoteMessage>>,
+    /// The ordinal to go on from.
+    pub next: u64,
+    /// What the peer pruned: nobody can read up to there.
+    pub pruned: u64,
+}
+
+/// What became of a message at the peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// It counts there.
+    Counts {
+        /// Its id there.
+        id: [u8; 32],
+        /// Its place there.
+        ordinal: u64,
+        /// The peer's epoch.
+        epoch: u64,
+        /// What hops it has left.
+        hops: u16,
+        /// As in the schema.
+        durability: u16,
+        /// The peer had it before.
+        repeated: bool,
+    },
+    /// It does not.
+    Refused {
+        /// As in the schema.
+        reason: u16,
+        /// For people.
+        text: String,
+    },
+}
+
+impl Fate {
+    /// It does not count, and why.
+    pub fn refused(reason: Refusal, text: &str) -> Self {
+        Self::Refused {
+            reason: act_capnp::Refusal::from(reason) as u16,
+            text: crate::cut_text(text, limits::FATE_TEXT_BYTES_MAX),
+        }
+    }
+
+    /// As the peer says it.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn read(from: channel_capnp::outcome::Reader<'_>) -> capnp::Result<Self> {
+        match from.which()? {
+            channel_capnp::outcome::Receipt(receipt) => {
+                let receipt = receipt?;
+                let id = receipt.get_id()?.try_into();
+                Ok(Self::Counts {
+                    id: id.map_err(|_| error::failed("the peer gave a receipt without an id"))?,
+                    ordinal: receipt.get_ordinal(),
+                    epoch: receipt.get_epoch(),
+                    hops: receipt.get_hops(),
+                    durability: receipt
+                        .get_durability()
+                        .unwrap_or(channel_capnp::Durability::Unknown)
+                        as u16,
+                    repeated: receipt.get_repeated(),
+                })
+            }
+            channel_capnp::outcome::Refused(refused) => {
+                let reason = refused.get_reason().unwrap_or(act_capnp::Refusal::Unknown);
+                let text = refused.get_text()?.to_str().unwrap_or_default();
+                Ok(Self::refused(reason.into(), text))
+            }
+        }
+    }
+
+    /// Why it was refused, where it was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Counts { .. } => None,
+            Self::Refused { reason, .. } => {
+                let reason = act_capnp::Refusal::try_from(*reason);
+                Some(reason.unwrap_or(act_capnp::Refusal::Unknown).into())
+            }
+        }
+    }
+
+    /// As whoever said it is told, who knows the channel by our name. `said` is its receipt from here.
+    fn told(self, said: Outcome) -> Outcome {
+        let Outcome::Receipt {
+            mut placed,
+            repeated: again,
+            ..
+        } = said
+        else {
+            return said;
+        };
+        let refusal = self.refusal();
+        match self {
+            Self::Counts {
+                id,
+                ordinal,
+                epoch,
+                hops,
+                durability,
+                repeated,
+            } => {
+                placed.id = MessageId(id);
+                placed.thread = MessageId(id);
+                placed.ordinal = Ordinal(ordinal);
+                placed.epoch = Epoch(epoch);
+                placed.hops = hops;
+                let durability = channel_capnp::Durability::try_from(durability);
+                Outcome::Receipt {
+                    placed,
+                    durability: match durability {
+                        Ok(channel_capnp::Durability::Fsync) => Durability::Fsync,
+                        Ok(channel_capnp::Durability::Asserted) => Durability::Asserted,
+                        _ => Durability::Acknowledged,
+                    },
+                    repeated: repeated || again,
+                }
+            }
+            Self::Refused { text, .. } => {
+                Outcome::Refused(refusal.unwrap_or(Refusal::Unknown), text)
+            }
+        }
+    }
+}
+
+/// What the peer grants on it, while the link is up.
+pub struct Granted {
+    /// Effective there.
+    pub terms: Terms,
+    /// What a message without a parent carries there.
+    pub hops: u16,
+    /// A thread's reaction budget there.
+    pub reactions: u32,
+    /// Whether messages outlive a fence there.
+    pub carry: bool,
+    /// Takes requests for history.
+    pub requests: mpsc::Sender<History>,
+}
+
+/// A request for history.
+pub struct History {
+    /// From which ordinal.
+    pub from: u64,
+    /// How many at most.
+    pub count: u32,
+    /// What the peer answers.
+    pub answer: oneshot::Sender<Result<Page, capnp::Error>>,
+}
+
+/// Whether it can be used now.
+#[derive(Clone)]
+pub enum Standing {
+    /// The peer is out of reach, for this reason.
+    Away(Arc<str>),
+    /// The peer is there, and grants nothing on it.
+    NotGranted,
+    /// It can.
+    Up(Arc<Granted>),
+}
+
+/// What is known of how far the peer's channel has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The ordinal of its newest message.
+    pub latest: u64,
+    /// What the peer pruned.
+    pub pruned: u64,
+    /// The peer has told, since this host started.
+    pub is_known: bool,
+}
+
+/// How this host's personas are called there.
+#[derive(Debug, Clone)]
+struct Naming {
+    calls_us: String,
+    host: String,
+}
+
+/// What is kept of a channel in the data folder.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct KeptChannel {
+    settled: u64,
+    fates: Vec<(u64, Fate)>,
+    heard_in: Option<(u64, u64)>,
+    floor: u64,
+    carry: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    recent: VecDeque<Arc<RemoteMessage>>,
+    recent_bytes: usize,
+    /// `recent` has all that there is from this ordinal on; 0: nothing was delivered yet.
+    begins: u64,
+    /// All messages of the outbox up to here are settled.
+    settled: u64,
+    /// Those behind that are, too.
+    ahead: BTreeSet<u64>,
+    fates: BTreeMap<u64, Fate>,
+    waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
+    /// Bytes of those that this run said and that are not settled.
+    sizes: BTreeMap<u64, usize>,
+    sizes_sum: usize,
+    /// Being said: not in the outbox yet.
+    places: usize,
+    places_bytes: usize,
+    /// In which of this realm's epochs the peer was heard of first, and how far its channel had come then.
+    heard_in: Option<(u64, u64)>,
+    /// What stands up to there is history, says the peer.
+    floor: u64,
+    carry: bool,
+    changed: bool,
+}
+
+/// One of a peer's channels. Shared by all threads.
+pub struct Remote {
+    name: ChannelName,
+    there: ChannelName,
+    record: Arc<Record>,
+    /// The peer's epoch, as far as it is known; 0: it is not.
+    epoch: Arc<AtomicU64>,
+    inner: Mutex<Inner>,
+    heard: watch::Sender<Heard>,
+    standing: watch::Sender<Standing>,
+    naming: Mutex<Option<Naming>>,
+}
+
+/// Room in the outbox for what is being said.
+pub struct Place {
+    remote: Arc<Remote>,
+    count: usize,
+    bytes: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.remote.inner();
+        inner.places -= self.count;
+        inner.places_bytes -= self.bytes;
+    }
+}
+
+/// What fails since the peer is out of reach.
+pub fn disconnected(text: &str) -> capnp::Error {
+    error::busy(&format!("disconnected: {text}"))
+}
+
+impl Remote {
+    /// The channel that is called so here; nothing is known of it but what was kept. None: it is no peer's.
+    pub fn new(
+        name: ChannelName,
+        record: Arc<Record>,
+        epoch: Arc<AtomicU64>,
+        kept: KeptChannel,
+    ) -> Option<Arc<Self>> {
+        let there = name.at_peer()?;
+        // Of a log that lost its end, the places are given out anew.
+        let latest = record
+            .state()
+            .channel(&name)
+            .map_or(0, |view| view.latest.0);
+        let kept = KeptChannel {
+            settled: kept.settled.min(latest),
+            fates: kept
+                .fates
+                .into_iter()
+                .filter(|(ordinal, _)| *ordinal <= latest)
+                .collect(),
+            ..kept
+        };
+        let inner = Inner {
+            settled: kept.settled,
+            ahead: kept
+                .fates
+                .iter()
+                .map(|(ordinal, _)| *ordinal)
+                .filter(|ordinal| *ordinal > kept.settled)
+                .collect(),
+            fates: kept.fates.into_iter().collect(),
+            heard_in: kept.heard_in,
+            floor: kept.floor,
+            carry: kept.carry,
+            ..Inner::default()
+        };
+        Some(Arc::new(Self {
+            name,
+            there,
+            record,
+            epoch,
+            inner: Mutex::new(inner),
+            heard: watch::channel(Heard::default()).0,
+            standing: watch::channel(Standing::Away("there is no link yet".into())).0,
+            naming: Mutex::default(),
+        }))
+    }
+
+    /// What is to be kept of it, and whether that changed since this was asked last.
+    pub fn keep(&self) -> (KeptChannel, bool) {
+        let mut inner = self.inner();
+        let changed = std::mem::take(&mut inner.changed);
+        let kept = KeptChannel {
+            settled: inner.settled,
+            fates: inner.fates.iter().map(|(o, f)| (*o, f.clone())).collect(),
+            heard_in: inner.heard_in,
+            floor: inner.floor,
+            carry: inner.carry,
+        };
+        (kept, changed)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it is called here.
+    pub fn name(&self) -> &ChannelName {
+        &self.name
+    }
+
+    /// What it is called at the peer.
+    pub fn there(&self) -> &ChannelName {
+        &self.there
+    }
+
+    fn peer(&self) -> &str {
+        self.name.peer().unwrap_or_default()
+    }
+
+    /// The peer's epoch, as far as it is known.
+    pub fn epoch(&self) -> Option<Epoch> {
+        match self.epoch.load(Ordering::SeqCst) {
+            0 => None,
+            epoch => Some(Epoch(epoch)),
+        }
+    }
+
+    // -- Whether it can be used
+
+    /// Whether it can be used.
+    /// Whether the peer is out of reach.
+    pub fn is_away(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Away(_))
+    }
+
+    /// Whether it can be used now.
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    pub(super) fn set_standing(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+    }
+
+    /// What the peer grants.
+    ///
+    /// # Errors
+    /// Busy while it is out of reach; denied when it grants nothing.
+    pub fn granted(&self) -> Result<Arc<Granted>, capnp::Error> {
+        match &*self.standing.borrow() {
+            Standing::Up(granted) => Ok(granted.clone()),
+            Standing::Away(why) => Err(disconnected(&format!(
+                "{} is out of reach ({why}); try again",
+                self.peer()
+            ))),
+            Standing::NotGranted => Err(self.not_granted()),
+        }
+    }
+
+    fn not_granted(&self) -> capnp::Error {
+        error::denied(&self.not_granted_text())
+    }
+
+    pub(super) fn not_granted_text(&self) -> String {
+        format!(
+            "{} grants this host no channel '{}' (its operator may: agora grant)",
+            self.peer(),
+            self.there
+        )
+    }
+
+    // -- What is heard
+
+    pub(super) fn set_naming(&self, known: &Known) {
+        let naming = Naming {
+            calls_us: known.calls_us.clone(),
+            host: known.host.short(),
+        };
+        *self.naming.lock().unwrap_or_else(PoisonError::into_inner) = Some(naming);
+    }
+
+    /// As whom a persona of this host speaks there, as its messages' author: at the peer itself. For a channel that is a further peer's,
+    /// the end of the name.
+    pub fn echo(&self, persona: &PersonaId) -> Echo {
+        let naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(naming) = &*naming else {
+            return Echo::Unknown;
+        };
+        let own = match persona.name.is_plain() || persona.name.is_guest() {
+            true => format!("{}/{}", naming.calls_us, persona.name),
+            false => format!("peer:{}", naming.calls_us),
+        };
+        match self.there.is_remote() {
+            false => Echo::Whole(format!("{own}@{}", naming.host)),
+            true => {
+                let hops = self.there.as_str().matches('/').count();
+                Echo::End(hops, own)
+            }
+        }
+    }
+
+    /// How far the peer's channel has come.
+    pub fn heard(&self) -> watch::Receiver<Heard> {
+        self.heard.subscribe()
+    }
+
+    /// Which ordinal to follow from.
+    pub(super) fn follow_from(&self, latest: u64) -> u64 {
+        let inner = self.inner();
+        match inner.begins {
+            0 => latest + 1,
+            _ => self.heard.borrow().latest.min(latest) + 1,
+        }
+    }
+
+    /// The peer has told where it stands. Deliveries follow from `from` on.
+    pub(super) fn begins(&self, epoch: Epoch, from: u64, latest: u64, floor: u64, carry: bool) {
+        {
+            let mut inner = self.inner();
+            if inner.begins == 0 || from < inner.begins {
+                inner.recent.clear();
+                inner.recent_bytes = 0;
+                inner.begins = from;
+            }
+            inner.floor = floor;
+            inner.carry = carry;
+            inner.changed = true;
+            inner.hear(epoch, latest);
+        }
+        self.heard.send_modify(|heard| {
+            // What is between comes with the deliveries.
+            heard.latest = from.saturating_sub(1);
+            heard.is_known = true;
+        });
+    }
+
+    /// Messages came, in order.
+    pub(super) fn came(&self, epoch: Epoch, mut messages: Vec<Arc<RemoteMessage>>) {
+        // The order is the peer's to keep, and nobody here depends on that.
+        let mut next = self.heard.borrow().latest;
+        messages.retain(|message| {
+            let rises = message.ordinal > next && message.ordinal <= ORDINAL_MAX;
+            next = if rises { message.ordinal } else { next };
+            rises
+        });
+        let Some(last) = messages.last().map(|message| message.ordinal) else {
+            return;
+        };
+        {
+            let mut inner = self.inner();
+            let before = self.heard.borrow().latest;
+            inner.hear(epoch, before);
+            for message in messages {
+                inner.recent_bytes += message.bytes();
+                inner.recent.push_back(message);
+            }
+            while inner.recent.len() > limits::REMOTE_RECENT_MAX
+                || inner.recent_bytes > limits::REMOTE_RECENT_BYTES_MAX
+            {
+                let Some(oldest) = inner.recent.pop_front() else {
+                    break;
+                };
+                inner.recent_bytes -= oldest.bytes();
+                inner.begins = oldest.ordinal + 1;
+            }
+        }
+        self.heard
+            .send_modify(|heard| heard.latest = heard.latest.max(last));
+    }
+
+    pub(super) fn pruned(&self, through: u64) {
+        let through = through.min(ORDINAL_MAX);
+        self.heard.send_modify(|heard| {
+            heard.pruned = heard.pruned.max(through);
+            heard.latest = heard.latest.max(through);
+        });
+    }
+
+    /// What stands up to there is history for everybody here. None: the peer has not told yet.
+    pub fn floor(&self, epoch: Epoch) -> Option<u64> {
+        let heard = *self.heard.borrow();
+        if !heard.is_known {
+            return None;
+        }
+        let mut inner = self.inner();
+        inner.hear(epoch, heard.latest);
+        let first = inner.heard_in.map_or(0, |(_, latest)| latest);
+        Some(match inner.carry {
+            true => inner.floor,
+            false => inner.floor.max(first),
+        })
+    }
+
+    /// The persona's place: what it answered, silence, and the floor.
+    pub fn cursor(&self, silent: &SilentCursors, state: &State, persona: &PersonaId) -> Ordinal {
+        let floor = self.floor(state.epoch()).unwrap_or(0);
+        silent
+            .effective(state, persona, &self.name)
+            .max(Ordinal(floor))
+    }
+
+    /// Messages from an ordinal on: what is remembered, or what the peer answers.
+    ///
+    /// # Errors
+    /// Busy while the peer is out of reach, or too much is asked of it.
+    pub async fn messages(&self, from: u64, count: usize) -> Result<Page, capnp::Error> {
+        {
+            let inner = self.inner();
+            if inner.begins != 0 && from >= inner.begins {
+                let at = inner.recent.partition_point(|m| m.ordinal < from);
+                let mut page = Page {
+                    next: from,
+                    pruned: self.heard.borrow().pruned,
+                    ..Page::default()
+                };
+                let mut bytes = 0;
+                for message in inner.recent.range(at..).take(count) {
+                    bytes += message.bytes();
+                    if bytes > limits::BATCH_BYTES_MAX && !page.messages.is_empty() {
+                        break;
+                    }
+                    page.next = message.ordinal + 1;
+                    page.messages.push(message.clone());
+                }
+                return Ok(page);
+            }
+        }
+        self.history(from, count as u32).await
+    }
+
+    /// Messages from an ordinal on, from the peer.
+    ///
+    /// # Errors
+    /// As for [`Remote::messages`].
+    pub async fn history(&self, from: u64, count: u32) -> Result<Page, capnp::Error> {
+        let granted = self.granted()?;
+        let (answer, answered) = oneshot::channel();
+        let request = History {
+            from,
+            count,
+            answer,
+        };
+        if granted.requests.try_send(request).is_err() {
+            return match self.standing() {
+                Standing::Up(_) => Err(error::busy("too much is asked of the peer; wait")),
+                _ => self.granted().and(Err(disconnected("the link ended"))),
+            };
+        }
+        let gone = |_| disconnected(&format!("the link to {} was lost; try again", self.peer()));
+        let mut page = answered.await.map_err(gone)??;
+        let mut next = from;
+        page.messages.retain(|message| {
+            let rises = message.ordinal >= next && message.ordinal <= ORDINAL_MAX;
+            next = if rises { message.ordinal + 1 } else { next };
+            rises
+        });
+        page.next = match page.messages.is_empty() {
+            true => page
+                .next
+                .clamp(from, from.max(self.heard.borrow().latest + 1)),
+            false => next,
+        };
+        page.pruned = page.pruned.min(self.heard.borrow().latest);
+        if page.pruned > 0 {
+            self.heard
+                .send_modify(|heard| heard.pruned = heard.pruned.max(page.pruned));
+        }
+        Ok(page)
+    }
+
+    // -- What is said for it
+
+    fn fenced(&self) -> u64 {
+        let state = self.record.state();
+        state.channel(&self.name).map_or(0, |view| view.fenced.0)
+    }
+
+    /// How many messages the peer has not settled that may yet be sent.
+    pub fn waiting(&self) -> u64 {
+        let (latest, fenced) = {
+            let state = self.record.state();
+            let view = state.channel(&self.name);
+            view.map_or((0, 0), |view| (view.latest.0, view.fenced.0))
+        };
+        let inner = self.inner();
+        let behind = inner.settled.max(fenced);
+        let ahead = inner.ahead.range(behind + 1..).count() as u64;
+        latest.saturating_sub(behind).saturating_sub(ahead)
+    }
+
+    /// Takes room for what is about to be said.
+    ///
+    /// # Errors
+    /// Busy when too much waits; denied when the peer grants nothing on it.
+    pub fn reserve(self: &Arc<Self>, count: usize, bytes: usize) -> Result<Place, capnp::Error> {
+        if matches!(*self.standing.borrow(), Standing::NotGranted) {
+            return Err(self.not_granted());
+        }
+        let waiting = self.waiting() as usize;
+        let mut inner = self.inner();
+        if waiting + inner.places + count > limits::OUTBOX_WAITING_MAX
+            || inner.sizes_sum + inner.places_bytes + bytes > limits::OUTBOX_WAITING_BYTES_MAX
+        {
+            return Err(error::busy(&format!(
+                "overloaded: {waiting} messages for {} wait to be sent; try again when there are fewer",
+                self.peer()
+            )));
+        }
+        inner.places += count;
+        inner.places_bytes += bytes;
+        Ok(Place {
+            remote: self.clone(),
+            count,
+            bytes,
+        })
+    }
+
+    /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach they are
+    /// said when it is back.
+    pub async fn settle(&self, said: Vec<Outcome>, sizes: &[usize]) -> Vec<Outcome> {
+        {
+            let settled = |inner: &Inner, o: u64| o <= inner.settled || inner.ahead.contains(&o);
+            let mut inner = self.inner();
+            for (outcome, size) in said.iter().zip(sizes) {
+                if let Outcome::Receipt { placed, .. } = outcome
+                    && !settled(&inner, placed.ordinal.0)
+                    && inner.sizes.insert(placed.ordinal.0, *size).is_none()
+                {
+                    inner.sizes_sum += *size;
+                }
+            }
+        }
+        let mut told = Vec::with_capacity(said.len());
+        for outcome in said {
+            let ordinal = match &outcome {
+                Outcome::Receipt { placed, .. } => placed.ordinal.0,
+                Outcome::Refused(..) => {
+                    told.push(outcome);
+                    continue;
+                }
+            };
+            told.push(self.fate(ordinal).await.told(outcome));
+        }
+        told
+    }
+
+    async fn fate(&self, ordinal: u64) -> Fate {
+        let fenced = self.fenced();
+        let settled = {
+            let mut inner = self.inner();
+            if let Some(fate) = inner.fates.get(&ordinal) {
+                return fate.clone();
+            }
+            if ordinal <= inner.settled || inner.ahead.contains(&ordinal) {
+                let refusal = match ordinal <= fenced {
+                    true => Refusal::StaleEpoch,
+                    false => Refusal::KeyExpired,
+                };
+                return Fate::refused(refusal, &refusal.to_string());
+            }
+            let (told, settled) = oneshot::channel();
+            let waiters = inner.waiters.entry(ordinal).or_default();
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(told);
+            settled
+        };
+        let mut standing = self.standing.subscribe();
+        let away = standing.wait_for(|standing| matches!(standing, Standing::Away(_)));
+        let why = tokio::select! {
+            biased;
+            fate = settled => match fate {
+                Ok(fate) => return fate,
+                Err(_) => "the host is ending".into(),
+            },
+            away = away => match away.as_deref() {
+                Ok(Standing::Away(why)) => why.clone(),
+                _ => "the host is ending".into(),
+            },
+        };
+        let text = format!(
+            "{} is out of reach ({why}); {}",
+            self.peer(),
+            Refusal::PeerAway
+        );
+        Fate::refused(Refusal::PeerAway, &text)
+    }
+
+    /// The first message that is not settled.
+    pub(super) fn unsettled(&self) -> u64 {
+        self.inner().settled + 1
+    }
+
+    pub(super) fn is_settled(&self, ordinal: u64) -> bool {
+        let inner = self.inner();
+        ordinal <= inner.settled || inner.ahead.contains(&ordinal)
+    }
+
+    /// A message is settled; with no fate where nobody here asks for it.
+    pub(super) fn settled(&self, ordinal: u64, fate: Option<Fate>) {
+        let mut inner = self.inner();
+        if ordinal <= inner.settled || !inner.ahead.insert(ordinal) {
+            return;
+        }
+        loop {
+            let next = inner.settled + 1;
+            if !inner.ahead.remove(&next) {
+                break;
+            }
+            inner.settled = next;
+        }
+        inner.changed = true;
+        if let Some(size) = inner.sizes.remove(&ordinal) {
+            inner.sizes_sum -= size;
+        }
+        let waiters = inner.waiters.remove(&ordinal);
+        let Some(fate) = fate else {
+            return;
+        };
+        for waiter in waiters.into_iter().flatten() {
+            let _ = waiter.send(fate.clone());
+        }
+        inner.fates.insert(ordinal, fate);
+        while inner.fates.len() > limits::OUTBOX_FATES_MAX {
+            let settled = inner.settled;
+            match inner.fates.first_key_value() {
+                // Those behind are what a later run would send again, and are bounded as what waits is.
+                Some((oldest, _)) if *oldest <= settled => drop(inner.fates.pop_first()),
+                _ => break,
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The peer is heard in this epoch of ours.
+    fn hear(&mut self, epoch: Epoch, latest: u64) {
+        if self.heard_in.is_none_or(|(known, _)| known < epoch.0) {
+            self.heard_in = Some((epoch.0, latest));
+            self.changed = true;
+        }
+    }
+}
+
+/// What tells a persona's own messages from others'.
+pub enum Echo {
+    /// The peer has not said yet how it calls us.
+    Unknown,
+    /// The author as the peer writes it.
+    Whole(String),
+    /// How many peers' names stand before this end of the author's name.
+    End(usize, String),
+}
+
+impl Echo {
+    /// Whether this author is the persona itself.
+    pub fn is(&self, author: &str) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Whole(own) => own == author,
+            Self::End(hops, own) => {
+                let name = author.split_once('@').map_or(author, |(name, _)| name);
+                let before = name.strip_suffix(own.as_str());
+                let before = before.and_then(|before| before.strip_suffix('/'));
+                before.is_some_and(|before| before.split('/').count() == *hops)
+            }
+        }
+    }
+}
+
+/// As whom a persona's messages are forwarded: as itself, a guest there; or as this host, who has no other name there.
+pub fn speaks_as(name: &PersonaName) -> Option<&PersonaName> {
+    (name.is_plain() || name.is_guest()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_is_known_by_its_whole_name_or_the_end_of_it() {
+        let whole = Echo::Whole("alpha/synth@0a0b0c0d".into());
+        assert!(whole.is("alpha/synth@0a0b0c0d"));
+        assert!(!whole.is("alpha/synth@0a0b0c0e") && !whole.is("synth@0a0b0c0d"));
+        let end = Echo::End(1, "alpha/synth".into());
+        assert!(end.is("bravo/alpha/synth@0a0b0c0d"));
+        assert!(!end.is("alpha/synth@0a0b0c0d"));
+        assert!(!end.is("x/bravo/alpha/synth@0a0b0c0d"));
+        assert!(!end.is("bravo/xalpha/synth@0a0b0c0d"));
+    }
+
+    #[test]
+    fn a_fate_is_kept_as_it_was() {
+        let refused = Fate::refused(Refusal::CountSpent, "spent");
+        assert_eq!(refused.refusal(), Some(Refusal::CountSpent));
+        let bytes = postcard::to_stdvec(&refused).unwrap();
+        assert_eq!(postcard::from_bytes::<Fate>(&bytes).unwrap(), refused);
+    }
+}

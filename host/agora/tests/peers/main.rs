@@ -1,0 +1,12 @@
+//! Hosts of different realms, in one process, that lend each other channels: real connections on loopback, real logs, and puppets for agents.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that fails should say so at once"
+)]
+
+mod bed;
+mod copies;
+mod cuts;
+mod reading;
+mod speaking;
