@@ -34,9 +34,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::remote::{
-    Echo, Place as OutboxPlace, Remote, RemoteMessage,
-};
+use crate::peer::remote::{Echo, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 
@@ -1087,7 +1085,9 @@ impl Facet {
             // Whoever gives its call up has the room in the outbox all the same.
             std::task::Poll::Pending => {
                 let saying = tokio::task::spawn_local(saying);
-                saying.await.map_err(|_| error::failed("the host is ending"))??
+                saying
+                    .await
+                    .map_err(|_| error::failed("the host is ending"))??
             }
         };
         let mut told = Vec::with_capacity(said.len());

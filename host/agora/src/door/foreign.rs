@@ -152,8 +152,8 @@ impl Control {
             let known = state.persona(&foreign.persona);
             (known.is_some_and(|known| known.killed), known.is_some())
         };
-        let is_refused = foreign.stops.has(name)
-            || foreign.peer.as_ref().is_some_and(|peer| peer.is_refused());
+        let is_refused =
+            foreign.stops.has(name) || foreign.peer.as_ref().is_some_and(|peer| peer.is_refused());
         if !is_killed && is_known && is_refused {
             return Err(format!(
                 "the revocation of {name} waits for the log; start it when that is in"

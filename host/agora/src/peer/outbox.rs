@@ -106,7 +106,11 @@ impl Forwarder {
         loop {
             let end = *latest.borrow_and_update();
             while next <= end && !held.is_full() {
-                let pruned = self.record().state().channel(&name).map_or(0, |c| c.pruned.0);
+                let pruned = self
+                    .record()
+                    .state()
+                    .channel(&name)
+                    .map_or(0, |c| c.pruned.0);
                 if next <= pruned {
                     self.pruned(next, pruned);
                     next = pruned + 1;

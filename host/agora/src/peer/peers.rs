@@ -170,7 +170,9 @@ impl Peer {
             state.personas().find_map(realm_of)
         };
         let first = self.borrowed.is_of(guests.unwrap_or(known.realm));
-        let before = guests.filter(|realm| *realm != known.realm).unwrap_or(first);
+        let before = guests
+            .filter(|realm| *realm != known.realm)
+            .unwrap_or(first);
         if before != known.realm {
             return Err(error::denied(&format!(
                 "{} was a host of realm {} before, and is one of {} now; who speaks for another realm is another peer, under another name \
