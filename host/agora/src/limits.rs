@@ -481,3 +481,5 @@ pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
 pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 pub const LINK_AGAIN_MAX: Duration = Duration::from_secs(10);
+/// What a peer grants has stood so long when its next change is no reason to wait: whoever holds it here grafts anew with each.
+pub const LINK_STEADY: Duration = Duration::from_secs(60);

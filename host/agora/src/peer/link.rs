@@ -459,7 +459,7 @@ impl Live {
 
     /// Waits a while where the last graft was short, and says how long the next while is.
     async fn rest(&self, wait: Duration) -> Duration {
-        if self.since.get().elapsed() > limits::PEER_LEASE {
+        if self.since.get().elapsed() > limits::LINK_STEADY {
             return limits::LINK_AGAIN_MIN;
         }
         sleep(wait).await;

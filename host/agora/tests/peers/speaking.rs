@@ -233,18 +233,16 @@ async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
         .unwrap();
     let control = bravo.host().control.clone();
     control.kill("alpha/synth", "a test", "test").await.unwrap();
-    until("it is refused there", async || {
+    let refused = until("it is refused there", async || {
         synth.graft().await.unwrap().ok()?;
         let speaking = synth.speak("bravo/release", vec![Draft::inform("two")]);
         let outcomes = within("it is answered", speaking).await.unwrap().ok()?;
         let refused = outcomes.into_iter().next()?.unwrap_err().reason.0;
-        match refused {
-            Refusal::PeerAway => None,
-            // At once, and not for having been of another time too often.
-            refused => Some(assert_eq!(refused, Refusal::NotAuthorised)),
-        }
+        (refused != Refusal::PeerAway).then_some(refused)
     })
     .await;
+    // At once, and not for having been of another time too often.
+    assert_eq!(refused, Refusal::NotAuthorised);
     until("the other goes on", async || {
         mate.graft().await.unwrap().ok()?;
         let speaking = mate.speak("bravo/release", vec![Draft::inform("three")]);
