@@ -460,12 +460,15 @@ async fn at_home(
 async fn lent(agent: &Puppet) {
     let patience = Instant::now() + Duration::from_secs(60);
     loop {
-        let grafted = agent.graft().await.unwrap();
-        if grafted.is_ok() && agent.info("b/work").await.unwrap().is_ok() {
+        let lent = match agent.graft().await.unwrap() {
+            Ok(_) => agent.info("b/work").await.unwrap().map(drop),
+            Err(error) => Err(error),
+        };
+        let Err(error) = lent else {
             return;
-        }
-        assert!(Instant::now() < patience, "the channel is lent");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert!(Instant::now() < patience, "the channel is not lent: {error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

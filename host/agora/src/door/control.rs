@@ -953,9 +953,14 @@ impl Control {
         let id = PersonaId::new(self.host_id(), name.clone());
         let known = self.record.state().persona(&id).cloned();
         // Whoever it is now, its next key says so.
-        let changed = known
-            .as_ref()
-            .is_some_and(|known| known.origin.as_deref() != Some(&origin));
+        let changed = known.as_ref().is_some_and(|known| {
+            // The same introduction has another signature each time.
+            let told = known.origin.as_deref().cloned().map(|told| Origin {
+                signature: origin.signature,
+                ..told
+            });
+            told.as_ref() != Some(&origin)
+        });
         let (key, is_new) = self.persona_key(name, None, started || changed)?;
         Ok(is_new.then(|| {
             Body::Key(KeyBody {

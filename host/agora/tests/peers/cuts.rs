@@ -59,6 +59,15 @@ async fn a_bump_there_is_told_here_and_a_new_graft_goes_on() {
     assert_eq!((receipt.epoch, receipt.ordinal), (2, 2));
     assert_eq!(heard(&bed.keeper, "release").await.payload, b"after");
     assert_eq!(texts(&bed).await, ["before", "after"]);
+    // It was introduced anew, and is who it was.
+    let keys = {
+        let control = &bed.bravo.host().control;
+        let guest = PersonaName::guest("alpha", "synth").unwrap();
+        let state = control.record().state();
+        let guest = state.persona(&PersonaId::new(control.host_id(), guest));
+        guest.map(|guest| guest.keys)
+    };
+    assert_eq!(keys, Some(1));
     bed.close().await;
 }
 
