@@ -1,8 +1,9 @@
 //! Stops at either host, and links that are cut.
 
 use agora::door::control::Grantable;
+use agora::door::prune::Keep;
 use agora_guest::{Draft, Kind, Refusal};
-use agora_realm::{PersonaId, PersonaName, Terms};
+use agora_realm::{ChannelName, PersonaId, PersonaName, Terms};
 
 use super::bed::{Bed, QUIC, all, graft, heard, next_key, repeated, said, tried, until, within};
 
@@ -250,5 +251,34 @@ async fn a_killed_persona_says_nothing_more_anywhere() {
     let texts = texts(&bed).await;
     assert_eq!(texts.last().map(String::as_str), Some("anew"));
     assert!(!texts[..texts.len() - 1].contains(&"anew".to_owned()));
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pruned_from_an_outbox_is_never_said_and_holds_up_nothing() {
+    let mut bed = Bed::new(QUIC).await;
+    bed.bravo.close().await;
+    bed.alpha.unlinked("bravo").await;
+    let key = next_key();
+    let pruned = Draft::inform("pruned").key(key);
+    let away = tried(&bed.synth, "bravo/release", pruned.clone()).await;
+    assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+    let control = bed.alpha.host().control.clone();
+    let pruning = control.prune("bravo/release", Keep::Count(0), false, true);
+    pruning.await.unwrap();
+    bed.bravo.open().await;
+    bed.alpha.linked("bravo").await;
+    let name = ChannelName::new("bravo/release").unwrap();
+    let remote = control.peers().remote(&name).unwrap();
+    until("nothing waits", async || {
+        (remote.waiting() == 0).then_some(())
+    })
+    .await;
+    let never = repeated(&bed.synth, "bravo/release", pruned).await;
+    assert_eq!(never.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("later"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["later"]);
     bed.close().await;
 }
