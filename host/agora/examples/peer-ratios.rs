@@ -50,7 +50,8 @@ const LISTEN: [(&str, &str); 2] = [
 ];
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(400);
-const BUMPS: usize = 50;
+/// Of which each is behind a graft that has lasted: a peer that ends grafts on end is asked later and later.
+const BUMPS: usize = 20;
 const BULK_MESSAGES: usize = 512;
 const BULK_BYTES: usize = 64 << 10;
 /// Of the process that measures, and of the floors.
@@ -412,7 +413,7 @@ async fn at_home(
                     }
                 })
             });
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(limits::LINK_STEADY + Duration::from_millis(50)).await;
             trips.push(
                 peers
                     .ping(peers.named("b").unwrap())
