@@ -467,7 +467,10 @@ async fn lent(agent: &Puppet) {
         let Err(error) = lent else {
             return;
         };
-        assert!(Instant::now() < patience, "the channel is not lent: {error}");
+        assert!(
+            Instant::now() < patience,
+            "the channel is not lent: {error}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
