@@ -354,6 +354,10 @@ impl Forwarder {
             Some(name) => self.speaker(name).await?,
             None => self.itself()?,
         };
+        let again: Vec<_> = items
+            .iter()
+            .map(|kept| self.remote.sends(kept.ordinal.0))
+            .collect();
         let mut request = speaker.speak_request();
         let mut drafts = request.get().init_drafts(items.len() as u32);
         for (i, kept) in items.iter().enumerate() {
@@ -370,7 +374,17 @@ impl Forwarder {
         }
         let answer = request.send().promise.await?;
         let outcomes = answer.get()?.get_outcomes()?;
-        outcomes.iter().map(Fate::read).collect()
+        let fates = outcomes.iter().zip(again).map(|(outcome, again)| {
+            Ok(match Fate::read(outcome)? {
+                // What it has under this key is another message, of which this host's log knows nothing any more.
+                Fate::Counts { repeated: true, .. } if !again => Fate::refused(
+                    Refusal::KeyExpired,
+                    "the peer had another message under its key, so this host's log lost its end; say it anew",
+                ),
+                fate => fate,
+            })
+        });
+        fates.collect()
     }
 
     fn itself(&self) -> Result<channel::Client, Error> {

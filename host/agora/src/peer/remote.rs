@@ -279,6 +279,8 @@ struct Inner {
     /// Those behind that are, too.
     ahead: BTreeSet<u64>,
     fates: BTreeMap<u64, Fate>,
+    /// Those that are not settled and were sent in this run.
+    sent: BTreeSet<u64>,
     waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
     /// Those that this run said and that are not settled: by whom, and how many bytes.
     said: BTreeMap<u64, (PersonaName, usize)>,
@@ -297,6 +299,8 @@ pub struct Remote {
     name: ChannelName,
     there: ChannelName,
     record: Arc<Record>,
+    /// How far the outbox had come when this run began.
+    begun: u64,
     /// The peer's epoch, as far as it is known; 0: it is not.
     epoch: Arc<AtomicU64>,
     inner: Mutex<Inner>,
@@ -377,6 +381,7 @@ impl Remote {
             name,
             there,
             record,
+            begun: latest,
             epoch,
             inner: Mutex::new(inner),
             heard: watch::channel(Heard::default()).0,
@@ -807,6 +812,11 @@ impl Remote {
         self.inner().is_settled(ordinal)
     }
 
+    /// It is about to be sent. Answers whether it may have been before.
+    pub(super) fn sends(&self, ordinal: u64) -> bool {
+        !self.inner().sent.insert(ordinal) || ordinal <= self.begun
+    }
+
     /// A message is settled; with no fate where nobody here asks for it.
     pub(super) fn settled(&self, ordinal: u64, fate: Option<Fate>) {
         let mut inner = self.inner();
@@ -822,6 +832,7 @@ impl Remote {
         }
         inner.changed = true;
         inner.said.remove(&ordinal);
+        inner.sent.remove(&ordinal);
         let waiters = inner.waiters.remove(&ordinal);
         let Some(fate) = fate else {
             return;

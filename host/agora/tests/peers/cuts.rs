@@ -282,3 +282,49 @@ async fn what_is_pruned_from_an_outbox_is_never_said_and_holds_up_nothing() {
     assert_eq!(texts(&bed).await, ["later"]);
     bed.close().await;
 }
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let at = to.join(entry.file_name());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            copy(&entry.path(), &at);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), at).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_log_lost_its_end_is_not_told_that_something_else_counts() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    let kept = tempfile::tempdir().unwrap();
+    copy(&bed.alpha.data(), kept.path());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(2).await;
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.synth, "bravo/release", Draft::inform("two"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    std::fs::remove_dir_all(bed.alpha.data()).unwrap();
+    copy(kept.path(), &bed.alpha.data());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(3).await;
+    graft(&bed.synth, "bravo/release").await;
+    let taken = said(&bed.synth, "bravo/release", Draft::inform("three")).await;
+    assert_eq!(taken.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("four"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["one", "two", "four"]);
+    bed.close().await;
+}
