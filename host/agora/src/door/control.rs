@@ -369,7 +369,7 @@ impl Control {
     }
 
     /// Whether this is an agent or a peer of this host that is killed, whether or not the log has it yet.
-    fn is_killed(&self, persona: &PersonaId) -> bool {
+    pub fn is_killed(&self, persona: &PersonaId) -> bool {
         if persona.host != self.host_id() {
             return false;
         }
@@ -1291,7 +1291,11 @@ impl Control {
                     ..Decided::default()
                 });
             }
-            Phase::Ended(_) | Phase::Killed(_) => {}
+            Phase::Ended(_) => {}
+            Phase::Killed(_) => {
+                let persona = PersonaId::new(self.host_id(), agent.name.clone());
+                self.peers.silence(&persona).await;
+            }
         }
         self.key_persona(&agent.name, Some(agent.program.hash()), true)
             .await?;
