@@ -33,10 +33,11 @@ fn socket(at: Ipv4Addr) -> UdpSocket {
 }
 
 impl Proxy {
-    /// In front of the host that listens at this address: `/ip4/127.0.0.1/udp/PORT/quic-v1`, with or without an id.
+    /// In front of the host that listens at this address: `/ip4/127.0.0.1/udp/4101/quic-v1`, with or without an id.
     pub(crate) fn before(address: &str) -> Self {
-        let port = address.split('/').nth(4).and_then(|port| port.parse().ok());
-        let host = SocketAddr::from((Ipv4Addr::LOCALHOST, port.expect("it names a port")));
+        let parts: Vec<_> = address.split('/').collect();
+        let ip: Ipv4Addr = parts[2].parse().expect("an address of IPv4");
+        let host = SocketAddr::from((ip, parts[4].parse().expect("it names a port")));
         let front = Arc::new(socket(FRONT));
         let proxy = Self {
             port: front.local_addr().expect("it is bound").port(),
