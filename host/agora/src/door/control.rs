@@ -366,7 +366,7 @@ impl Control {
     }
 
     /// Whether this is an agent or a peer of this host that is killed, whether or not the log has it yet.
-    fn is_killed(&self, persona: &PersonaId) -> bool {
+    pub fn is_killed(&self, persona: &PersonaId) -> bool {
         if persona.host != self.host_id() {
             return false;
         }
@@ -1293,7 +1293,11 @@ impl Control {
                     ..Decided::default()
                 });
             }
-            Phase::Ended(_) | Phase::Killed(_) => {}
+            Phase::Ended(_) => {}
+            Phase::Killed(_) => {
+                let persona = PersonaId::new(self.host_id(), agent.name.clone());
+                self.peers.silence(&persona).await;
+            }
         }
         self.key_persona(&agent.name, Some(agent.program.hash()), true)
             .await?;

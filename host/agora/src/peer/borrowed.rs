@@ -84,6 +84,8 @@ pub struct Borrowed {
     /// The peer's epoch; 0: not known.
     epoch: Arc<AtomicU64>,
     changed: AtomicBool,
+    /// Held while it is written to the data folder.
+    writing: Mutex<()>,
     /// Told when there is one more.
     pub(super) more: Notify,
 }
@@ -192,6 +194,7 @@ impl Borrowed {
         let Some(path) = self.path.get() else {
             return;
         };
+        let _one = lock(&self.writing);
         let mut changed = self.changed.swap(false, Ordering::SeqCst);
         let remotes = self.remotes();
         let file = {

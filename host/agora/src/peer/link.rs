@@ -261,6 +261,7 @@ impl Live {
             tokio::select! {
                 biased;
                 why = vat.ended() => why.to_string(),
+                why = self.outlived() => why,
                 why = self.ping(&link) => why,
                 why = self.use_up(&link, &door, known.clone()) => why,
                 () = exchange::keep(self.ctx.control.clone(), self.peer.clone(), link.clone(), known) => {
@@ -310,6 +311,24 @@ impl Live {
             self.lapse(false);
             self.show();
             sleep_until((sent + limits::PEER_PING_EVERY).into()).await;
+        }
+    }
+
+    /// Answers once this realm's epoch has ended and the peer has not been heard since, nor for a lease: what is on its way there must not
+    /// arrive when the network is back, and doesn't once the streams that carry it are let go of.
+    async fn outlived(&self) -> String {
+        let mut fences = self.ctx.fences.subscribe();
+        loop {
+            if fences.changed().await.is_err() {
+                return "the host is ending".to_owned();
+            }
+            let fenced = Instant::now();
+            while self.heard.get() <= fenced {
+                if self.lapsed.get() {
+                    return "it was not heard when the epoch ended here".to_owned();
+                }
+                sleep(limits::OUTBOX_AGAIN_MIN).await;
+            }
         }
     }
 
@@ -569,19 +588,22 @@ impl Live {
                 self.stand(serving);
             }
         };
-        let forwarder = Rc::new(Forwarder {
-            control: self.ctx.control.clone(),
-            remote: remote.clone(),
-            channel: granted.as_ref().map(|(_, channel)| channel.clone()),
-            epoch,
-            known,
-            speakers: RefCell::default(),
-        });
+        let forwarder = |channel: Option<peer_channel::Client>| {
+            Rc::new(Forwarder {
+                control: self.ctx.control.clone(),
+                remote: remote.clone(),
+                channel,
+                epoch,
+                known: known.clone(),
+                speakers: RefCell::default(),
+            })
+        };
         let Some((terms, channel)) = granted else {
             set(Standing::NotGranted);
-            forwarder.run().await;
+            forwarder(None).run().await;
             return;
         };
+        let forwards = forwarder(Some(channel.clone()));
         let mut wait = limits::OUTBOX_AGAIN_MIN;
         loop {
             let why = match follow(&self, &remote, &channel, &terms).await {
@@ -589,11 +611,18 @@ impl Live {
                     set(Standing::Up(Arc::new(granted)));
                     let answering = answer(&channel, &mut requests);
                     let why = tokio::select! {
-                        why = forwarder.clone().run() => why,
+                        why = forwards.clone().run() => why,
                         why = answering => why,
                         why = following.ended() => why,
                     };
                     why
+                }
+                // It has it of a further peer, who grants it no more. When that changes, the graft is over.
+                Err(error) if error::classify(&error) == Kind::Denied => {
+                    tracing::debug!("'{}': {}", remote.name(), error::reason(&error));
+                    set(Standing::NotGranted);
+                    forwarder(None).run().await;
+                    return;
                 }
                 Err(error) => error,
             };

@@ -212,16 +212,19 @@ impl Forwarder {
                 "the peer's epoch ended before this was sent, and it never will be; say it anew",
             ));
         }
+        let author = entry.author.clone();
+        let author = author.map(|name| PersonaId::new(entry.host, name));
         let (epoch, killed) = {
             let state = self.record().state();
-            let author = entry.author.clone();
-            let persona = author.map(|name| PersonaId::new(entry.host, name));
-            let killed = persona.is_some_and(|persona| {
-                state.persona(&persona).is_none_or(|persona| persona.killed)
-                    || state.is_cut_off(&persona)
+            let killed = author.as_ref().is_some_and(|author| {
+                state.persona(author).is_none_or(|author| author.killed) || state.is_cut_off(author)
             });
             (state.epoch(), killed)
         };
+        // A stop acts here before the log has it; and what waited at a stop stays unsaid when its author is started again.
+        let killed = killed
+            || author.is_some_and(|author| self.control.is_killed(&author))
+            || self.remote.is_settled(kept.ordinal.0);
         if entry.epoch != epoch {
             return Now::Never(Fate::refused(
                 Refusal::StaleEpoch,
@@ -234,9 +237,10 @@ impl Forwarder {
                 "its author was stopped before this was sent",
             ));
         }
-        match self.control.gate().is_open(entry.epoch) {
+        match self.control.gate().is_open(entry.epoch) && !self.remote.is_away() {
             true => Now::Send,
-            // A fence is pending, or this host does not hear its log.
+            // A fence is pending; or this host does not hear its log, or the peer: what is sent then can't be taken back when either ends its
+            // epoch before they are heard again.
             false => Now::Wait,
         }
     }

@@ -307,6 +307,21 @@ impl Peers {
         self.named(channel.peer()?)?.borrowed.remote(channel)
     }
 
+    /// What a persona of this host, or a guest that it brought, said for peers and no peer has settled is never sent. It is kept in the data
+    /// folder when this answers.
+    pub(crate) async fn silence(&self, persona: &PersonaId) {
+        let is_by = |name: &PersonaName| {
+            *name == persona.name || name.brought_by().as_ref() == Some(&persona.name)
+        };
+        for peer in self.all() {
+            for remote in peer.borrowed.remotes() {
+                remote.stop(persona.host, &is_by).await;
+            }
+            let peer = peer.clone();
+            let _ = tokio::task::spawn_blocking(move || peer.borrowed.keep()).await;
+        }
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.by_name.values()

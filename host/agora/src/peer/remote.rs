@@ -15,7 +15,7 @@ use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
 use agora_membrane::error;
 use agora_realm::{
-    ChannelName, Epoch, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
+    ChannelName, Epoch, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
@@ -815,6 +815,38 @@ impl Remote {
     /// It is about to be sent. Answers whether it may have been before.
     pub(super) fn sends(&self, ordinal: u64) -> bool {
         !self.inner().sent.insert(ordinal) || ordinal <= self.begun
+    }
+
+    /// What these authors of this host said and the peer has not settled is never sent.
+    pub(super) async fn stop(&self, host: HostId, is_by: &(dyn Fn(&PersonaName) -> bool + Sync)) {
+        let latest = self.record.state().channel(&self.name);
+        let latest = latest.map_or(0, |view| view.latest.0);
+        let mut next = self.unsettled();
+        while next <= latest {
+            let (from, bytes) = (Ordinal(next), limits::BATCH_BYTES_MAX);
+            let batch = self
+                .record
+                .messages(&self.name, from, limits::OUTBOX_AHEAD_MAX, bytes);
+            let batch = match batch.await {
+                Ok(batch) if !batch.is_empty() => batch,
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(
+                        "'{}' can't be read for what is not to be said: {error}",
+                        self.name
+                    );
+                    return;
+                }
+            };
+            for kept in batch {
+                next = kept.ordinal.0 + 1;
+                let entry = kept.sealed.entry();
+                if entry.host == host && entry.author.as_ref().is_some_and(is_by) {
+                    let why = "its author was stopped before the peer had settled this";
+                    self.settled(kept.ordinal.0, Some(Fate::refused(Refusal::Revoked, why)));
+                }
+            }
+        }
     }
 
     /// A message is settled; with no fate where nobody here asks for it.

@@ -230,28 +230,45 @@ async fn a_bump_there_while_it_is_away_ends_what_waits_for_it() {
     bed.close().await;
 }
 
+/// What waited for the peer is never said, although the persona is started again before the peer is back; nor after a restart of its host.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_persona_says_nothing_more_anywhere() {
-    let mut bed = Bed::new(QUIC).await;
-    bed.bravo.close().await;
-    bed.alpha.unlinked("bravo").await;
-    let away = tried(&bed.synth, "bravo/release", Draft::inform("never")).await;
-    assert_eq!(away.unwrap_err(), Refusal::PeerAway);
-    let control = bed.alpha.host().control.clone();
-    control.kill("synth", "a test", "test").await.unwrap();
-    bed.bravo.open().await;
-    bed.alpha.linked("bravo").await;
-    control.start("synth").await.unwrap();
-    bed.synth.until_life(2).await;
-    graft(&bed.synth, "bravo/release").await;
-    // It comes behind what waited, so what was not said by now never is; or it was forwarded once the persona was started again.
-    said(&bed.synth, "bravo/release", Draft::inform("anew"))
-        .await
-        .unwrap();
-    let texts = texts(&bed).await;
-    assert_eq!(texts.last().map(String::as_str), Some("anew"));
-    assert!(!texts[..texts.len() - 1].contains(&"anew".to_owned()));
-    bed.close().await;
+    for restarts in [false, true] {
+        let mut bed = Bed::new(QUIC).await;
+        bed.bravo.close().await;
+        bed.alpha.unlinked("bravo").await;
+        let key = next_key();
+        let never = Draft::inform("never").key(key);
+        let away = tried(&bed.synth, "bravo/release", never.clone()).await;
+        assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+        let control = bed.alpha.host().control.clone();
+        let killed = control.kill("synth", "a test", "test").await.unwrap();
+        assert_eq!(killed.pending, None);
+        // Started while what it said still waits.
+        control.start("synth").await.unwrap();
+        drop(control);
+        let mut lives = 2;
+        if restarts {
+            bed.synth.until_life(lives).await;
+            bed.alpha.close().await;
+            bed.alpha.open().await;
+            lives += 1;
+        }
+        bed.bravo.open().await;
+        bed.alpha.linked("bravo").await;
+        bed.synth.until_life(lives).await;
+        graft(&bed.synth, "bravo/release").await;
+        said(&bed.synth, "bravo/release", Draft::inform("anew"))
+            .await
+            .unwrap();
+        let never = repeated(&bed.synth, "bravo/release", never).await;
+        assert_eq!(never.unwrap_err(), Refusal::Revoked);
+        said(&bed.synth, "bravo/release", Draft::inform("and again"))
+            .await
+            .unwrap();
+        assert_eq!(texts(&bed).await, ["anew", "and again"]);
+        bed.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

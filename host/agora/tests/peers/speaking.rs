@@ -72,6 +72,25 @@ async fn a_turn_is_taken_once_however_often_it_is_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_that_an_agent_says_there_may_be_an_answer() {
+    let bed = Bed::new(QUIC).await;
+    let asked = said(&bed.keeper, "release", Draft::inform("who is there?")).await;
+    let asked = heard_as(&bed, asked.unwrap().id).await;
+    let answer = replied(&bed.synth, "bravo/release", &asked, "synth").await;
+    assert_eq!((answer.ordinal, answer.hops), (2, asked.hops - 1));
+    let heard = heard(&bed.keeper, "release").await;
+    assert_eq!(heard.parent, Some(asked.id));
+    bed.close().await;
+}
+
+/// What alpha's agent hears next, which is this message.
+async fn heard_as(bed: &Bed, id: agora_guest::MessageId) -> agora_guest::Message {
+    let message = heard(&bed.synth, "bravo/release").await;
+    assert_eq!(message.id, id);
+    message
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_terms_of_both_hosts_hold() {
     let theirs = Terms {
         hops: 2,
