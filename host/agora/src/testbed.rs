@@ -28,6 +28,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::boot::data::DataFolder;
 use crate::boot::host::{Host, LogChoice, Programs, open_with};
 use crate::boot::manifest::{AgentSpec, ChannelSpec, GrantSpec, Manifest, Restart};
 use crate::limits;
@@ -198,6 +199,8 @@ impl Plan {
 
 /// The libp2p id that a host on this data folder has. Makes the folder's secret, where there is none.
 pub fn peer_id(data: &Path) -> agora_dial::PeerId {
+    // A folder that has a secret and nothing else is none of a host's.
+    drop(DataFolder::open(data));
     let keys = Identity::in_folder().open_or_make(data);
     let keys = keys.expect("a test's folder takes a secret");
     let refuse = |_: &agora_dial::PeerId| agora_dial::Standing::Refused;

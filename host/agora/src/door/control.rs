@@ -36,7 +36,7 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
-use crate::peer::peers::{Peer, Peers};
+use crate::peer::peers::{Peer, Peers, Stops};
 use crate::peer::remote::Remote;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
@@ -129,10 +129,8 @@ pub struct Control {
     services: Services,
     log_place: LogPlace,
     peers: Arc<Peers>,
-    /// Held by the start of a peer or a guest that is on its way.
-    pub(super) foreign_verbs: Verbs,
-    /// How often a peer or a guest was stopped.
-    pub(super) foreign_stops: AtomicU64,
+    /// Stops of personas of peers that the manifest doesn't have any more.
+    pub(super) foreign_stops: Arc<Stops>,
     forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
@@ -207,8 +205,7 @@ impl Control {
             services,
             log_place,
             peers,
-            foreign_verbs: Arc::default(),
-            foreign_stops: AtomicU64::new(0),
+            foreign_stops: Arc::default(),
             forks,
             busy: Arc::default(),
             markers: Arc::default(),
@@ -956,9 +953,14 @@ impl Control {
         let id = PersonaId::new(self.host_id(), name.clone());
         let known = self.record.state().persona(&id).cloned();
         // Whoever it is now, its next key says so.
-        let changed = known
-            .as_ref()
-            .is_some_and(|known| known.origin.as_deref() != Some(&origin));
+        let changed = known.as_ref().is_some_and(|known| {
+            // The same introduction has another signature each time.
+            let told = known.origin.as_deref().cloned().map(|told| Origin {
+                signature: origin.signature,
+                ..told
+            });
+            told.as_ref() != Some(&origin)
+        });
         let (key, is_new) = self.persona_key(name, None, started || changed)?;
         Ok(is_new.then(|| {
             Body::Key(KeyBody {
@@ -1680,7 +1682,7 @@ impl Control {
         match self.speakers.speak(&persona, speech).await {
             Ok((mut outcomes, _)) => {
                 if let Some(remote) = remote {
-                    outcomes = remote.settle(outcomes, &[]).await;
+                    outcomes = remote.settle(outcomes).await;
                 }
                 let first = outcomes.into_iter().next();
                 first.ok_or_else(|| "nothing was said".to_owned())

@@ -61,7 +61,7 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
             Reach::Known(id) => {
                 let link = Live::new(ctx.clone(), peer.clone(), id);
                 let ended = link.live().await;
-                link.lose(&ended);
+                link.lose(&crate::cut_text(&ended, limits::REASON_BYTES_MAX));
                 ended
             }
             Reach::Guest(id) => match log_in(&ctx, &peer, id).await {
@@ -69,6 +69,7 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
                 Err(why) => why,
             },
         };
+        let ended = crate::cut_text(&ended, limits::REASON_BYTES_MAX);
         tracing::debug!(peer = %peer.name, "the link ended: {ended}");
         peer.link.send_replace(LinkState::down(&ended));
         if began.elapsed() > limits::LINK_AGAIN_MAX {
@@ -283,7 +284,7 @@ impl Live {
         let answer = tokio::time::timeout(limits::LOGIN_PATIENCE, request.send().promise).await;
         let answer = answer.map_err(|_| error::failed("it did not greet in time"))??;
         let known = told::read_hello(&self.peer, &self.id, answer.get()?.get_hello()?)?;
-        self.peer.met(known.clone());
+        self.peer.met(&self.ctx.control, known.clone())?;
         Ok(known)
     }
 
@@ -418,7 +419,7 @@ impl Live {
                 self.peer.borrowed.unsettle();
                 self.fell(&why).await;
             }
-            self.peer.borrowed.settle(epoch, known.realm);
+            self.peer.borrowed.settle(epoch);
             *self
                 .peer
                 .granted
@@ -432,7 +433,8 @@ impl Live {
             request.get().set_revision(revision);
             let changed = async {
                 let answer = request.send().promise.await?;
-                Ok::<_, Error>(answer.get()?.get_reason()?.to_string()?)
+                let reason = answer.get()?.get_reason()?.to_str()?;
+                Ok::<_, Error>(crate::cut_text(reason, limits::REASON_BYTES_MAX))
             };
             let mut changed = std::pin::pin!(changed);
             let ended = session.ended_request().send().promise;
@@ -476,7 +478,7 @@ impl Live {
 
     /// Waits a while where the last graft was short, and says how long the next while is.
     async fn rest(&self, wait: Duration) -> Duration {
-        if self.since.get().elapsed() > limits::PEER_LEASE {
+        if self.since.get().elapsed() > limits::LINK_STEADY {
             return limits::LINK_AGAIN_MIN;
         }
         sleep(wait).await;
@@ -489,10 +491,7 @@ impl Live {
         let known_grants = self.peer.granted.lock();
         let before = known_grants.unwrap_or_else(std::sync::PoisonError::into_inner);
         match self.peer.borrowed.last() {
-            Some((realm, _)) if realm != graft.known.realm => {
-                Some(format!("{name} is another realm now; graft again"))
-            }
-            Some((_, epoch)) if epoch != graft.epoch => {
+            Some(epoch) if epoch != graft.epoch => {
                 Some(format!("{name}'s epoch {epoch} has ended; graft again"))
             }
             _ if before.as_ref().is_some_and(|before| *before != graft.shown) => {
@@ -632,7 +631,8 @@ impl Live {
                 // The graft is over, which is about to be seen, and told in its order.
                 return;
             }
-            set(Standing::Away(error::reason(&why).into()));
+            let why = crate::cut_text(error::reason(&why), limits::REASON_BYTES_MAX);
+            set(Standing::Away(why.into()));
             sleep(wait).await;
             wait = (wait * 2).min(limits::OUTBOX_AGAIN_MAX);
         }
@@ -743,7 +743,8 @@ async fn ask(channel: &peer_channel::Client, asked: History) {
             pruned: answer.get_pruned(),
         })
     };
-    let page = asking.await;
+    let page = tokio::time::timeout(limits::REMOTE_PATIENCE, asking).await;
+    let page = page.unwrap_or_else(|_| Err(error::busy("the peer doesn't answer; try again")));
     let _ = asked.answer.send(page);
 }
 

@@ -1,8 +1,9 @@
 //! Stops at either host, and links that are cut.
 
 use agora::door::control::Grantable;
+use agora::door::prune::Keep;
 use agora_guest::{Draft, Kind, Refusal};
-use agora_realm::{PersonaId, PersonaName, Terms};
+use agora_realm::{ChannelName, PersonaId, PersonaName, Terms};
 
 use super::bed::{Bed, QUIC, all, graft, heard, next_key, repeated, said, tried, until, within};
 
@@ -58,6 +59,15 @@ async fn a_bump_there_is_told_here_and_a_new_graft_goes_on() {
     assert_eq!((receipt.epoch, receipt.ordinal), (2, 2));
     assert_eq!(heard(&bed.keeper, "release").await.payload, b"after");
     assert_eq!(texts(&bed).await, ["before", "after"]);
+    // It was introduced anew, and is who it was.
+    let keys = {
+        let control = &bed.bravo.host().control;
+        let guest = PersonaName::guest("alpha", "synth").unwrap();
+        let state = control.record().state();
+        let guest = state.persona(&PersonaId::new(control.host_id(), guest));
+        guest.map(|guest| guest.keys)
+    };
+    assert_eq!(keys, Some(1));
     bed.close().await;
 }
 
@@ -259,4 +269,79 @@ async fn a_killed_persona_says_nothing_more_anywhere() {
         assert_eq!(texts(&bed).await, ["anew", "and again"]);
         bed.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pruned_from_an_outbox_is_never_said_and_holds_up_nothing() {
+    let mut bed = Bed::new(QUIC).await;
+    bed.bravo.close().await;
+    bed.alpha.unlinked("bravo").await;
+    let key = next_key();
+    let pruned = Draft::inform("pruned").key(key);
+    let away = tried(&bed.synth, "bravo/release", pruned.clone()).await;
+    assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+    let control = bed.alpha.host().control.clone();
+    let pruning = control.prune("bravo/release", Keep::Count(0), false, true);
+    pruning.await.unwrap();
+    bed.bravo.open().await;
+    bed.alpha.linked("bravo").await;
+    let name = ChannelName::new("bravo/release").unwrap();
+    let remote = control.peers().remote(&name).unwrap();
+    until("nothing waits", async || {
+        (remote.waiting() == 0).then_some(())
+    })
+    .await;
+    let never = repeated(&bed.synth, "bravo/release", pruned).await;
+    assert_eq!(never.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("later"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["later"]);
+    bed.close().await;
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let at = to.join(entry.file_name());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            copy(&entry.path(), &at);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), at).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_log_lost_its_end_is_not_told_that_something_else_counts() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    let kept = tempfile::tempdir().unwrap();
+    copy(&bed.alpha.data(), kept.path());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(2).await;
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.synth, "bravo/release", Draft::inform("two"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    std::fs::remove_dir_all(bed.alpha.data()).unwrap();
+    copy(kept.path(), &bed.alpha.data());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(3).await;
+    graft(&bed.synth, "bravo/release").await;
+    let taken = said(&bed.synth, "bravo/release", Draft::inform("three")).await;
+    assert_eq!(taken.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("four"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["one", "two", "four"]);
+    bed.close().await;
 }
