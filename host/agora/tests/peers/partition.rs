@@ -3,6 +3,7 @@
 use agora::peer::borrowed::LinkState;
 use agora::peer::sighting::sighting;
 use agora::testbed::{Plan, Puppet, all_of};
+use agora_dial::PeerState;
 use agora_guest::{Draft, Kind, Refusal};
 
 use super::bed::{
@@ -146,7 +147,12 @@ async fn a_bump_here_in_a_partition_ends_what_waits_and_what_is_on_its_way() {
     let drafts = say_into_the_dark(&bed, &network).await;
     let (decided, _) = bed.alpha.host().control.bump("a test", false, "test").await;
     assert_eq!(decided.pending, None);
+    // The link lets go of what it carries; the connection below has not been missed yet.
     bed.alpha.unlinked("bravo").await;
+    let peers = bed.alpha.host().control.peers().clone();
+    let bravo = peers.named("bravo").unwrap();
+    let connection = peers.connection(bravo).unwrap();
+    assert_eq!(connection.state, PeerState::Connected);
     network.heal();
     bed.alpha.linked("bravo").await;
     graft(&bed.synth, "bravo/release").await;
@@ -158,11 +164,7 @@ async fn a_bump_here_in_a_partition_ends_what_waits_and_what_is_on_its_way() {
         assert_eq!(never.unwrap_err(), Refusal::StaleEpoch);
     }
     // By now anything that was still on its way is there.
-    until("bravo is heard", async || {
-        let bravo = bed.alpha.host().control.peers().named("bravo")?.clone();
-        bed.alpha.host().control.peers().ping(&bravo).await.ok()
-    })
-    .await;
+    until("bravo is heard", async || peers.ping(bravo).await.ok()).await;
     assert_eq!(texts(&bed).await, ["later"]);
     bed.close().await;
 }
