@@ -50,7 +50,9 @@ const LISTEN: [(&str, &str); 2] = [
 ];
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(400);
-const BUMPS: usize = 50;
+/// Of one life of the host: a peer that ends grafts on end is asked later and later.
+const BUMPS: usize = 5;
+const LIVES: u64 = 12;
 const BULK_MESSAGES: usize = 512;
 const BULK_BYTES: usize = 64 << 10;
 /// Of the process that measures, and of the floors.
@@ -398,46 +400,41 @@ async fn at_home(
         &format!("published on a peer's channel, 256 at once, beside one's own, {name}"),
         ratios,
     );
-    let peers = host.control.peers().clone();
+    host.close().await;
+    let mut life = 1;
     for (state, saturated) in [("idle", false), ("saturated", true)] {
         let (mut times, mut trips) = (Vec::new(), Vec::new());
-        for _ in 0..BUMPS {
-            lent(&agent).await;
-            let reading = saturated.then(|| {
-                let agent = agent.clone();
-                tokio::spawn(async move {
-                    loop {
-                        let reads = (0..8).map(|_| agent.history("b/bulk", 1, 64));
-                        futures::future::join_all(reads).await;
-                    }
+        for _ in 0..LIVES {
+            let host = plan.open(data).await.unwrap();
+            life += 1;
+            agent.until_life(life).await;
+            let peers = host.control.peers().clone();
+            for _ in 0..BUMPS {
+                lent(&agent).await;
+                let reading = saturated.then(|| tokio::spawn(read_on(agent.clone())));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let trip = peers.ping(peers.named("b").unwrap()).await.unwrap();
+                trips.push(trip.as_secs_f64());
+                let told = agent.run(|stage| async move {
+                    let graft = stage.graft.borrow_mut().take().unwrap();
+                    let reason = graft.ended().await;
+                    assert!(reason.is_stale(), "{reason}");
+                    nanos()
+                });
+                let bumping;
+                (bump, bumping) = tokio::task::spawn_blocking(move || {
+                    let began = bump();
+                    (bump, began)
                 })
-            });
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            trips.push(
-                peers
-                    .ping(peers.named("b").unwrap())
-                    .await
-                    .unwrap()
-                    .as_secs_f64(),
-            );
-            let told = agent.run(|stage| async move {
-                let graft = stage.graft.borrow_mut().take().unwrap();
-                let reason = graft.ended().await;
-                assert!(reason.is_stale(), "{reason}");
-                nanos()
-            });
-            let bumping;
-            (bump, bumping) = tokio::task::spawn_blocking(move || {
-                let began = bump();
-                (bump, began)
-            })
-            .await
-            .unwrap();
-            let told = tokio::time::timeout(Duration::from_secs(60), told).await;
-            times.push((told.unwrap().unwrap() - bumping) as f64 / 1e9);
-            if let Some(reading) = reading {
-                reading.abort();
+                .await
+                .unwrap();
+                let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+                times.push((told.unwrap().unwrap() - bumping) as f64 / 1e9);
+                if let Some(reading) = reading {
+                    reading.abort();
+                }
             }
+            host.close().await;
         }
         for (what, part) in [("p50", 0.5), ("p99", 0.99)] {
             let at = |values: &mut Vec<f64>| {
@@ -453,7 +450,14 @@ async fn at_home(
         }
     }
     drop(bump);
-    host.close().await;
+}
+
+/// Reads large messages of the other host's, as fast as they come.
+async fn read_on(agent: Puppet) {
+    loop {
+        let reads = (0..8).map(|_| agent.history("b/bulk", 1, 64));
+        futures::future::join_all(reads).await;
+    }
 }
 
 /// Grafts until what the other host lends can be used.
@@ -467,7 +471,10 @@ async fn lent(agent: &Puppet) {
         let Err(error) = lent else {
             return;
         };
-        assert!(Instant::now() < patience, "the channel is not lent: {error}");
+        assert!(
+            Instant::now() < patience,
+            "the channel is not lent: {error}"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

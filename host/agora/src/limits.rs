@@ -444,10 +444,22 @@ pub const REMOTE_REQUESTS_MAX: usize = 64;
 pub const OUTBOX_WAITING_MAX: usize = 1024;
 /// Their bytes, as far as this run knows of them.
 pub const OUTBOX_WAITING_BYTES_MAX: usize = 16 << 20;
-/// Messages of an outbox that are read before the peer has settled those before them.
-pub const OUTBOX_AHEAD_MAX: usize = 256;
+/// Messages behind the first that the peer has not settled which it has settled.
+pub const OUTBOX_SETTLED_MAX: usize = 1 << 16;
+/// Messages of an outbox that are read before the peer has settled those before them: all, so that those of one persona that must wait
+/// hold up no others.
+pub const OUTBOX_AHEAD_MAX: usize = OUTBOX_WAITING_MAX;
+/// Their bytes.
+pub const OUTBOX_AHEAD_BYTES_MAX: usize = OUTBOX_WAITING_BYTES_MAX;
 /// What became of the latest messages of an outbox is remembered, for who asks again.
 pub const OUTBOX_FATES_MAX: usize = 512;
+/// The same, with those that stand behind one that is not settled.
+pub const OUTBOX_FATES_AHEAD_MAX: usize = OUTBOX_FATES_MAX + OUTBOX_WAITING_MAX;
+const _: () = assert!(OUTBOX_FATES_AHEAD_MAX < agora_realm::limits::KEYS_REMEMBERED);
+/// How long a call waits for what a peer that is within reach says to it.
+pub const OUTBOX_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a turn that must wait for a peer, or for room in its outbox, looks again.
+pub const OUTBOX_ROOM_AGAIN: Duration = Duration::from_millis(200);
 /// How long a peer's refusal text may be here.
 pub const FATE_TEXT_BYTES_MAX: usize = 256;
 /// The first wait before what a peer can't take now is sent again; it doubles.
@@ -459,6 +471,8 @@ pub const OUTBOX_AGAIN_MAX: Duration = Duration::from_secs(2);
 pub const OUTBOX_STALE_MAX: u32 = 6;
 /// Requests for history that a peer is asked at once, on one channel.
 pub const REMOTE_ASKED_MAX: usize = 16;
+/// How long a peer may take to answer one.
+pub const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
 /// How long the start of a host's agents waits for the links to peers whose channels they are granted.
@@ -467,3 +481,5 @@ pub const LINK_FIRST_PATIENCE: Duration = Duration::from_secs(1);
 pub const LINK_AGAIN_MIN: Duration = Duration::from_millis(100);
 /// The longest.
 pub const LINK_AGAIN_MAX: Duration = Duration::from_secs(10);
+/// What a peer grants has stood so long when its next change is no reason to wait: whoever holds it here grafts anew with each.
+pub const LINK_STEADY: Duration = Duration::from_secs(60);

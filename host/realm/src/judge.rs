@@ -541,8 +541,17 @@ impl Judging<'_> {
         let effective = self.state.admit_grant(&self.entry.host, body)?;
         let state = &mut *self.state;
         let id = GrantId::from(self.sealed.id());
+        // A guest is put on the record when it first speaks, and may answer what its peer could read and pass on to it by then.
+        let brought_by = body.persona.brought_by();
+        let brought = body
+            .parent
+            .and_then(|id| state.grants.get(&id))
+            .filter(|parent| brought_by.as_ref() == Some(&parent.persona))
+            .map(|parent| parent.first.0);
         let first = match &body.object {
-            Object::Channel(name) => state.channels.get(name).map_or(0, |c| c.window.latest()),
+            Object::Channel(name) => brought
+                .or_else(|| state.channels.get(name).map(|c| c.window.latest()))
+                .unwrap_or_default(),
             Object::Timer | Object::Service(_) | Object::Signer(_) => 0,
         };
         state.grant_numbers += 1;

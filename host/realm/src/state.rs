@@ -76,7 +76,7 @@ pub struct Grant {
     pub lasting: bool,
     /// The epoch it was issued in.
     pub epoch: Epoch,
-    /// The channel's latest ordinal when it was issued; 0 when it is not for a channel.
+    /// The channel's latest ordinal when it was issued, or its peer's grant was that brought a guest this one; 0 when it is not for a channel.
     pub first: Ordinal,
     /// How many messages have counted under it and the grants below it.
     pub used: u64,

@@ -27,16 +27,14 @@ use capnp::private::capability::ClientHook;
 
 use super::allowance::Allowance;
 use super::leash::Leash;
-use super::speak::{Draft, SpeakError, Speech, Standing};
+use super::speak::{Draft, Outcome, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
 use crate::delivery::record::Kept;
 use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::remote::{
-    Echo, Place as OutboxPlace, Remote, RemoteMessage, Standing as RemoteStanding, disconnected,
-};
+use crate::peer::remote::{Echo, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 
@@ -261,6 +259,8 @@ pub struct Facet {
     lasting: bool,
     /// By the graft that borrowed it: what it was lent as.
     loans: RefCell<HashMap<u64, Weak<Facet>>>,
+    /// Held by a turn until it is the speaker's.
+    turning: tokio::sync::Mutex<()>,
     /// Held while one is being lent, so that the same is not lent twice.
     lending: tokio::sync::Mutex<()>,
     /// What it was made from; that goes on as long as this does.
@@ -339,6 +339,7 @@ impl Facet {
             leash,
             lasting: false,
             loans: RefCell::default(),
+            turning: tokio::sync::Mutex::default(),
             lending: tokio::sync::Mutex::default(),
             _above: None,
             _watch: None,
@@ -484,13 +485,13 @@ impl Facet {
         true
     }
 
-    fn standing(&self) -> Result<Standing, Error> {
-        Ok(Standing {
+    fn standing(&self, peer_epoch: Epoch) -> Standing {
+        Standing {
             channel: self.channel.clone(),
             grant: Some(self.grant),
             epoch: self.holder.epoch,
-            peer_epoch: self.peer_epoch()?,
-        })
+            peer_epoch,
+        }
     }
 
     /// The peer's channel that this is a facet of; none where it is this realm's own.
@@ -508,10 +509,10 @@ impl Facet {
         }
     }
 
-    /// The peer's epoch that it is of; zero where the channel is this realm's own.
-    fn peer_epoch(&self) -> Result<Epoch, Error> {
+    /// The peer's epoch that it is of, as far as it is known; zero where the channel is this realm's own.
+    fn peer_epoch(&self) -> Result<Option<Epoch>, Error> {
         let (Some(remote), Some(afar)) = (self.remote()?, &self.afar) else {
-            return Ok(Epoch(0));
+            return Ok(Some(Epoch(0)));
         };
         let now = remote.epoch();
         match (afar.epoch.get().or(now), now) {
@@ -521,29 +522,59 @@ impl Facet {
             ))),
             (Some(own), _) => {
                 afar.epoch.set(Some(own));
-                Ok(own)
+                Ok(Some(own))
             }
-            (None, _) => Err(disconnected(&format!(
-                "'{}': the peer has not been heard yet, and nothing was said; try again",
-                self.channel
-            ))),
+            (None, _) => Ok(None),
         }
     }
 
-    /// Takes room in the outbox, where there is one.
-    fn reserve(&self, drafts: &[Draft], through: Ordinal) -> Result<Option<OutboxPlace>, Error> {
+    /// Where drafts for this channel would go: with room in the outbox, where there is one; or why they can't go there.
+    fn way(&self, drafts: &[Draft], through: Ordinal) -> Result<Way, Error> {
         let Some(remote) = self.remote()? else {
-            return Ok(None);
+            return Ok(Ok((self.standing(Epoch(0)), None)));
+        };
+        let Some(peer_epoch) = self.peer_epoch()? else {
+            let text = format!(
+                "'{}': the peer has not been heard yet, and nothing was said; say it again later",
+                self.channel
+            );
+            return Ok(Err((Refusal::LogUnavailable, text)));
         };
         let heard = *remote.heard().borrow();
         if heard.is_known && through.0 > heard.latest {
-            return Err(error::denied(&format!(
+            let text = format!(
                 "'{}' has {} messages, and none is the one that is answered through",
                 self.channel, heard.latest
-            )));
+            );
+            return Ok(Err((Refusal::Malformed, text)));
         }
         let bytes = drafts.iter().map(|draft| draft.payload.len()).sum();
-        remote.reserve(drafts.len(), bytes).map(Some)
+        let room = remote.reserve(&self.holder.persona.name, drafts.len(), bytes);
+        Ok(room.map(|room| (self.standing(peer_epoch), Some(room))))
+    }
+
+    /// Where the drafts of one call go, this channel's first. A turn is not taken by halves: it waits for what only needs time.
+    async fn ways(
+        &self,
+        own: &[Draft],
+        elsewhere: &[(Rc<Self>, Vec<Draft>)],
+        through: Ordinal,
+    ) -> Result<(Way, Vec<Way>), Error> {
+        loop {
+            let first = self.way(own, through)?;
+            let others = elsewhere.iter();
+            let others = others.map(|(facet, drafts)| facet.way(drafts, Ordinal(0)));
+            let others = others.collect::<Result<Vec<_>, _>>()?;
+            let early = |way: &Way| {
+                let refused = way.as_ref().err().map(|(refusal, _)| refusal);
+                matches!(refused, Some(Refusal::LogUnavailable | Refusal::Overloaded))
+            };
+            if through.0 == 0 || !(early(&first) || others.iter().any(early)) {
+                return Ok((first, others));
+            }
+            drop((first, others));
+            tokio::time::sleep(limits::OUTBOX_ROOM_AGAIN).await;
+        }
     }
 
     fn needs(&self, right: Rights, what: &str) -> Result<(Terms, Ordinal), Error> {
@@ -594,6 +625,16 @@ impl Facet {
         })
     }
 }
+
+/// What is said on one channel: its place in the call, the outbox that it goes to and the room that it has there, and the bytes of each draft.
+type Bound = (usize, Option<(Arc<Remote>, OutboxPlace)>, Vec<usize>);
+
+fn sizes(drafts: &[Draft]) -> Vec<usize> {
+    drafts.iter().map(|draft| draft.payload.len()).collect()
+}
+
+/// Where drafts go; or why none of them can, as each is told.
+type Way = Result<(Standing, Option<OutboxPlace>), (Refusal, String)>;
 
 fn speak_error(error: &SpeakError) -> Error {
     match error {
@@ -913,8 +954,7 @@ impl Facet {
         }
         let through = Ordinal(params.get_through());
         let mut own = Vec::new();
-        let mut elsewhere: Vec<(Standing, Vec<Draft>)> = Vec::new();
-        let mut others: Vec<Rc<Self>> = Vec::new();
+        let mut elsewhere: Vec<(Rc<Self>, Vec<Draft>)> = Vec::new();
         // For each draft: on which of the channels it is spoken (0: this one), to put the outcomes back in order.
         let mut order = Vec::new();
         for reader in drafts.iter() {
@@ -929,14 +969,12 @@ impl Facet {
                         return Err(error::denied("`to` is for turns: call the other facet"));
                     }
                     facet.terms()?;
-                    let standing = facet.standing()?;
                     let known = elsewhere
                         .iter()
-                        .position(|(s, _)| s.channel == standing.channel);
+                        .position(|(known, _)| known.channel == facet.channel);
                     let at = known.unwrap_or(elsewhere.len());
                     if known.is_none() {
-                        elsewhere.push((standing, Vec::new()));
-                        others.push(facet);
+                        elsewhere.push((facet, Vec::new()));
                     }
                     order.push(at + 1);
                     elsewhere[at].1.push(draft);
@@ -947,8 +985,6 @@ impl Facet {
                 }
             }
         }
-        // From here on it depends on nobody else.
-        let _busy = self.holder.control.busy();
         // What one entry must hold: a turn is one, and lone drafts of one call stay together.
         let bytes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).sum::<usize>();
         let heaviest = elsewhere.iter().map(|(_, drafts)| bytes(drafts)).max();
@@ -962,36 +998,49 @@ impl Facet {
         if own.is_empty() && elsewhere.is_empty() && through.0 == 0 {
             return Ok(());
         }
-        // What goes to a peer waits in its outbox, which has a bound.
-        let sizes = |drafts: &[Draft]| drafts.iter().map(|d| d.payload.len()).collect::<Vec<_>>();
-        let mut places = vec![self.reserve(&own, through)?];
-        let mut told = vec![(self.remote()?, sizes(&own))];
-        for (facet, (_, drafts)) in others.iter().zip(&elsewhere) {
-            places.push(facet.reserve(drafts, Ordinal(0))?);
-            told.push((facet.remote()?, sizes(drafts)));
-        }
-        let speech = Speech {
-            standing: self.standing()?,
-            drafts: own,
-            elsewhere,
-            through,
-            graft: self.holder.token,
+        // A turn that waits is not overtaken by the next one, whose cursor would be past it.
+        let one_turn = match through.0 {
+            0 => None,
+            _ => Some(self.turning.lock().await),
         };
-        let speakers = self.holder.control.speakers();
-        let (own, said) = speakers
-            .speak(&self.holder.persona, speech)
-            .await
-            .map_err(|error| speak_error(&error))?;
-        // What is in the outbox counts there.
-        drop(places);
-        let mut queues = Vec::with_capacity(told.len());
-        for (outcomes, (remote, sizes)) in std::iter::once(own).chain(said).zip(told) {
-            let outcomes = match remote {
-                None => outcomes,
-                // It is in the outbox; what becomes of it is the peer's to say.
-                Some(remote) => remote.settle(outcomes, &sizes).await,
-            };
-            queues.push(outcomes.into_iter());
+        let (first, others) = self.ways(&own, &elsewhere, through).await?;
+        // From here on it depends on nobody else here.
+        let _busy = self.holder.control.busy();
+        let refuse = |(refusal, text): &(Refusal, String), drafts: usize| {
+            vec![Outcome::Refused(*refusal, text.clone()); drafts].into_iter()
+        };
+        let mut queues = vec![Vec::new().into_iter(); 1 + elsewhere.len()];
+        match first {
+            Err(barred) => {
+                // Nothing of it was said, and the cursor stands where it stood.
+                queues[0] = refuse(&barred, own.len());
+                for (queue, (_, drafts)) in queues[1..].iter_mut().zip(&elsewhere) {
+                    *queue = refuse(&barred, drafts.len());
+                }
+            }
+            Ok((standing, room)) => {
+                let mut bound = vec![(0, self.remote()?.cloned().zip(room), sizes(&own))];
+                let mut speech = Speech {
+                    standing,
+                    drafts: own,
+                    elsewhere: Vec::new(),
+                    through,
+                    graft: self.holder.token,
+                };
+                for (at, ((facet, drafts), way)) in elsewhere.into_iter().zip(others).enumerate() {
+                    match way {
+                        Err(barred) => queues[at + 1] = refuse(&barred, drafts.len()),
+                        Ok((standing, room)) => {
+                            let afar = facet.remote()?.cloned().zip(room);
+                            bound.push((at + 1, afar, sizes(&drafts)));
+                            speech.elsewhere.push((standing, drafts));
+                        }
+                    }
+                }
+                for (at, outcomes) in self.say(speech, bound, one_turn).await? {
+                    queues[at] = outcomes.into_iter();
+                }
+            }
         }
         let mut list = results.get().init_outcomes(order.len() as u32);
         for (i, at) in order.into_iter().enumerate() {
@@ -1001,6 +1050,56 @@ impl Facet {
             }
         }
         Ok(())
+    }
+
+    /// Says it. What goes to a peer is in the outbox then, and is answered as the peer answers it.
+    async fn say(
+        &self,
+        speech: Speech,
+        bound: Vec<Bound>,
+        one_turn: Option<tokio::sync::MutexGuard<'_, ()>>,
+    ) -> Result<Vec<(usize, Vec<Outcome>)>, Error> {
+        let (control, persona) = (self.holder.control.clone(), self.holder.persona.clone());
+        let is_afar = bound.iter().any(|(_, afar, _)| afar.is_some());
+        let saying = async move {
+            let said = control.speakers().speak(&persona, speech).await;
+            let (own, others) = said.map_err(|error| speak_error(&error))?;
+            let outcomes = std::iter::once(own).chain(others);
+            let said = outcomes.zip(bound).map(|(outcomes, (at, afar, sizes))| {
+                // What is in the outbox counts there.
+                let remote = afar.map(|(remote, _room)| {
+                    remote.note(&persona.name, &outcomes, &sizes);
+                    remote
+                });
+                (at, outcomes, remote)
+            });
+            Ok::<Vec<_>, Error>(said.collect())
+        };
+        let mut saying = Box::pin(saying);
+        // The first poll puts it in the speaker's queue, so calls keep their order.
+        let begun = futures::poll!(&mut saying);
+        drop(one_turn);
+        let said = match begun {
+            std::task::Poll::Ready(said) => said?,
+            std::task::Poll::Pending if !is_afar => saying.await?,
+            // Whoever gives its call up has the room in the outbox all the same.
+            std::task::Poll::Pending => {
+                let saying = tokio::task::spawn_local(saying);
+                saying
+                    .await
+                    .map_err(|_| error::failed("the host is ending"))??
+            }
+        };
+        let mut told = Vec::with_capacity(said.len());
+        for (at, outcomes, remote) in said {
+            let outcomes = match remote {
+                None => outcomes,
+                // What becomes of it is the peer's to say.
+                Some(remote) => remote.settle(outcomes).await,
+            };
+            told.push((at, outcomes));
+        }
+        Ok(told)
     }
 
     async fn subscribe_held(
@@ -1021,12 +1120,8 @@ impl Facet {
         };
         let sink = params.get_sink()?;
         let control = &self.holder.control;
+        // Where the peer is away, or grants nothing on it now, it waits.
         let remote = self.remote()?.cloned();
-        if let Some(remote) = &remote
-            && matches!(remote.standing(), RemoteStanding::NotGranted)
-        {
-            remote.granted()?;
-        }
         let cursor = {
             let state = control.record().state();
             let (_, cursor) = control.place_on(&state, &self.holder.persona, &self.channel);

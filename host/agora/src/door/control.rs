@@ -36,7 +36,7 @@ use crate::delivery::cursors::SilentCursors;
 use crate::delivery::forks::Forks;
 use crate::delivery::record::{Committed, Record};
 use crate::limits;
-use crate::peer::peers::{Peer, Peers};
+use crate::peer::peers::{Peer, Peers, Stops};
 use crate::peer::remote::Remote;
 use crate::persona::agent::{Agent, Phase};
 use crate::persona::keys::Keys;
@@ -129,10 +129,8 @@ pub struct Control {
     services: Services,
     log_place: LogPlace,
     peers: Arc<Peers>,
-    /// Held by the start of a peer or a guest that is on its way.
-    pub(super) foreign_verbs: Verbs,
-    /// How often a peer or a guest was stopped.
-    pub(super) foreign_stops: AtomicU64,
+    /// Stops of personas of peers that the manifest doesn't have any more.
+    pub(super) foreign_stops: Arc<Stops>,
     forks: Arc<Forks>,
     busy: Arc<AtomicUsize>,
     /// Held by each marker that is on its way.
@@ -207,8 +205,7 @@ impl Control {
             services,
             log_place,
             peers,
-            foreign_verbs: Arc::default(),
-            foreign_stops: AtomicU64::new(0),
+            foreign_stops: Arc::default(),
             forks,
             busy: Arc::default(),
             markers: Arc::default(),
@@ -369,7 +366,7 @@ impl Control {
     }
 
     /// Whether this is an agent or a peer of this host that is killed, whether or not the log has it yet.
-    fn is_killed(&self, persona: &PersonaId) -> bool {
+    pub fn is_killed(&self, persona: &PersonaId) -> bool {
         if persona.host != self.host_id() {
             return false;
         }
@@ -1296,7 +1293,11 @@ impl Control {
                     ..Decided::default()
                 });
             }
-            Phase::Ended(_) | Phase::Killed(_) => {}
+            Phase::Ended(_) => {}
+            Phase::Killed(_) => {
+                let persona = PersonaId::new(self.host_id(), agent.name.clone());
+                self.peers.silence(&persona).await;
+            }
         }
         self.key_persona(&agent.name, Some(agent.program.hash()), true)
             .await?;
@@ -1681,7 +1682,7 @@ impl Control {
         match self.speakers.speak(&persona, speech).await {
             Ok((mut outcomes, _)) => {
                 if let Some(remote) = remote {
-                    outcomes = remote.settle(outcomes, &[]).await;
+                    outcomes = remote.settle(outcomes).await;
                 }
                 let first = outcomes.into_iter().next();
                 first.ok_or_else(|| "nothing was said".to_owned())

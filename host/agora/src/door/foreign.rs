@@ -6,14 +6,13 @@
 //! Failure: names those there are.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use agora_realm::{Body, GrantId, PersonaId, PersonaName, Refusal, RevokeBody, Revoked};
 
 use super::control::{Control, Decided, Grantable, cut_soon};
 use crate::boot::manifest::unknown;
 use crate::limits;
-use crate::peer::peers::Peer;
+use crate::peer::peers::{Peer, Stops};
 
 /// A persona of another realm, at this host.
 pub(super) struct Foreign {
@@ -21,6 +20,8 @@ pub(super) struct Foreign {
     pub(super) persona: PersonaId,
     /// The peer that it is, as far as the manifest still has it. None for a guest.
     peer: Option<Arc<Peer>>,
+    /// Those of the peer, or of the one that brought the guest.
+    stops: Arc<Stops>,
     /// The log has it.
     is_known: bool,
 }
@@ -67,10 +68,12 @@ impl Control {
             let peer = peer.cloned();
             let persona = PersonaId::new(self.host_id(), name);
             let is_known = state.persona(&persona).is_some();
+            let stops = self.stops_of(&persona.name);
             if is_known || peer.is_some() {
                 return Ok(Some(Foreign {
                     persona,
                     peer,
+                    stops,
                     is_known,
                 }));
             }
@@ -102,7 +105,7 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Decided {
-        self.foreign_stops.fetch_add(1, Ordering::SeqCst);
+        foreign.stops.stopped(&foreign.persona.name);
         let name = foreign.persona.name.clone();
         let cut = self.grants_of_guest(&foreign.persona);
         self.cut_here(&cut);
@@ -122,7 +125,7 @@ impl Control {
             by: by.to_owned(),
         });
         // A start that was on its way may yet put a new key on the record; this goes behind it.
-        let durable = self.make_durable(body, Some(self.foreign_verbs.clone()));
+        let durable = self.make_durable(body, Some(foreign.stops.verbs.clone()));
         let (felled, mut decided) = tokio::join!(felled, durable);
         if decided.void == Some(Refusal::Repeated) {
             decided.void = None;
@@ -141,15 +144,16 @@ impl Control {
         self: &Arc<Self>,
         foreign: Foreign,
     ) -> Result<Decided, String> {
-        let _one = self.foreign_verbs.lock().await;
-        let stops = self.foreign_stops.load(Ordering::SeqCst);
+        let _one = foreign.stops.verbs.lock().await;
+        let stops = foreign.stops.count();
         let name = &foreign.persona.name;
         let (is_killed, is_known) = {
             let state = self.record().state();
             let known = state.persona(&foreign.persona);
             (known.is_some_and(|known| known.killed), known.is_some())
         };
-        let is_refused = foreign.peer.as_ref().is_some_and(|peer| peer.is_refused());
+        let is_refused =
+            foreign.stops.has(name) || foreign.peer.as_ref().is_some_and(|peer| peer.is_refused());
         if !is_killed && is_known && is_refused {
             return Err(format!(
                 "the revocation of {name} waits for the log; start it when that is in"
@@ -166,6 +170,7 @@ impl Control {
                 "{name} is not in the manifest any more (declare it, and start this host anew)"
             ));
         }
+        self.peers().silence(&foreign.persona).await;
         if is_killed {
             match foreign.peer.as_ref().filter(|peer| peer.id().is_some()) {
                 Some(peer) => self.key_peer(peer, true).await?,
@@ -173,12 +178,13 @@ impl Control {
                 None => self.key_persona(name, None, true).await?,
             }
         }
-        let meanwhile = || self.foreign_stops.load(Ordering::SeqCst) != stops;
+        let meanwhile = || foreign.stops.count() != stops;
         if meanwhile() {
             return Err(format!(
                 "{name}, or another, was revoked meanwhile; try again"
             ));
         }
+        foreign.stops.started(name);
         self.cut_no_more(&self.grants_of_guest(&foreign.persona));
         if let Some(peer) = &foreign.peer {
             let epoch = self.gate().shown().epoch;
@@ -212,9 +218,16 @@ impl Control {
             .peer_name()
             .and_then(|peer| self.peers().named(peer));
         if let Some(peer) = peer.filter(|peer| !peer.is_refused()) {
-            self.foreign_stops.fetch_add(1, Ordering::SeqCst);
+            peer.stops.stopped(&persona.name);
             self.cut_foreign(Some(peer)).await;
         }
+    }
+
+    /// The stops that this persona's are among.
+    fn stops_of(&self, name: &PersonaName) -> Arc<Stops> {
+        let peer = name.brought_by().unwrap_or_else(|| name.clone());
+        let peer = peer.peer_name().and_then(|peer| self.peers().named(peer));
+        peer.map_or_else(|| self.foreign_stops.clone(), |peer| peer.stops.clone())
     }
 
     /// Cuts, at every door and on every vat thread, what a peer has here, or what hangs on grants that are cut.

@@ -84,6 +84,8 @@ pub struct Borrowed {
     /// The peer's epoch; 0: not known.
     epoch: Arc<AtomicU64>,
     changed: AtomicBool,
+    /// Held while it is written to the data folder.
+    writing: Mutex<()>,
     /// Told when there is one more.
     pub(super) more: Notify,
 }
@@ -162,21 +164,29 @@ impl Borrowed {
         self.epoch.store(0, Ordering::SeqCst);
     }
 
-    /// The peer is in this epoch, and in this realm.
-    pub(super) fn settle(&self, epoch: Epoch, realm: RealmId) {
+    /// The peer is in this epoch.
+    pub(super) fn settle(&self, epoch: Epoch) {
         self.epoch.store(epoch.0, Ordering::SeqCst);
         let mut kept = lock(&self.kept);
-        if kept.epoch != epoch.0 || kept.realm != Some(realm.0) {
+        if kept.epoch != epoch.0 {
             kept.epoch = epoch.0;
-            kept.realm = Some(realm.0);
             self.changed.store(true, Ordering::SeqCst);
         }
     }
 
-    /// In which realm and epoch the peer was heard last.
-    pub(super) fn last(&self) -> Option<(RealmId, Epoch)> {
-        let kept = lock(&self.kept);
-        Some((RealmId(kept.realm?), Epoch(kept.epoch)))
+    /// In which of its epochs the peer was heard last.
+    pub(super) fn last(&self) -> Option<Epoch> {
+        Some(Epoch(lock(&self.kept).epoch)).filter(|epoch| *epoch != Epoch(0))
+    }
+
+    /// Of which realm the peer is, from the first time that it said so. Answers that one.
+    pub(super) fn is_of(&self, realm: RealmId) -> RealmId {
+        let mut kept = lock(&self.kept);
+        let first = *kept.realm.get_or_insert_with(|| {
+            self.changed.store(true, Ordering::SeqCst);
+            realm.0
+        });
+        RealmId(first)
     }
 
     /// Writes what is remembered, when it changed. Blocks.
@@ -184,6 +194,7 @@ impl Borrowed {
         let Some(path) = self.path.get() else {
             return;
         };
+        let _one = lock(&self.writing);
         let mut changed = self.changed.swap(false, Ordering::SeqCst);
         let remotes = self.remotes();
         let file = {

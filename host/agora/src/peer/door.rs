@@ -353,6 +353,16 @@ impl Speaking {
         let name = PersonaName::guest(&self.peer.name, theirs).map_err(|error| {
             error::denied(&format!("'{theirs}' is no name of a persona: {error}"))
         })?;
+        // It is cut off here, and is told so rather than that what it had is of another time.
+        let refuse_stopped = || {
+            let id = PersonaId::new(self.control.host_id(), name.clone());
+            let known = self.control.record().state().persona(&id).cloned();
+            match self.peer.stops.has(&name) || known.is_some_and(|known| known.killed) {
+                true => Err(error::denied(&format!("this host has stopped {name}"))),
+                false => Ok(()),
+            }
+        };
+        refuse_stopped()?;
         let known = || self.speakers.borrow().get(&name).cloned();
         if let Some(known) = known() {
             return Ok(known);
@@ -374,6 +384,7 @@ impl Speaking {
         let _busy = self.control.busy();
         let keyed = self.control.key_guest(&name, origin, &self.peer.allowance);
         keyed.await?;
+        refuse_stopped()?;
         let persona = PersonaId::new(self.control.host_id(), name.clone());
         let holder = Holder::new(
             self.control.clone(),

@@ -61,7 +61,7 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
             Reach::Known(id) => {
                 let link = Live::new(ctx.clone(), peer.clone(), id);
                 let ended = link.live().await;
-                link.lose(&ended);
+                link.lose(&crate::cut_text(&ended, limits::REASON_BYTES_MAX));
                 ended
             }
             Reach::Guest(id) => match log_in(&ctx, &peer, id).await {
@@ -69,6 +69,7 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
                 Err(why) => why,
             },
         };
+        let ended = crate::cut_text(&ended, limits::REASON_BYTES_MAX);
         tracing::debug!(peer = %peer.name, "the link ended: {ended}");
         peer.link.send_replace(LinkState::down(&ended));
         if began.elapsed() > limits::LINK_AGAIN_MAX {
@@ -260,6 +261,7 @@ impl Live {
             tokio::select! {
                 biased;
                 why = vat.ended() => why.to_string(),
+                why = self.outlived() => why,
                 why = self.ping(&link) => why,
                 why = self.use_up(&link, &door, known.clone()) => why,
                 () = exchange::keep(self.ctx.control.clone(), self.peer.clone(), link.clone(), known) => {
@@ -282,7 +284,7 @@ impl Live {
         let answer = tokio::time::timeout(limits::LOGIN_PATIENCE, request.send().promise).await;
         let answer = answer.map_err(|_| error::failed("it did not greet in time"))??;
         let known = told::read_hello(&self.peer, &self.id, answer.get()?.get_hello()?)?;
-        self.peer.met(known.clone());
+        self.peer.met(&self.ctx.control, known.clone())?;
         Ok(known)
     }
 
@@ -309,6 +311,24 @@ impl Live {
             self.lapse(false);
             self.show();
             sleep_until((sent + limits::PEER_PING_EVERY).into()).await;
+        }
+    }
+
+    /// Answers once this realm's epoch has ended and the peer has not been heard since, nor for a lease: what is on its way there must not
+    /// arrive when the network is back, and doesn't once the streams that carry it are let go of.
+    async fn outlived(&self) -> String {
+        let mut fences = self.ctx.fences.subscribe();
+        loop {
+            if fences.changed().await.is_err() {
+                return "the host is ending".to_owned();
+            }
+            let fenced = Instant::now();
+            while self.heard.get() <= fenced {
+                if self.lapsed.get() {
+                    return "it was not heard when the epoch ended here".to_owned();
+                }
+                sleep(limits::OUTBOX_AGAIN_MIN).await;
+            }
         }
     }
 
@@ -399,7 +419,7 @@ impl Live {
                 self.peer.borrowed.unsettle();
                 self.fell(&why).await;
             }
-            self.peer.borrowed.settle(epoch, known.realm);
+            self.peer.borrowed.settle(epoch);
             *self
                 .peer
                 .granted
@@ -413,7 +433,8 @@ impl Live {
             request.get().set_revision(revision);
             let changed = async {
                 let answer = request.send().promise.await?;
-                Ok::<_, Error>(answer.get()?.get_reason()?.to_string()?)
+                let reason = answer.get()?.get_reason()?.to_str()?;
+                Ok::<_, Error>(crate::cut_text(reason, limits::REASON_BYTES_MAX))
             };
             let mut changed = std::pin::pin!(changed);
             let ended = session.ended_request().send().promise;
@@ -457,7 +478,7 @@ impl Live {
 
     /// Waits a while where the last graft was short, and says how long the next while is.
     async fn rest(&self, wait: Duration) -> Duration {
-        if self.since.get().elapsed() > limits::PEER_LEASE {
+        if self.since.get().elapsed() > limits::LINK_STEADY {
             return limits::LINK_AGAIN_MIN;
         }
         sleep(wait).await;
@@ -470,10 +491,7 @@ impl Live {
         let known_grants = self.peer.granted.lock();
         let before = known_grants.unwrap_or_else(std::sync::PoisonError::into_inner);
         match self.peer.borrowed.last() {
-            Some((realm, _)) if realm != graft.known.realm => {
-                Some(format!("{name} is another realm now; graft again"))
-            }
-            Some((_, epoch)) if epoch != graft.epoch => {
+            Some(epoch) if epoch != graft.epoch => {
                 Some(format!("{name}'s epoch {epoch} has ended; graft again"))
             }
             _ if before.as_ref().is_some_and(|before| *before != graft.shown) => {
@@ -570,19 +588,22 @@ impl Live {
                 self.stand(serving);
             }
         };
-        let forwarder = Rc::new(Forwarder {
-            control: self.ctx.control.clone(),
-            remote: remote.clone(),
-            channel: granted.as_ref().map(|(_, channel)| channel.clone()),
-            epoch,
-            known,
-            speakers: RefCell::default(),
-        });
+        let forwarder = |channel: Option<peer_channel::Client>| {
+            Rc::new(Forwarder {
+                control: self.ctx.control.clone(),
+                remote: remote.clone(),
+                channel,
+                epoch,
+                known: known.clone(),
+                speakers: RefCell::default(),
+            })
+        };
         let Some((terms, channel)) = granted else {
             set(Standing::NotGranted);
-            forwarder.run().await;
+            forwarder(None).run().await;
             return;
         };
+        let forwards = forwarder(Some(channel.clone()));
         let mut wait = limits::OUTBOX_AGAIN_MIN;
         loop {
             let why = match follow(&self, &remote, &channel, &terms).await {
@@ -590,11 +611,18 @@ impl Live {
                     set(Standing::Up(Arc::new(granted)));
                     let answering = answer(&channel, &mut requests);
                     let why = tokio::select! {
-                        why = forwarder.clone().run() => why,
+                        why = forwards.clone().run() => why,
                         why = answering => why,
                         why = following.ended() => why,
                     };
                     why
+                }
+                // It has it of a further peer, who grants it no more. When that changes, the graft is over.
+                Err(error) if error::classify(&error) == Kind::Denied => {
+                    tracing::debug!("'{}': {}", remote.name(), error::reason(&error));
+                    set(Standing::NotGranted);
+                    forwarder(None).run().await;
+                    return;
                 }
                 Err(error) => error,
             };
@@ -603,7 +631,8 @@ impl Live {
                 // The graft is over, which is about to be seen, and told in its order.
                 return;
             }
-            set(Standing::Away(error::reason(&why).into()));
+            let why = crate::cut_text(error::reason(&why), limits::REASON_BYTES_MAX);
+            set(Standing::Away(why.into()));
             sleep(wait).await;
             wait = (wait * 2).min(limits::OUTBOX_AGAIN_MAX);
         }
@@ -714,7 +743,8 @@ async fn ask(channel: &peer_channel::Client, asked: History) {
             pruned: answer.get_pruned(),
         })
     };
-    let page = asking.await;
+    let page = tokio::time::timeout(limits::REMOTE_PATIENCE, asking).await;
+    let page = page.unwrap_or_else(|_| Err(error::busy("the peer doesn't answer; try again")));
     let _ = asked.answer.send(page);
 }
 

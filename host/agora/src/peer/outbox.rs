@@ -54,6 +54,29 @@ struct Lane {
     stale: u32,
 }
 
+/// What was read and is not settled.
+#[derive(Default)]
+struct Held {
+    count: usize,
+    bytes: usize,
+}
+
+impl Held {
+    fn take(&mut self, kept: &Kept) {
+        self.count += 1;
+        self.bytes += kept.message().payload.len();
+    }
+
+    fn let_go(&mut self, kept: &Kept) {
+        self.count -= 1;
+        self.bytes -= kept.message().payload.len();
+    }
+
+    fn is_full(&self) -> bool {
+        self.count >= limits::OUTBOX_AHEAD_MAX || self.bytes >= limits::OUTBOX_AHEAD_BYTES_MAX
+    }
+}
+
 struct Sent {
     by: As,
     items: Vec<Kept>,
@@ -79,12 +102,21 @@ impl Forwarder {
         let mut next = self.remote.unsettled();
         let mut lanes: BTreeMap<As, Lane> = BTreeMap::new();
         let mut flights: FuturesUnordered<LocalBoxFuture<'static, Sent>> = FuturesUnordered::new();
-        // Read, and not settled.
-        let mut held = 0_usize;
+        let mut held = Held::default();
         loop {
             let end = *latest.borrow_and_update();
-            while next <= end && held < limits::OUTBOX_AHEAD_MAX {
-                let room = limits::OUTBOX_AHEAD_MAX - held;
+            while next <= end && !held.is_full() {
+                let pruned = self
+                    .record()
+                    .state()
+                    .channel(&name)
+                    .map_or(0, |c| c.pruned.0);
+                if next <= pruned {
+                    self.pruned(next, pruned);
+                    next = pruned + 1;
+                    continue;
+                }
+                let room = limits::OUTBOX_AHEAD_MAX - held.count;
                 let (from, bytes) = (Ordinal(next), limits::BATCH_BYTES_MAX);
                 let batch = match self.record().messages(&name, from, room, bytes).await {
                     Ok(batch) => batch,
@@ -99,16 +131,10 @@ impl Forwarder {
                     tokio::task::yield_now().await;
                 }
                 for kept in batch {
-                    while next < kept.ordinal.0 {
-                        // It was pruned: nobody can say it any more.
-                        self.remote.settled(next, None);
-                        next += 1;
-                    }
-                    next += 1;
-                    if let Some(lane) = self.read(kept, &mut lanes) {
-                        lanes.entry(lane).or_default();
-                        held += 1;
-                    }
+                    let before = kept.ordinal.0.saturating_sub(1);
+                    self.pruned(next, before);
+                    next = kept.ordinal.0 + 1;
+                    self.read(kept, &mut lanes, &mut held);
                 }
             }
             for (by, lane) in &mut lanes {
@@ -127,7 +153,7 @@ impl Forwarder {
                     lane.is_sending = false;
                     self.sent(sent, lane, &mut held);
                 }
-                changed = latest.changed(), if held < limits::OUTBOX_AHEAD_MAX => {
+                changed = latest.changed(), if !held.is_full() => {
                     if changed.is_err() {
                         return error::failed("the host is ending");
                     }
@@ -136,11 +162,20 @@ impl Forwarder {
         }
     }
 
-    /// Puts a message in its author's lane. None: it is settled already, or not to be sent.
-    fn read(&self, kept: Kept, lanes: &mut BTreeMap<As, Lane>) -> Option<As> {
+    /// These were pruned: nobody can say them any more.
+    fn pruned(&self, from: u64, through: u64) {
+        for ordinal in from..=through {
+            let text = "it was pruned before it was sent, and never will be";
+            let fate = Fate::refused(Refusal::KeyExpired, text);
+            self.remote.settled(ordinal, Some(fate));
+        }
+    }
+
+    /// Puts a message in its author's lane, unless it is settled already, or not to be sent.
+    fn read(&self, kept: Kept, lanes: &mut BTreeMap<As, Lane>, held: &mut Held) {
         let ordinal = kept.ordinal.0;
         if self.remote.is_settled(ordinal) {
-            return None;
+            return;
         }
         let entry = kept.sealed.entry();
         let author = entry
@@ -150,15 +185,15 @@ impl Forwarder {
         let Some(author) = author else {
             // Another host of this realm says it.
             self.remote.settled(ordinal, None);
-            return None;
+            return;
         };
         if let Now::Never(fate) = self.now(&kept) {
             self.remote.settled(ordinal, Some(fate));
-            return None;
+            return;
         }
         let by = speaks_as(author).cloned();
-        lanes.entry(by.clone()).or_default().queue.push_back(kept);
-        Some(by)
+        held.take(&kept);
+        lanes.entry(by).or_default().queue.push_back(kept);
     }
 
     /// Whether a message may be sent now.
@@ -177,16 +212,19 @@ impl Forwarder {
                 "the peer's epoch ended before this was sent, and it never will be; say it anew",
             ));
         }
+        let author = entry.author.clone();
+        let author = author.map(|name| PersonaId::new(entry.host, name));
         let (epoch, killed) = {
             let state = self.record().state();
-            let author = entry.author.clone();
-            let persona = author.map(|name| PersonaId::new(entry.host, name));
-            let killed = persona.is_some_and(|persona| {
-                state.persona(&persona).is_none_or(|persona| persona.killed)
-                    || state.is_cut_off(&persona)
+            let killed = author.as_ref().is_some_and(|author| {
+                state.persona(author).is_none_or(|author| author.killed) || state.is_cut_off(author)
             });
             (state.epoch(), killed)
         };
+        // A stop acts here before the log has it; and what waited at a stop stays unsaid when its author is started again.
+        let killed = killed
+            || author.is_some_and(|author| self.control.is_killed(&author))
+            || self.remote.is_settled(kept.ordinal.0);
         if entry.epoch != epoch {
             return Now::Never(Fate::refused(
                 Refusal::StaleEpoch,
@@ -199,9 +237,10 @@ impl Forwarder {
                 "its author was stopped before this was sent",
             ));
         }
-        match self.control.gate().is_open(entry.epoch) {
+        match self.control.gate().is_open(entry.epoch) && !self.remote.is_away() {
             true => Now::Send,
-            // A fence is pending, or this host does not hear its log.
+            // A fence is pending; or this host does not hear its log, or the peer: what is sent then can't be taken back when either ends its
+            // epoch before they are heard again.
             false => Now::Wait,
         }
     }
@@ -211,7 +250,7 @@ impl Forwarder {
         self: Rc<Self>,
         by: As,
         lane: &mut Lane,
-        held: &mut usize,
+        held: &mut Held,
     ) -> Option<LocalBoxFuture<'static, Sent>> {
         let (mut items, mut bytes) = (Vec::new(), 0);
         let mut waits = lane.wait;
@@ -219,8 +258,8 @@ impl Forwarder {
             match self.now(kept) {
                 Now::Never(fate) => {
                     self.remote.settled(kept.ordinal.0, Some(fate));
+                    held.let_go(kept);
                     lane.queue.pop_front();
-                    *held -= 1;
                     continue;
                 }
                 Now::Wait => {
@@ -254,7 +293,7 @@ impl Forwarder {
     }
 
     /// What became of a call.
-    fn sent(&self, sent: Sent, lane: &mut Lane, held: &mut usize) {
+    fn sent(&self, sent: Sent, lane: &mut Lane, held: &mut Held) {
         let Sent { by, items, fates } = sent;
         let mut again = Vec::new();
         match fates {
@@ -266,7 +305,7 @@ impl Forwarder {
                     match fates.next() {
                         Some(fate) if !is_for_later(&fate) => {
                             self.remote.settled(kept.ordinal.0, Some(fate));
-                            *held -= 1;
+                            held.let_go(&kept);
                         }
                         _ => again.push(kept),
                     }
@@ -303,7 +342,7 @@ impl Forwarder {
                         let fate = Fate::refused(refusal, error::reason(&error));
                         for kept in items {
                             self.remote.settled(kept.ordinal.0, Some(fate.clone()));
-                            *held -= 1;
+                            held.let_go(&kept);
                         }
                     }
                 }
@@ -319,6 +358,10 @@ impl Forwarder {
             Some(name) => self.speaker(name).await?,
             None => self.itself()?,
         };
+        let again: Vec<_> = items
+            .iter()
+            .map(|kept| self.remote.sends(kept.ordinal.0))
+            .collect();
         let mut request = speaker.speak_request();
         let mut drafts = request.get().init_drafts(items.len() as u32);
         for (i, kept) in items.iter().enumerate() {
@@ -335,7 +378,17 @@ impl Forwarder {
         }
         let answer = request.send().promise.await?;
         let outcomes = answer.get()?.get_outcomes()?;
-        outcomes.iter().map(Fate::read).collect()
+        let fates = outcomes.iter().zip(again).map(|(outcome, again)| {
+            Ok(match Fate::read(outcome)? {
+                // What it has under this key is another message, of which this host's log knows nothing any more.
+                Fate::Counts { repeated: true, .. } if !again => Fate::refused(
+                    Refusal::KeyExpired,
+                    "the peer had another message under its key, so this host's log lost its end; say it anew",
+                ),
+                fate => fate,
+            })
+        });
+        fates.collect()
     }
 
     fn itself(&self) -> Result<channel::Client, Error> {

@@ -4,12 +4,13 @@
 //! Promise: a peer that is refused is let in by nobody from that moment; what it is told on the control lane waits for nothing.
 //! Failure: without a thread (no peers, or the host is ending) there are no doors, and nothing to fell.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
+use agora_membrane::error;
 use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -37,6 +38,45 @@ pub struct Told {
     pub reason: Arc<str>,
 }
 
+/// Stops and starts of a peer and of its guests, as they were decided here.
+#[derive(Default)]
+pub struct Stops {
+    /// Held by a start that is on its way.
+    pub verbs: Arc<tokio::sync::Mutex<()>>,
+    count: AtomicU64,
+    /// Guests that are stopped, whether or not the log has it yet.
+    guests: Mutex<HashSet<PersonaName>>,
+}
+
+impl Stops {
+    /// One more was stopped.
+    pub fn stopped(&self, name: &PersonaName) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        if name.is_guest() {
+            self.guests().insert(name.clone());
+        }
+    }
+
+    /// It is let in again.
+    pub fn started(&self, name: &PersonaName) {
+        self.guests().remove(name);
+    }
+
+    /// How often one was stopped.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Whether this guest is stopped.
+    pub fn has(&self, guest: &PersonaName) -> bool {
+        self.guests().contains(guest)
+    }
+
+    fn guests(&self) -> MutexGuard<'_, HashSet<PersonaName>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One peer.
 pub struct Peer {
     /// What it is called here.
@@ -51,6 +91,8 @@ pub struct Peer {
     pub told: watch::Sender<Told>,
     /// How much it may have this host write besides messages.
     pub allowance: Arc<Allowance>,
+    /// How it, and its guests, were stopped and started.
+    pub stops: Arc<Stops>,
     /// It is let in by nobody.
     refused: AtomicBool,
     /// Who its host is, as it has proved.
@@ -86,6 +128,7 @@ impl Peer {
                 limits::PEER_ENTRIES_BURST,
                 limits::PEER_ENTRIES_PER_S,
             )),
+            stops: Arc::default(),
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
@@ -112,8 +155,35 @@ impl Peer {
     }
 
     /// It has proved who its host is.
-    pub fn met(&self, known: Known) {
+    ///
+    /// # Errors
+    /// Denied when it is of another realm than before. There its messages and its outbox are counted anew, so what is remembered of it here,
+    /// keys above all, is not of this one: what it says would be taken for what the other said.
+    pub fn met(&self, control: &Control, known: Known) -> Result<(), capnp::Error> {
+        let guests = {
+            let state = control.record().state();
+            let realm_of = |(id, persona): (&PersonaId, &agora_realm::Persona)| {
+                let is_own = id.host == control.host_id()
+                    && id.name.brought_by().as_ref() == Some(&self.persona);
+                persona.origin.as_ref().filter(|_| is_own)?.realm
+            };
+            state.personas().find_map(realm_of)
+        };
+        let first = self.borrowed.is_of(guests.unwrap_or(known.realm));
+        let before = guests
+            .filter(|realm| *realm != known.realm)
+            .unwrap_or(first);
+        if before != known.realm {
+            return Err(error::denied(&format!(
+                "{} was a host of realm {} before, and is one of {} now; who speaks for another realm is another peer, under another name \
+                 (under a new [peers.NAME] in the manifest of the host that says so)",
+                self.name,
+                before.short(),
+                known.realm.short()
+            )));
+        }
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        Ok(())
     }
 
     /// What is held of its log: its newest checkpoint, and an alarm if its past is another now.
@@ -235,6 +305,21 @@ impl Peers {
     /// A channel of a peer's, by its name here. None: it is none, or of no peer of ours.
     pub fn remote(&self, channel: &ChannelName) -> Option<Arc<Remote>> {
         self.named(channel.peer()?)?.borrowed.remote(channel)
+    }
+
+    /// What a persona of this host, or a guest that it brought, said for peers and no peer has settled is never sent. It is kept in the data
+    /// folder when this answers.
+    pub(crate) async fn silence(&self, persona: &PersonaId) {
+        let is_by = |name: &PersonaName| {
+            *name == persona.name || name.brought_by().as_ref() == Some(&persona.name)
+        };
+        for peer in self.all() {
+            for remote in peer.borrowed.remotes() {
+                remote.stop(persona.host, &is_by).await;
+            }
+            let peer = peer.clone();
+            let _ = tokio::task::spawn_blocking(move || peer.borrowed.keep()).await;
+        }
     }
 
     /// All of them, by name.

@@ -15,7 +15,7 @@ use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
 use agora_membrane::error;
 use agora_realm::{
-    ChannelName, Epoch, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
+    ChannelName, Epoch, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
@@ -279,13 +279,13 @@ struct Inner {
     /// Those behind that are, too.
     ahead: BTreeSet<u64>,
     fates: BTreeMap<u64, Fate>,
+    /// Those that are not settled and were sent in this run.
+    sent: BTreeSet<u64>,
     waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
-    /// Bytes of those that this run said and that are not settled.
-    sizes: BTreeMap<u64, usize>,
-    sizes_sum: usize,
-    /// Being said: not in the outbox yet.
-    places: usize,
-    places_bytes: usize,
+    /// Those that this run said and that are not settled: by whom, and how many bytes.
+    said: BTreeMap<u64, (PersonaName, usize)>,
+    /// Being said, by whom, and so not in the outbox yet: how many, and their bytes.
+    places: HashMap<PersonaName, (usize, usize)>,
     /// In which of this realm's epochs the peer was heard of first, and how far its channel had come then.
     heard_in: Option<(u64, u64)>,
     /// What stands up to there is history, says the peer.
@@ -299,6 +299,8 @@ pub struct Remote {
     name: ChannelName,
     there: ChannelName,
     record: Arc<Record>,
+    /// How far the outbox had come when this run began.
+    begun: u64,
     /// The peer's epoch, as far as it is known; 0: it is not.
     epoch: Arc<AtomicU64>,
     inner: Mutex<Inner>,
@@ -310,6 +312,7 @@ pub struct Remote {
 /// Room in the outbox for what is being said.
 pub struct Place {
     remote: Arc<Remote>,
+    whose: PersonaName,
     count: usize,
     bytes: usize,
 }
@@ -317,9 +320,19 @@ pub struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut inner = self.remote.inner();
-        inner.places -= self.count;
-        inner.places_bytes -= self.bytes;
+        if let Some((count, bytes)) = inner.places.get_mut(&self.whose) {
+            *count -= self.count;
+            *bytes -= self.bytes;
+            if *count == 0 {
+                inner.places.remove(&self.whose);
+            }
+        }
     }
+}
+
+/// Whose share of an outbox a persona's messages take: its own, or for all its guests that of the peer that brought it.
+fn sharer(persona: &PersonaName) -> PersonaName {
+    persona.brought_by().unwrap_or_else(|| persona.clone())
 }
 
 /// What fails since the peer is out of reach.
@@ -368,6 +381,7 @@ impl Remote {
             name,
             there,
             record,
+            begun: latest,
             epoch,
             inner: Mutex::new(inner),
             heard: watch::channel(Heard::default()).0,
@@ -418,7 +432,6 @@ impl Remote {
 
     // -- Whether it can be used
 
-    /// Whether it can be used.
     /// Whether the peer is out of reach.
     pub fn is_away(&self) -> bool {
         matches!(*self.standing.borrow(), Standing::Away(_))
@@ -661,66 +674,81 @@ impl Remote {
 
     // -- What is said for it
 
-    fn fenced(&self) -> u64 {
+    /// How far the outbox has come, and up to where its messages will not be sent any more: settled, or of an earlier epoch.
+    fn span(&self) -> (u64, u64) {
         let state = self.record.state();
-        state.channel(&self.name).map_or(0, |view| view.fenced.0)
+        let view = state.channel(&self.name);
+        view.map_or((0, 0), |view| (view.latest.0, view.fenced.0))
     }
 
     /// How many messages the peer has not settled that may yet be sent.
     pub fn waiting(&self) -> u64 {
-        let (latest, fenced) = {
-            let state = self.record.state();
-            let view = state.channel(&self.name);
-            view.map_or((0, 0), |view| (view.latest.0, view.fenced.0))
-        };
-        let inner = self.inner();
-        let behind = inner.settled.max(fenced);
-        let ahead = inner.ahead.range(behind + 1..).count() as u64;
-        latest.saturating_sub(behind).saturating_sub(ahead)
+        let (latest, fenced) = self.span();
+        self.inner().waiting(latest, fenced)
     }
 
-    /// Takes room for what is about to be said.
+    /// Takes room for what is about to be said: at most half of what others leave, so that nobody takes it all.
     ///
     /// # Errors
-    /// Busy when too much waits; denied when the peer grants nothing on it.
-    pub fn reserve(self: &Arc<Self>, count: usize, bytes: usize) -> Result<Place, capnp::Error> {
+    /// Overloaded when too much waits; no right when the peer grants nothing on it.
+    pub fn reserve(
+        self: &Arc<Self>,
+        by: &PersonaName,
+        count: usize,
+        bytes: usize,
+    ) -> Result<Place, (Refusal, String)> {
         if matches!(*self.standing.borrow(), Standing::NotGranted) {
-            return Err(self.not_granted());
+            return Err((Refusal::NoRight, self.not_granted_text()));
         }
-        let waiting = self.waiting() as usize;
+        let whose = sharer(by);
+        let (latest, fenced) = self.span();
         let mut inner = self.inner();
-        if waiting + inner.places + count > limits::OUTBOX_WAITING_MAX
-            || inner.sizes_sum + inner.places_bytes + bytes > limits::OUTBOX_WAITING_BYTES_MAX
+        let waiting = inner.waiting(latest, fenced) as usize;
+        let ((own, own_bytes), (placed, all_bytes)) = inner.taken(&whose, fenced);
+        let share = |max: usize, others: usize| max.saturating_sub(others) / 2;
+        let others = (waiting + placed).saturating_sub(own);
+        if count > 0
+            && (own + count > share(limits::OUTBOX_WAITING_MAX, others)
+                || own_bytes + bytes
+                    > share(limits::OUTBOX_WAITING_BYTES_MAX, all_bytes - own_bytes)
+                || inner.ahead.len() > limits::OUTBOX_SETTLED_MAX)
         {
-            return Err(error::busy(&format!(
-                "overloaded: {waiting} messages for {} wait to be sent; try again when there are fewer",
+            let text = format!(
+                "overloaded: {own} messages of {whose} and {others} of others wait to be sent to {}; say it again when there are fewer",
                 self.peer()
-            )));
+            );
+            return Err((Refusal::Overloaded, text));
         }
-        inner.places += count;
-        inner.places_bytes += bytes;
+        let place = inner.places.entry(whose.clone()).or_default();
+        place.0 += count;
+        place.1 += bytes;
+        drop(inner);
         Ok(Place {
             remote: self.clone(),
+            whose,
             count,
             bytes,
         })
     }
 
-    /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach they are
-    /// said when it is back.
-    pub async fn settle(&self, said: Vec<Outcome>, sizes: &[usize]) -> Vec<Outcome> {
-        {
-            let settled = |inner: &Inner, o: u64| o <= inner.settled || inner.ahead.contains(&o);
-            let mut inner = self.inner();
-            for (outcome, size) in said.iter().zip(sizes) {
-                if let Outcome::Receipt { placed, .. } = outcome
-                    && !settled(&inner, placed.ordinal.0)
-                    && inner.sizes.insert(placed.ordinal.0, *size).is_none()
-                {
-                    inner.sizes_sum += *size;
-                }
+    /// These stand in the outbox now, or what is told of them says otherwise.
+    pub fn note(&self, by: &PersonaName, said: &[Outcome], sizes: &[usize]) {
+        let whose = sharer(by);
+        let mut inner = self.inner();
+        for (outcome, size) in said.iter().zip(sizes) {
+            if let Outcome::Receipt { placed, .. } = outcome
+                && !inner.is_settled(placed.ordinal.0)
+            {
+                let noted = (whose.clone(), *size);
+                inner.said.insert(placed.ordinal.0, noted);
             }
         }
+    }
+
+    /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach, or doesn't
+    /// take them in [`OUTBOX_PATIENCE`](limits::OUTBOX_PATIENCE), they are said when it is back.
+    pub async fn settle(&self, said: Vec<Outcome>) -> Vec<Outcome> {
+        let until = tokio::time::Instant::now() + limits::OUTBOX_PATIENCE;
         let mut told = Vec::with_capacity(said.len());
         for outcome in said {
             let ordinal = match &outcome {
@@ -730,19 +758,19 @@ impl Remote {
                     continue;
                 }
             };
-            told.push(self.fate(ordinal).await.told(outcome));
+            told.push(self.fate(ordinal, until).await.told(outcome));
         }
         told
     }
 
-    async fn fate(&self, ordinal: u64) -> Fate {
-        let fenced = self.fenced();
+    async fn fate(&self, ordinal: u64, until: tokio::time::Instant) -> Fate {
+        let (_, fenced) = self.span();
         let settled = {
             let mut inner = self.inner();
             if let Some(fate) = inner.fates.get(&ordinal) {
                 return fate.clone();
             }
-            if ordinal <= inner.settled || inner.ahead.contains(&ordinal) {
+            if inner.is_settled(ordinal) {
                 let refusal = match ordinal <= fenced {
                     true => Refusal::StaleEpoch,
                     false => Refusal::KeyExpired,
@@ -761,18 +789,17 @@ impl Remote {
             biased;
             fate = settled => match fate {
                 Ok(fate) => return fate,
-                Err(_) => "the host is ending".into(),
+                Err(_) => "is out of reach (the host is ending)".to_owned(),
             },
             away = away => match away.as_deref() {
-                Ok(Standing::Away(why)) => why.clone(),
-                _ => "the host is ending".into(),
+                Ok(Standing::Away(why)) => format!("is out of reach ({why})"),
+                _ => "is out of reach (the host is ending)".to_owned(),
             },
+            () = tokio::time::sleep_until(until) => {
+                format!("has not taken it in {:?}", limits::OUTBOX_PATIENCE)
+            }
         };
-        let text = format!(
-            "{} is out of reach ({why}); {}",
-            self.peer(),
-            Refusal::PeerAway
-        );
+        let text = format!("{} {why}; {}", self.peer(), Refusal::PeerAway);
         Fate::refused(Refusal::PeerAway, &text)
     }
 
@@ -782,8 +809,44 @@ impl Remote {
     }
 
     pub(super) fn is_settled(&self, ordinal: u64) -> bool {
-        let inner = self.inner();
-        ordinal <= inner.settled || inner.ahead.contains(&ordinal)
+        self.inner().is_settled(ordinal)
+    }
+
+    /// It is about to be sent. Answers whether it may have been before.
+    pub(super) fn sends(&self, ordinal: u64) -> bool {
+        !self.inner().sent.insert(ordinal) || ordinal <= self.begun
+    }
+
+    /// What these authors of this host said and the peer has not settled is never sent.
+    pub(super) async fn stop(&self, host: HostId, is_by: &(dyn Fn(&PersonaName) -> bool + Sync)) {
+        let latest = self.record.state().channel(&self.name);
+        let latest = latest.map_or(0, |view| view.latest.0);
+        let mut next = self.unsettled();
+        while next <= latest {
+            let (from, bytes) = (Ordinal(next), limits::BATCH_BYTES_MAX);
+            let batch = self
+                .record
+                .messages(&self.name, from, limits::OUTBOX_AHEAD_MAX, bytes);
+            let batch = match batch.await {
+                Ok(batch) if !batch.is_empty() => batch,
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(
+                        "'{}' can't be read for what is not to be said: {error}",
+                        self.name
+                    );
+                    return;
+                }
+            };
+            for kept in batch {
+                next = kept.ordinal.0 + 1;
+                let entry = kept.sealed.entry();
+                if entry.host == host && entry.author.as_ref().is_some_and(is_by) {
+                    let why = "its author was stopped before the peer had settled this";
+                    self.settled(kept.ordinal.0, Some(Fate::refused(Refusal::Revoked, why)));
+                }
+            }
+        }
     }
 
     /// A message is settled; with no fate where nobody here asks for it.
@@ -800,9 +863,8 @@ impl Remote {
             inner.settled = next;
         }
         inner.changed = true;
-        if let Some(size) = inner.sizes.remove(&ordinal) {
-            inner.sizes_sum -= size;
-        }
+        inner.said.remove(&ordinal);
+        inner.sent.remove(&ordinal);
         let waiters = inner.waiters.remove(&ordinal);
         let Some(fate) = fate else {
             return;
@@ -812,10 +874,11 @@ impl Remote {
         }
         inner.fates.insert(ordinal, fate);
         while inner.fates.len() > limits::OUTBOX_FATES_MAX {
+            let is_over = inner.fates.len() > limits::OUTBOX_FATES_AHEAD_MAX;
             let settled = inner.settled;
             match inner.fates.first_key_value() {
-                // Those behind are what a later run would send again, and are bounded as what waits is.
-                Some((oldest, _)) if *oldest <= settled => drop(inner.fates.pop_first()),
+                // Those behind are what a later run would send again. The peer knows their keys, too.
+                Some((oldest, _)) if *oldest <= settled || is_over => drop(inner.fates.pop_first()),
                 _ => break,
             }
         }
@@ -823,6 +886,36 @@ impl Remote {
 }
 
 impl Inner {
+    fn is_settled(&self, ordinal: u64) -> bool {
+        ordinal <= self.settled || self.ahead.contains(&ordinal)
+    }
+
+    fn waiting(&self, latest: u64, fenced: u64) -> u64 {
+        let behind = self.settled.max(fenced);
+        let ahead = self.ahead.range(behind + 1..).count() as u64;
+        latest.saturating_sub(behind).saturating_sub(ahead)
+    }
+
+    /// How many messages of this one's wait or are being said, and their bytes; and how many are being said by all, and the bytes of all.
+    fn taken(&mut self, whose: &PersonaName, fenced: u64) -> ((usize, usize), (usize, usize)) {
+        // What the fence ended is not sent any more.
+        self.said = self.said.split_off(&(fenced + 1));
+        let (mut own, mut all) = ((0, 0), (0, 0));
+        for (author, (count, bytes)) in &self.places {
+            all = (all.0 + count, all.1 + bytes);
+            if author == whose {
+                own = (own.0 + count, own.1 + bytes);
+            }
+        }
+        for (author, bytes) in self.said.values() {
+            all.1 += bytes;
+            if author == whose {
+                own = (own.0 + 1, own.1 + bytes);
+            }
+        }
+        (own, all)
+    }
+
     /// The peer is heard in this epoch of ours.
     fn hear(&mut self, epoch: Epoch, latest: u64) {
         if self.heard_in.is_none_or(|(known, _)| known < epoch.0) {

@@ -33,6 +33,8 @@ impl RemoteSubscription {
         let mut unanswered = VecDeque::new();
         loop {
             let now = *heard.borrow_and_update();
+            // What would be answered now can't be put in the outbox before the peer's epoch is known; it is told again by then.
+            let is_known = now.is_known && remote.epoch().is_some();
             let cursor = {
                 let state = to.record.state();
                 remote.cursor(&to.silent, &state, &to.persona)
@@ -44,7 +46,7 @@ impl RemoteSubscription {
                 unanswered.pop_front();
             }
             next = cursor.0.max(next);
-            if now.is_known && next < now.pruned {
+            if is_known && next < now.pruned {
                 let mut request = to.sink.skipped_request();
                 request.get().set_from(next + 1);
                 request.get().set_through(now.pruned);
@@ -58,7 +60,7 @@ impl RemoteSubscription {
                 next = now.pruned;
             }
             let room = (to.window as usize).saturating_sub(unanswered.len());
-            if !now.is_known || next >= now.latest || room == 0 {
+            if !is_known || next >= now.latest || room == 0 {
                 to.progress.set(match room {
                     0 => Rest::Full(cursor),
                     _ => Rest::AtEnd(Ordinal(now.latest)),

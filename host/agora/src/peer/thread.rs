@@ -15,7 +15,7 @@ use agora_capnp::peer_capnp::{link, terminal};
 use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
 use agora_membrane::error;
 use agora_realm::PersonaName;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::borrowed::LinkState;
 use super::door::PeerDoor;
@@ -82,6 +82,8 @@ pub struct Ctx {
     links: RefCell<HashMap<String, Resident>>,
     /// Of peers that we are connected to: what each offers on the control lane.
     controls: RefCell<HashMap<String, link::Client>>,
+    /// Told when all that was granted here has fallen, as when this realm's epoch ends.
+    pub(super) fences: watch::Sender<()>,
 }
 
 /// A peer's control lane, as others here find it for as long as this is kept.
@@ -151,6 +153,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
             guests: RefCell::default(),
             links: RefCell::default(),
             controls: RefCell::default(),
+            fences: watch::channel(()).0,
         });
         local.block_on(&runtime, live(ctx, inbound, ordered));
     });
@@ -187,6 +190,9 @@ impl Ctx {
     fn obey(self: &Rc<Self>, order: Order) {
         match order {
             Order::Fell { only, reason, done } => {
+                if only.is_none() {
+                    self.fences.send_replace(());
+                }
                 for door in self.doors() {
                     if only
                         .as_ref()

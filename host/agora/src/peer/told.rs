@@ -141,7 +141,7 @@ impl link::Server for Link {
             return Err(error::denied("a control connection is greeted once"));
         }
         let known = read_hello(&self.peer, &self.from, params.get()?.get_hello()?)?;
-        self.peer.met(known);
+        self.peer.met(&self.control, known)?;
         write_hello(
             &self.control,
             &self.own,

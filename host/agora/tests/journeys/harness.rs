@@ -123,6 +123,8 @@ pub(crate) struct Journey {
     data: PathBuf,
     /// What lies in its folder is no record.
     forges: AtomicBool,
+    /// What its hosts are started by: nothing, or a command that takes theirs as its last words.
+    under: Vec<String>,
     _turn: Option<Turn>,
 }
 
@@ -176,6 +178,7 @@ impl Journey {
             folder,
             data,
             forges: AtomicBool::new(false),
+            under: Vec::new(),
             _turn: turn,
         };
         journey.write_manifest(manifest);
@@ -190,6 +193,12 @@ impl Journey {
     /// Keeps the data elsewhere.
     pub(crate) fn with_data(mut self, data: PathBuf) -> Self {
         self.data = data;
+        self
+    }
+
+    /// Starts its hosts by this command, which must become theirs, as `ip netns exec NAME` does.
+    pub(crate) fn under(mut self, words: &[&str]) -> Self {
+        self.under = words.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -218,7 +227,19 @@ impl Journey {
     }
 
     fn agora(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_agora"));
+        self.agora_under(&[])
+    }
+
+    fn agora_under(&self, under: &[String]) -> Command {
+        let own = env!("CARGO_BIN_EXE_agora");
+        let mut command = match under {
+            [] => Command::new(own),
+            [program, words @ ..] => {
+                let mut command = Command::new(program);
+                command.args(words).arg(own);
+                command
+            }
+        };
         command.current_dir(self.folder.path()).stdin(Stdio::null());
         command.env_remove("AGORA_LOG");
         command
@@ -242,7 +263,7 @@ impl Journey {
 
     /// Starts a host.
     pub(crate) fn spawn(&self, args: &[&str]) -> Host {
-        let mut command = self.agora();
+        let mut command = self.agora_under(&self.under);
         command
             .args(["run", "image", "--json", "--no-build", "--data"])
             .arg(&self.data)

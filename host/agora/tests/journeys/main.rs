@@ -13,7 +13,11 @@ mod kill;
 mod moving;
 #[path = "../../../log/tests/nats/mod.rs"]
 mod nats;
+mod network;
+mod peer_loss;
 mod peers;
+#[path = "../peers/proxy.rs"]
+mod proxy;
 mod quiet;
 mod reactors;
 mod realm;

@@ -16,7 +16,7 @@ fn image(peer: &str) -> String {
 }
 
 /// Its peer id; the data folder is made where there is none.
-fn id(journey: &Journey) -> String {
+pub(crate) fn id(journey: &Journey) -> String {
     let told = journey.cli(&["id", "--make", "--peer"]).exits(0).stdout;
     told.trim().to_owned()
 }
@@ -28,7 +28,7 @@ fn listening(host: &Host) -> String {
 }
 
 /// A peer as `agora peers` tells it.
-fn peer(journey: &Journey, name: &str) -> Value {
+pub(crate) fn peer(journey: &Journey, name: &str) -> Value {
     let told = json_lines(&journey.cli(&["peers", "--json"]).exits(0).stdout);
     let mut peers = told.into_iter().filter(|line| line["event"] == "peer");
     let found = peers.find(|line| line["name"] == name);
@@ -37,7 +37,7 @@ fn peer(journey: &Journey, name: &str) -> Value {
 
 /// Waits until `agora peers` says that a peer is in this state.
 #[track_caller]
-fn until(journey: &Journey, name: &str, state: &str) -> Value {
+pub(crate) fn until(journey: &Journey, name: &str, state: &str) -> Value {
     let began = Instant::now();
     loop {
         let found = peer(journey, name);

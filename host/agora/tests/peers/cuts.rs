@@ -1,8 +1,9 @@
 //! Stops at either host, and links that are cut.
 
 use agora::door::control::Grantable;
+use agora::door::prune::Keep;
 use agora_guest::{Draft, Kind, Refusal};
-use agora_realm::{PersonaId, PersonaName, Terms};
+use agora_realm::{ChannelName, PersonaId, PersonaName, Terms};
 
 use super::bed::{Bed, QUIC, all, graft, heard, next_key, repeated, said, tried, until, within};
 
@@ -229,26 +230,118 @@ async fn a_bump_there_while_it_is_away_ends_what_waits_for_it() {
     bed.close().await;
 }
 
+/// What waited for the peer is never said, although the persona is started again before the peer is back; nor after a restart of its host.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_persona_says_nothing_more_anywhere() {
+    for restarts in [false, true] {
+        let mut bed = Bed::new(QUIC).await;
+        bed.bravo.close().await;
+        bed.alpha.unlinked("bravo").await;
+        let key = next_key();
+        let never = Draft::inform("never").key(key);
+        let away = tried(&bed.synth, "bravo/release", never.clone()).await;
+        assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+        let control = bed.alpha.host().control.clone();
+        let killed = control.kill("synth", "a test", "test").await.unwrap();
+        assert_eq!(killed.pending, None);
+        // Started while what it said still waits.
+        control.start("synth").await.unwrap();
+        drop(control);
+        let mut lives = 2;
+        if restarts {
+            bed.synth.until_life(lives).await;
+            bed.alpha.close().await;
+            bed.alpha.open().await;
+            lives += 1;
+        }
+        bed.bravo.open().await;
+        bed.alpha.linked("bravo").await;
+        bed.synth.until_life(lives).await;
+        graft(&bed.synth, "bravo/release").await;
+        said(&bed.synth, "bravo/release", Draft::inform("anew"))
+            .await
+            .unwrap();
+        let never = repeated(&bed.synth, "bravo/release", never).await;
+        assert_eq!(never.unwrap_err(), Refusal::Revoked);
+        said(&bed.synth, "bravo/release", Draft::inform("and again"))
+            .await
+            .unwrap();
+        assert_eq!(texts(&bed).await, ["anew", "and again"]);
+        bed.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pruned_from_an_outbox_is_never_said_and_holds_up_nothing() {
     let mut bed = Bed::new(QUIC).await;
     bed.bravo.close().await;
     bed.alpha.unlinked("bravo").await;
-    let away = tried(&bed.synth, "bravo/release", Draft::inform("never")).await;
+    let key = next_key();
+    let pruned = Draft::inform("pruned").key(key);
+    let away = tried(&bed.synth, "bravo/release", pruned.clone()).await;
     assert_eq!(away.unwrap_err(), Refusal::PeerAway);
     let control = bed.alpha.host().control.clone();
-    control.kill("synth", "a test", "test").await.unwrap();
+    let pruning = control.prune("bravo/release", Keep::Count(0), false, true);
+    pruning.await.unwrap();
     bed.bravo.open().await;
     bed.alpha.linked("bravo").await;
-    control.start("synth").await.unwrap();
-    bed.synth.until_life(2).await;
-    graft(&bed.synth, "bravo/release").await;
-    // It comes behind what waited, so what was not said by now never is; or it was forwarded once the persona was started again.
-    said(&bed.synth, "bravo/release", Draft::inform("anew"))
+    let name = ChannelName::new("bravo/release").unwrap();
+    let remote = control.peers().remote(&name).unwrap();
+    until("nothing waits", async || {
+        (remote.waiting() == 0).then_some(())
+    })
+    .await;
+    let never = repeated(&bed.synth, "bravo/release", pruned).await;
+    assert_eq!(never.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("later"))
         .await
         .unwrap();
-    let texts = texts(&bed).await;
-    assert_eq!(texts.last().map(String::as_str), Some("anew"));
-    assert!(!texts[..texts.len() - 1].contains(&"anew".to_owned()));
+    assert_eq!(texts(&bed).await, ["later"]);
+    bed.close().await;
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let at = to.join(entry.file_name());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            copy(&entry.path(), &at);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), at).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_log_lost_its_end_is_not_told_that_something_else_counts() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    let kept = tempfile::tempdir().unwrap();
+    copy(&bed.alpha.data(), kept.path());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(2).await;
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.synth, "bravo/release", Draft::inform("two"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    std::fs::remove_dir_all(bed.alpha.data()).unwrap();
+    copy(kept.path(), &bed.alpha.data());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(3).await;
+    graft(&bed.synth, "bravo/release").await;
+    let taken = said(&bed.synth, "bravo/release", Draft::inform("three")).await;
+    assert_eq!(taken.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("four"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["one", "two", "four"]);
     bed.close().await;
 }

@@ -8,5 +8,8 @@
 mod bed;
 mod copies;
 mod cuts;
+mod lending;
+mod partition;
+mod proxy;
 mod reading;
 mod speaking;

@@ -6,7 +6,8 @@ use agora_guest::{Draft, Kind, Refusal};
 use agora_realm::{Rights, Terms};
 
 use super::bed::{
-    Bed, QUIC, Site, TCP, all, graft, heard, next_key, repeated, replied, said, until, within,
+    Bed, QUIC, Site, TCP, all, graft, heard, next_key, repeated, replied, said, tried, until,
+    within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,6 +69,25 @@ async fn a_turn_is_taken_once_however_often_it_is_repeated() {
     let texts: Vec<_> = texts.iter().map(|(_, text)| text.as_str()).collect();
     assert_eq!(texts, ["ready?", "yes", "keyed"]);
     bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_that_an_agent_says_there_may_be_an_answer() {
+    let bed = Bed::new(QUIC).await;
+    let asked = said(&bed.keeper, "release", Draft::inform("who is there?")).await;
+    let asked = heard_as(&bed, asked.unwrap().id).await;
+    let answer = replied(&bed.synth, "bravo/release", &asked, "synth").await;
+    assert_eq!((answer.ordinal, answer.hops), (2, asked.hops - 1));
+    let heard = heard(&bed.keeper, "release").await;
+    assert_eq!(heard.parent, Some(asked.id));
+    bed.close().await;
+}
+
+/// What alpha's agent hears next, which is this message.
+async fn heard_as(bed: &Bed, id: agora_guest::MessageId) -> agora_guest::Message {
+    let message = heard(&bed.synth, "bravo/release").await;
+    assert_eq!(message.id, id);
+    message
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,13 +252,16 @@ async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
         .unwrap();
     let control = bravo.host().control.clone();
     control.kill("alpha/synth", "a test", "test").await.unwrap();
-    until("it is refused there", async || {
+    let refused = until("it is refused there", async || {
         synth.graft().await.unwrap().ok()?;
         let speaking = synth.speak("bravo/release", vec![Draft::inform("two")]);
         let outcomes = within("it is answered", speaking).await.unwrap().ok()?;
-        outcomes.into_iter().next()?.err()
+        let refused = outcomes.into_iter().next()?.unwrap_err().reason.0;
+        (refused != Refusal::PeerAway).then_some(refused)
     })
     .await;
+    // At once, and not for having been of another time too often.
+    assert_eq!(refused, Refusal::NotAuthorised);
     until("the other goes on", async || {
         mate.graft().await.unwrap().ok()?;
         let speaking = mate.speak("bravo/release", vec![Draft::inform("three")]);
@@ -254,14 +277,28 @@ async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outbox_has_a_bound_and_says_so() {
-    let mut bed = Bed::new(QUIC).await;
-    bed.bravo.close().await;
-    bed.alpha.unlinked("bravo").await;
-    let most = agora::limits::OUTBOX_WAITING_MAX;
+async fn one_agent_fills_half_of_an_outbox_and_is_told_so_and_others_go_on() {
+    let (synth, mate) = (Puppet::new(), Puppet::new());
+    let here = Plan::new()
+        .agent("mate", mate.native(), vec![all_of("bravo/release")])
+        .agent("synth", synth.native(), vec![all_of("bravo/release")]);
+    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
+    let mut alpha = Site::new("alpha", here);
+    bravo.knows(&alpha, vec![all_of("release")]);
+    bravo.open().await;
+    alpha.knows(&bravo, vec![]);
+    alpha.open().await;
+    alpha.linked("bravo").await;
+    for puppet in [&synth, &mate] {
+        puppet.until_life(1).await;
+        graft(puppet, "bravo/release").await;
+    }
+    bravo.close().await;
+    alpha.unlinked("bravo").await;
+    let most = agora::limits::OUTBOX_WAITING_MAX / 2;
     for _ in 0..most / 64 {
         let drafts = vec![Draft::inform("waits"); 64];
-        let speaking = bed.synth.speak("bravo/release", drafts);
+        let speaking = synth.speak("bravo/release", drafts);
         let outcomes = within("it is answered", speaking).await.unwrap().unwrap();
         let away = |outcome: agora_guest::Outcome| outcome.unwrap_err().reason.0;
         assert!(
@@ -270,19 +307,127 @@ async fn an_outbox_has_a_bound_and_says_so() {
                 .all(|outcome| away(outcome) == Refusal::PeerAway)
         );
     }
-    let speaking = bed
-        .synth
-        .speak("bravo/release", vec![Draft::inform("too many")]);
-    let refused = within("it is answered", speaking).await.unwrap();
-    assert_eq!(refused.unwrap_err().kind(), Kind::Busy);
-    bed.bravo.open().await;
-    bed.alpha.linked("bravo").await;
+    let more = tried(&synth, "bravo/release", Draft::inform("too many")).await;
+    assert_eq!(more.unwrap_err(), Refusal::Overloaded);
+    let others = tried(&mate, "bravo/release", Draft::inform("waits")).await;
+    assert_eq!(others.unwrap_err(), Refusal::PeerAway);
+    bravo.open().await;
+    alpha.linked("bravo").await;
     until("all are said", async || {
-        (all(bed.bravo.host(), "release").await.len() == most).then_some(())
+        (all(bravo.host(), "release").await.len() == most + 1).then_some(())
     })
     .await;
-    said(&bed.synth, "bravo/release", Draft::inform("again"))
+    said(&synth, "bravo/release", Draft::inform("again"))
         .await
         .unwrap();
-    bed.close().await;
+    alpha.close().await;
+    bravo.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_there_before_its_peer_waits_and_loses_nothing() {
+    let (synth, other, keeper) = (Puppet::new(), Puppet::new(), Puppet::new());
+    let here = Plan::new()
+        .channel("home")
+        .agent(
+            "synth",
+            synth.native(),
+            vec![all_of("home"), all_of("bravo/release")],
+        )
+        .agent("other", other.native(), vec![all_of("home")]);
+    let there = Plan::new().channel("release");
+    let there = there.agent("keeper", keeper.native(), vec![all_of("release")]);
+    let mut bravo = Site::new("bravo", there);
+    let mut alpha = Site::new("alpha", here).listens(QUIC);
+    alpha.knows(&bravo, vec![]);
+    alpha.open().await;
+    synth.until_life(1).await;
+    other.until_life(1).await;
+    synth.graft().await.unwrap().unwrap();
+    synth.subscribe("bravo/release").await.unwrap().unwrap();
+    synth.subscribe("home").await.unwrap().unwrap();
+    graft(&other, "home").await;
+    let early = tried(&synth, "bravo/release", Draft::inform("early")).await;
+    assert_eq!(early.unwrap_err(), Refusal::LogUnavailable);
+    let info = synth.info("bravo/release").await.unwrap();
+    assert_eq!(info.unwrap_err().kind(), Kind::Busy);
+    // A turn waits; and the next one behind it, though it could go.
+    let mut asked = Vec::new();
+    for text in ["tell them", "and me"] {
+        said(&other, "home", Draft::inform(text)).await.unwrap();
+        asked.push(heard(&synth, "home").await);
+    }
+    let [first, second] = asked.try_into().unwrap();
+    let turns = synth.run(move |stage| async move {
+        let (home, afar) = (stage.facet("home")?, stage.facet("bravo/release")?);
+        let told = home.turn(&first).say_on(&afar, Draft::inform("news"));
+        let told = told.take();
+        let here = home.turn(&second).reply(Draft::inform("done")).take();
+        let (told, here) = (told.await?, here.await?);
+        Ok::<_, agora_guest::Error>((told, here))
+    });
+    let turns = tokio::spawn(turns);
+    bravo.knows(&alpha, vec![all_of("release")]);
+    bravo.open().await;
+    alpha.linked("bravo").await;
+    let (told, here) = within("the turns are answered", turns)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    match &told[0] {
+        Ok(receipt) => assert_eq!(receipt.channel, "bravo/release"),
+        Err(refused) => assert_eq!(refused.reason.0, Refusal::PeerAway, "{refused}"),
+    }
+    here[0].as_ref().unwrap();
+    keeper.until_life(1).await;
+    graft(&keeper, "release").await;
+    until("it is said there", async || {
+        (all(bravo.host(), "release").await.len() == 1).then_some(())
+    })
+    .await;
+    said(&keeper, "release", Draft::inform("welcome"))
+        .await
+        .unwrap();
+    // By the subscription of before, in the same life.
+    let welcome = heard(&synth, "bravo/release").await;
+    assert_eq!(welcome.payload, b"welcome");
+    replied(&synth, "bravo/release", &welcome, "thanks").await;
+    assert_eq!(synth.lives(), 1);
+    let texts: Vec<_> = all(bravo.host(), "release").await;
+    let texts: Vec<_> = texts.iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(texts, ["news", "welcome", "thanks"]);
+    alpha.close().await;
+    bravo.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_realm_under_the_same_name_is_refused_and_said_to_be() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    bed.bravo.close().await;
+    let synth = Puppet::new();
+    let here = Plan::new().agent("synth", synth.native(), vec![all_of("bravo/release")]);
+    let mut anew = Site::new("alpha", here);
+    bed.bravo.spec("alpha").id = Some(anew.id());
+    bed.bravo.open().await;
+    anew.knows(&bed.bravo, vec![]);
+    anew.open().await;
+    let peer = anew.host().control.peers().named("bravo").unwrap().clone();
+    let mut link = peer.link.subscribe();
+    let refused = link.wait_for(|link| match link {
+        agora::peer::borrowed::LinkState::Down { why, .. } => why.contains("another peer"),
+        _ => false,
+    });
+    within("it is told why", refused).await.unwrap();
+    synth.until_life(1).await;
+    synth.graft().await.unwrap().unwrap();
+    let lost = tried(&synth, "bravo/release", Draft::inform("lost?")).await;
+    assert_eq!(lost.unwrap_err(), Refusal::LogUnavailable);
+    assert_eq!(all(bed.bravo.host(), "release").await.len(), 1);
+    anew.close().await;
+    bed.bravo.close().await;
 }

@@ -520,7 +520,9 @@ fn step(w: &mut World, m: &mut Model, ids: &Ids, sealed: &mut Vec<Sealed>, op: O
             assert_eq!(judged.verdict.is_ok(), lendable, "{:?}", judged.verdict);
             assert_eq!(judged.verdict, admitted);
             if lendable {
-                let (first, epoch) = (m.latest(at), m.epoch);
+                let brought = parent.filter(|p| to == GUEST && m.grants[*p].to == PEER);
+                let first = brought.map_or_else(|| m.latest(at), |p| m.grants[p].first);
+                let epoch = m.epoch;
                 let id = s.id().into();
                 m.grants.push(MGrant {
                     id,
