@@ -253,20 +253,34 @@ pub(crate) async fn tried(
     outcome.map_err(|refused| refused.reason.0)
 }
 
+/// What only needs time: the peer is out of reach, or hasn't told its epoch yet.
+fn is_early(refusal: Refusal) -> bool {
+    matches!(refusal, Refusal::PeerAway | Refusal::LogUnavailable)
+}
+
 /// Says it under a key of its own; again while the peer is out of reach, as it may be for a while on a busy machine.
 pub(crate) async fn said(puppet: &Puppet, channel: &str, draft: Draft) -> Result<Receipt, Refusal> {
     repeated(puppet, channel, draft.key(next_key())).await
 }
 
-/// Says it as it is, and again while the peer is out of reach.
+/// Says it as it is, and again while the peer is out of reach, or the graft is of an epoch that has ended somewhere on the way.
 pub(crate) async fn repeated(
     puppet: &Puppet,
     channel: &str,
     draft: Draft,
 ) -> Result<Receipt, Refusal> {
     until("the peer is within reach", async || {
-        let outcome = tried(puppet, channel, draft.clone()).await;
-        (!matches!(outcome, Err(Refusal::PeerAway))).then_some(outcome)
+        let speaking = puppet.speak(channel, vec![draft.clone()]);
+        let outcomes = match within("it is answered", speaking).await.unwrap() {
+            Err(error) if error.is_stale() => {
+                let _ = puppet.graft().await.unwrap();
+                return None;
+            }
+            outcomes => outcomes.unwrap(),
+        };
+        let [outcome] = outcomes.try_into().unwrap();
+        let outcome = outcome.map_err(|refused| refused.reason.0);
+        (!outcome.as_ref().is_err_and(|refusal| is_early(*refusal))).then_some(outcome)
     })
     .await
 }
@@ -277,7 +291,7 @@ pub(crate) async fn replied(puppet: &Puppet, channel: &str, to: &Message, text: 
         let turn = puppet.reply(channel, to.clone(), Draft::inform(text));
         let outcome = within("the turn is answered", turn).await.unwrap().unwrap();
         match outcome {
-            Err(refused) if refused.reason.0 == Refusal::PeerAway => None,
+            Err(refused) if is_early(refused.reason.0) => None,
             outcome => Some(outcome.unwrap()),
         }
     })
