@@ -12,6 +12,9 @@
 //! - Revocation: from the other host's bump until this host's agent is told, and the same while the agent reads 64 KiB messages of the
 //!   other's as fast as it can. The floor is a round trip on the control lane in the same state.
 //!
+//! Arguments choose rows: `tcp`, `quic`, `calls`, `bulk`, `publish`, `idle`, `saturated`. Without, all are measured. `RUST_LOG`, as
+//! `agora=debug`, has both processes say what they do, on standard error.
+//!
 //! Rows end in the ratio, of times for calls (lower is better) and of rates for bulk (higher is better): the median of rounds that take turns.
 
 #![allow(
@@ -43,6 +46,8 @@ use capnp_rpc::twoparty::VatNetwork;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp::Side};
 use futures::stream::FuturesUnordered;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 const LISTEN: [(&str, &str); 2] = [
     ("tcp", "/ip4/127.0.0.1/tcp/0"),
@@ -71,15 +76,42 @@ fn id_of(seed: u8) -> PeerId {
 #[tokio::main]
 async fn main() {
     let arguments: Vec<_> = std::env::args().collect();
+    if let Ok(targets) = std::env::var("RUST_LOG") {
+        let targets: tracing_subscriber::filter::Targets = targets.parse().unwrap();
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        tracing_subscriber::registry()
+            .with(lines)
+            .with(targets)
+            .init();
+    }
     match &arguments[1..] {
         [serve, transport, home] if serve == "serve" => {
             serving(transport, home.parse().unwrap()).await;
         }
-        _ => {
+        chosen => {
+            let rows = Rows(chosen.to_vec());
             for (name, address) in LISTEN {
-                measure(name, address).await;
+                if rows.any(&["tcp", "quic"], name) {
+                    measure(name, address, &rows).await;
+                }
             }
         }
+    }
+}
+
+/// Which rows are measured.
+struct Rows(Vec<String>);
+
+impl Rows {
+    /// Whether this one of some is: when it is named, or none of them.
+    fn any(&self, all: &[&str], one: &str) -> bool {
+        let mut named = self.0.iter().filter(|row| all.contains(&row.as_str()));
+        let first = named.next();
+        first.is_none_or(|row| row == one) || named.any(|row| row == one)
+    }
+
+    fn has(&self, row: &str) -> bool {
+        self.any(&["calls", "bulk", "publish", "idle", "saturated"], row)
     }
 }
 
@@ -303,7 +335,7 @@ async fn sent(stream: &mut Stream) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-async fn measure(name: &str, address: &str) {
+async fn measure(name: &str, address: &str, rows: &Rows) {
     let data = tempfile::tempdir().unwrap();
     let home = peer_id(data.path()).to_string();
     let mut other = Command::new(std::env::current_exe().unwrap())
@@ -337,7 +369,7 @@ async fn measure(name: &str, address: &str) {
             let mut system = RpcSystem::new(Box::new(network), None);
             let bare: channel::Client = system.bootstrap(Side::Server);
             tokio::task::spawn_local(system);
-            for window in [1, 64] {
+            for window in [1, 64].into_iter().filter(|_| rows.has("calls")) {
                 let mut ratios = Vec::new();
                 for _ in 0..ROUNDS {
                     ratios.push(calls(&work, window).await / calls(&bare, window).await);
@@ -347,13 +379,15 @@ async fn measure(name: &str, address: &str) {
                     ratios,
                 );
             }
-            let mut stream = connect(&dialer, &told[2]).await;
-            let mut ratios = Vec::new();
-            for _ in 0..ROUNDS {
-                let floor = sent(&mut stream).await;
-                ratios.push(floor / followed(&bulk).await);
+            if rows.has("bulk") {
+                let mut stream = connect(&dialer, &told[2]).await;
+                let mut ratios = Vec::new();
+                for _ in 0..ROUNDS {
+                    let floor = sent(&mut stream).await;
+                    ratios.push(floor / followed(&bulk).await);
+                }
+                row(&format!("messages of 64 KiB followed, {name}"), ratios);
             }
-            row(&format!("messages of 64 KiB followed, {name}"), ratios);
             drop(vat);
             dialer.shutdown().await;
         })
@@ -364,7 +398,7 @@ async fn measure(name: &str, address: &str) {
         orders.flush().unwrap();
         lines.next().unwrap().unwrap().parse::<u128>().unwrap()
     };
-    at_home(name, data.path(), &told[0], bump).await;
+    at_home(name, data.path(), &told[0], rows, bump).await;
     other.wait().unwrap();
 }
 
@@ -373,6 +407,7 @@ async fn at_home(
     name: &str,
     data: &Path,
     other: &str,
+    rows: &Rows,
     mut bump: impl FnMut() -> u128 + Send + 'static,
 ) {
     let (id, address) = other.trim().split_once(' ').unwrap();
@@ -392,17 +427,22 @@ async fn at_home(
     let host = plan.open(data).await.unwrap();
     agent.until_life(1).await;
     lent(&agent).await;
-    let mut ratios = Vec::new();
-    for _ in 0..ROUNDS {
-        ratios.push(published(&agent, "b/work").await / published(&agent, "own").await);
+    if rows.has("publish") {
+        let mut ratios = Vec::new();
+        for _ in 0..ROUNDS {
+            ratios.push(published(&agent, "b/work").await / published(&agent, "own").await);
+        }
+        row(
+            &format!("published on a peer's channel, 256 at once, beside one's own, {name}"),
+            ratios,
+        );
     }
-    row(
-        &format!("published on a peer's channel, 256 at once, beside one's own, {name}"),
-        ratios,
-    );
     host.close().await;
     let mut life = 1;
     for (state, saturated) in [("idle", false), ("saturated", true)] {
+        if !rows.has(state) {
+            continue;
+        }
         let (mut times, mut trips) = (Vec::new(), Vec::new());
         for _ in 0..LIVES {
             let host = plan.open(data).await.unwrap();

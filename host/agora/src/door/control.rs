@@ -1419,13 +1419,15 @@ impl Control {
                 .collect();
             (holders, state.epoch())
         };
-        for name in holders {
+        // None waits for another, whose thread may be slow to answer.
+        let felled = holders.into_iter().map(|name| async move {
             if name.is_peer() {
                 self.peers.fell(Some(&name), epoch, reason).await;
             } else if let Ok(agent) = self.agent(name.as_str()) {
                 self.fell_wall(&agent, reason).await;
             }
-        }
+        });
+        futures::future::join_all(felled).await;
     }
 
     /// Declares a channel of a peer's, where this realm has no outbox for it yet.

@@ -18,7 +18,7 @@ use agora_dial::{Lane, PeerId, PeerState};
 use agora_membrane::error::{self, Kind};
 use agora_realm::{Challenge, ChannelName, Epoch, HostId, RealmId, Rights, Terms};
 use capnp::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use super::borrowed::LinkState;
@@ -199,6 +199,8 @@ struct Live {
     lapsed: Cell<bool>,
     heard: Cell<Instant>,
     round_trip: Cell<Option<Duration>>,
+    /// The peer's, as its last ping said.
+    revision: watch::Sender<u64>,
     since: Cell<Instant>,
 }
 
@@ -235,6 +237,7 @@ impl Live {
             lapsed: Cell::new(false),
             heard: Cell::new(Instant::now()),
             round_trip: Cell::default(),
+            revision: watch::channel(0).0,
             since: Cell::new(Instant::now()),
         })
     }
@@ -303,8 +306,10 @@ impl Live {
                     ping.await
                 }
             };
-            if let Err(error) = answered {
-                return error::reason(&error).to_owned();
+            let revision = answered.and_then(|answer| Ok(answer.get()?.get_revision()));
+            match revision {
+                Ok(revision) => drop(self.revision.send_replace(revision)),
+                Err(error) => return error::reason(&error).to_owned(),
             }
             self.heard.set(Instant::now());
             self.round_trip.set(Some(sent.elapsed()));
@@ -392,8 +397,8 @@ impl Live {
     ) -> String {
         // A peer that changes its mind on end must not keep agents here grafting on end.
         let mut wait = limits::LINK_AGAIN_MIN;
-        // Those who held something of the last graft have been told.
-        let mut told_them = false;
+        // The peer's revision that those who held something of the last graft were told of.
+        let mut told_of = None;
         loop {
             let revision = match link.ping_request().send().promise.await {
                 Ok(answer) => match answer.get() {
@@ -414,7 +419,8 @@ impl Live {
             if epoch == Epoch(0) {
                 return "it grafts in no epoch".to_owned();
             }
-            let told = std::mem::take(&mut told_them);
+            // Who has grafted here since was not told of what came after.
+            let told = told_of.take() == Some(revision);
             if let Some(why) = self.differs(&graft).filter(|_| !told) {
                 self.peer.borrowed.unsettle();
                 self.fell(&why).await;
@@ -433,8 +439,10 @@ impl Live {
             request.get().set_revision(revision);
             let changed = async {
                 let answer = request.send().promise.await?;
-                let reason = answer.get()?.get_reason()?.to_str()?;
-                Ok::<_, Error>(crate::cut_text(reason, limits::REASON_BYTES_MAX))
+                let answer = answer.get()?;
+                let reason = answer.get_reason()?.to_str()?;
+                let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
+                Ok::<_, Error>((answer.get_revision(), reason))
             };
             let mut changed = std::pin::pin!(changed);
             let ended = session.ended_request().send().promise;
@@ -449,13 +457,14 @@ impl Live {
                     Err(error) => return error::reason(&error).to_owned(),
                     Ok(_) => None,
                 },
+                () = self.overtaken(revision) => None,
                 () = self.serve() => return "the host is ending".to_owned(),
                 never = mirroring::keep(self.ctx.control.clone(), self.peer.clone(), self.mirrored()) => match never {},
             };
-            let why = match told {
-                Some(Ok(why)) => why,
+            let (revision, why) = match told {
+                Some(Ok(told)) => told,
                 Some(Err(error)) => return error::reason(&error).to_owned(),
-                // Its place was taken. What the next one grants is compared with this.
+                // Its place was taken, or what has changed is not told. What the next one grants is compared with this.
                 None => {
                     self.lose("it is being asked anew");
                     wait = self.rest(wait).await;
@@ -470,10 +479,17 @@ impl Live {
                 false => format!("what {name} grants has changed ({why}); graft again"),
             };
             self.fell(&told).await;
-            told_them = true;
+            told_of = Some(revision);
             self.lose("what it grants has changed; it is being asked anew");
             wait = self.rest(wait).await;
         }
+    }
+
+    /// Answers when the peer's pings have said for a while that something has changed since this revision. It should have told by then.
+    async fn overtaken(&self, revision: u64) {
+        let mut heard = self.revision.subscribe();
+        let _ = heard.wait_for(|heard| *heard > revision).await;
+        sleep(limits::PEER_ENDING_MAX).await;
     }
 
     /// Waits a while where the last graft was short, and says how long the next while is.

@@ -13,3 +13,4 @@ mod partition;
 mod proxy;
 mod reading;
 mod speaking;
+mod told;
