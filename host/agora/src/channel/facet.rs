@@ -34,9 +34,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::remote::{
-    Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage,
-};
+use crate::peer::remote::{Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 

@@ -731,12 +731,15 @@ impl Remote {
             let text = format!("the link to {} was lost; try again", self.peer());
             Missed::Away(disconnected(&text))
         };
-        granted.requests.try_send(request).map_err(|why| match why {
-            TrySendError::Full(_) => {
-                Missed::Failed(error::busy("too much is asked of the peer; wait"))
-            }
-            TrySendError::Closed(_) => lost(),
-        })?;
+        granted
+            .requests
+            .try_send(request)
+            .map_err(|why| match why {
+                TrySendError::Full(_) => {
+                    Missed::Failed(error::busy("too much is asked of the peer; wait"))
+                }
+                TrySendError::Closed(_) => lost(),
+            })?;
         let answer = answered.await.map_err(|_| lost())?;
         let mut page = answer.map_err(|error| match error::classify(&error) {
             // What it lent is over, or the connection. Who holds it here is about to be told, where that is an end for them too.

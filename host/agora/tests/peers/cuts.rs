@@ -74,14 +74,12 @@ async fn a_bump_there_is_told_here_and_a_new_graft_goes_on() {
 
 /// What an agent asks, however often that must be since it was told that its graft is over.
 async fn asked<T>(puppet: &Puppet, mut ask: impl AsyncFnMut() -> Result<T, Error>) -> T {
-    until("it is answered", async || {
-        match ask().await {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                assert!(error.is_stale(), "only what has ended is refused: {error}");
-                let _ = puppet.graft().await.unwrap();
-                None
-            }
+    until("it is answered", async || match ask().await {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            assert!(error.is_stale(), "only what has ended is refused: {error}");
+            let _ = puppet.graft().await.unwrap();
+            None
         }
     })
     .await
