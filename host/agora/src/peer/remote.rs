@@ -487,7 +487,7 @@ impl Remote {
         let back = standing.wait_for(|standing| match standing {
             Standing::Away(_) => false,
             Standing::NotGranted => true,
-            Standing::Up(granted) => !granted.requests.is_closed(),
+            Standing::Up(granted) => !granted.requests.is_closed() && self.epoch().is_some(),
         });
         let back = tokio::time::timeout_at(since + limits::REMOTE_BACK, back).await;
         back.is_ok_and(|standing| standing.is_ok())
@@ -501,8 +501,8 @@ impl Remote {
         let last = Instant::now() + limits::REMOTE_PATIENCE;
         loop {
             let granted = self.granted();
-            if granted.is_ok() || !self.is_away() || Instant::now() > last || !self.is_back().await
-            {
+            let is_settled = granted.is_ok() || self.is_not_granted();
+            if is_settled || Instant::now() > last || !self.is_back().await {
                 return granted;
             }
         }
@@ -514,6 +514,11 @@ impl Remote {
     /// Busy while it is out of reach; denied when it grants nothing.
     pub fn granted(&self) -> Result<Arc<Granted>, capnp::Error> {
         match &*self.standing.borrow() {
+            // What was granted is over, and those who hold it are being told. Who comes now is to have what there is next.
+            Standing::Up(_) if self.epoch().is_none() => Err(disconnected(&format!(
+                "what {} lent is over; try again",
+                self.peer()
+            ))),
             Standing::Up(granted) => Ok(granted.clone()),
             Standing::Away(why) => Err(disconnected(&format!(
                 "{} is out of reach ({why}); try again",
@@ -521,6 +526,10 @@ impl Remote {
             ))),
             Standing::NotGranted => Err(self.not_granted()),
         }
+    }
+
+    fn is_not_granted(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::NotGranted)
     }
 
     fn not_granted(&self) -> capnp::Error {
@@ -717,9 +726,9 @@ impl Remote {
     /// # Errors
     /// As for [`Remote::messages`].
     pub async fn history(&self, from: u64, count: u32) -> Result<Page, Missed> {
-        let granted = self.granted().map_err(|error| match self.is_away() {
-            true => Missed::Away(error),
-            false => Missed::Failed(error),
+        let granted = self.granted().map_err(|error| match self.is_not_granted() {
+            true => Missed::Failed(error),
+            false => Missed::Away(error),
         })?;
         let (answer, answered) = oneshot::channel();
         let request = History {

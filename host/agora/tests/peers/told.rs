@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use agora::peer::borrowed::LinkState;
 use agora::testbed::{Plan, Puppet, all_of};
+use agora_realm::ChannelName;
 
 use super::bed::{Bed, Site, TCP, graft, until, within};
 
@@ -48,6 +49,10 @@ async fn who_grafts_while_others_are_told_is_told_of_the_next_end() {
     assert!(told.is_stale());
     first.graft().await.unwrap().unwrap();
     let ended = first.ended();
+    // What it asks now is not answered with what is over.
+    let name = ChannelName::new("bravo/release").unwrap();
+    let remote = alpha.host().control.peers().remote(&name).unwrap();
+    assert!(remote.granted().is_err());
     bump(&bravo).await;
     drop(held.0);
     busy.await.unwrap();
