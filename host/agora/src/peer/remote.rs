@@ -15,7 +15,8 @@ use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
 use agora_membrane::error;
 use agora_realm::{
-    ChannelName, Epoch, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
+    ChannelName, Entry, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal,
+    State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
@@ -282,8 +283,10 @@ struct Inner {
     /// Those that are not settled and were sent in this run.
     sent: BTreeSet<u64>,
     waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
-    /// Those that this run said and that are not settled: by whom, and how many bytes.
-    said: BTreeMap<u64, (PersonaName, usize)>,
+    /// Those that this run said and that are not settled.
+    said: BTreeMap<u64, Noted>,
+    /// Those on their way to the peer now; and why they would not be sent any more, where that is so by now.
+    flying: BTreeMap<u64, Option<&'static str>>,
     /// Being said, by whom, and so not in the outbox yet: how many, and their bytes.
     places: HashMap<PersonaName, (usize, usize)>,
     /// In which of this realm's epochs the peer was heard of first, and how far its channel had come then.
@@ -292,6 +295,13 @@ struct Inner {
     floor: u64,
     carry: bool,
     changed: bool,
+}
+
+/// What this run knows of a message that it said.
+struct Noted {
+    whose: PersonaName,
+    bytes: usize,
+    under: GrantId,
 }
 
 /// One of a peer's channels. Shared by all threads.
@@ -325,6 +335,24 @@ impl Drop for Place {
             *bytes -= self.bytes;
             if *count == 0 {
                 inner.places.remove(&self.whose);
+            }
+        }
+    }
+}
+
+/// Messages on their way to the peer: what becomes of them is for the peer to say, as long as this is kept.
+pub(super) struct Flight {
+    remote: Arc<Remote>,
+    ordinals: Vec<u64>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        for ordinal in &self.ordinals {
+            let over = self.remote.inner().flying.remove(ordinal).flatten();
+            if let Some(why) = over {
+                // The peer did not say what became of it; where it did, that stays.
+                self.remote.withdraw(*ordinal, why);
             }
         }
     }
@@ -732,17 +760,37 @@ impl Remote {
     }
 
     /// These stand in the outbox now, or what is told of them says otherwise.
-    pub fn note(&self, by: &PersonaName, said: &[Outcome], sizes: &[usize]) {
+    pub fn note(&self, by: &PersonaName, under: GrantId, said: &[Outcome], sizes: &[usize]) {
         let whose = sharer(by);
         let mut inner = self.inner();
-        for (outcome, size) in said.iter().zip(sizes) {
+        for (outcome, bytes) in said.iter().zip(sizes) {
             if let Outcome::Receipt { placed, .. } = outcome
                 && !inner.is_settled(placed.ordinal.0)
             {
-                let noted = (whose.clone(), *size);
-                inner.said.insert(placed.ordinal.0, noted);
+                let noted = || Noted {
+                    whose: whose.clone(),
+                    bytes: *bytes,
+                    under,
+                };
+                // A repeat is what was said first.
+                inner.said.entry(placed.ordinal.0).or_insert_with(noted);
             }
         }
+    }
+
+    /// Whether something that this run said under this grant, or one below it, is still to be said there.
+    pub fn is_owed_under(&self, state: &State, grant: &GrantId) -> bool {
+        let below = |mut id: GrantId| loop {
+            if id == *grant {
+                return true;
+            }
+            match state.grant(&id).and_then(|grant| grant.parent) {
+                Some(parent) => id = parent,
+                None => return false,
+            }
+        };
+        let inner = self.inner();
+        inner.said.values().any(|said| below(said.under))
     }
 
     /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach, or doesn't
@@ -817,8 +865,44 @@ impl Remote {
         !self.inner().sent.insert(ordinal) || ordinal <= self.begun
     }
 
-    /// What these authors of this host said and the peer has not settled is never sent.
-    pub(super) async fn stop(&self, host: HostId, is_by: &(dyn Fn(&PersonaName) -> bool + Sync)) {
+    /// These are about to be sent.
+    pub(super) fn fly(self: &Arc<Self>, ordinals: Vec<u64>) -> Flight {
+        let flying = ordinals.iter().map(|ordinal| (*ordinal, None));
+        self.inner().flying.extend(flying);
+        Flight {
+            remote: self.clone(),
+            ordinals,
+        }
+    }
+
+    /// What is told of a message that is not sent any more.
+    pub(super) fn withdrawn(&self, ordinal: u64, why: &str) -> Fate {
+        let may_be_there = ordinal <= self.begun || self.inner().sent.contains(&ordinal);
+        let rest = match may_be_there {
+            true => "; whether it got there before is not known",
+            false => "; it never will be said",
+        };
+        Fate::refused(Refusal::Revoked, &format!("{why}{rest}"))
+    }
+
+    /// A message is not sent any more. One that is on its way now is the peer's to settle, if it does.
+    fn withdraw(&self, ordinal: u64, why: &'static str) {
+        if let Some(over) = self.inner().flying.get_mut(&ordinal) {
+            *over = Some(why);
+            return;
+        }
+        let fate = self.withdrawn(ordinal, why);
+        self.settled(ordinal, Some(fate));
+    }
+
+    /// What this host's personas said, the peer has not settled, and `over` says is not to be said any more, is never sent. Answers whether
+    /// there was any.
+    pub(super) async fn withhold(
+        &self,
+        host: HostId,
+        over: &(dyn Fn(&Entry) -> Option<&'static str> + Sync),
+    ) -> bool {
+        let mut any = false;
         let latest = self.record.state().channel(&self.name);
         let latest = latest.map_or(0, |view| view.latest.0);
         let mut next = self.unsettled();
@@ -829,24 +913,28 @@ impl Remote {
                 .messages(&self.name, from, limits::OUTBOX_AHEAD_MAX, bytes);
             let batch = match batch.await {
                 Ok(batch) if !batch.is_empty() => batch,
-                Ok(_) => return,
+                Ok(_) => return any,
                 Err(error) => {
                     tracing::warn!(
                         "'{}' can't be read for what is not to be said: {error}",
                         self.name
                     );
-                    return;
+                    return any;
                 }
             };
             for kept in batch {
                 next = kept.ordinal.0 + 1;
                 let entry = kept.sealed.entry();
-                if entry.host == host && entry.author.as_ref().is_some_and(is_by) {
-                    let why = "its author was stopped before the peer had settled this";
-                    self.settled(kept.ordinal.0, Some(Fate::refused(Refusal::Revoked, why)));
+                if entry.host == host
+                    && !self.is_settled(kept.ordinal.0)
+                    && let Some(why) = over(entry)
+                {
+                    self.withdraw(kept.ordinal.0, why);
+                    any = true;
                 }
             }
         }
+        any
     }
 
     /// A message is settled; with no fate where nobody here asks for it.
@@ -907,10 +995,10 @@ impl Inner {
                 own = (own.0 + count, own.1 + bytes);
             }
         }
-        for (author, bytes) in self.said.values() {
-            all.1 += bytes;
-            if author == whose {
-                own = (own.0 + 1, own.1 + bytes);
+        for said in self.said.values() {
+            all.1 += said.bytes;
+            if said.whose == *whose {
+                own = (own.0 + 1, own.1 + said.bytes);
             }
         }
         (own, all)

@@ -12,4 +12,5 @@ mod lending;
 mod partition;
 mod proxy;
 mod reading;
+mod revoking;
 mod speaking;
