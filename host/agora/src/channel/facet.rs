@@ -710,7 +710,13 @@ impl Facet {
         self.write_info(info)?;
         let state = self.holder.control.record().state();
         if let Some(remote) = self.remote()? {
-            return Ok(remote.floor(state.epoch()).unwrap_or(0));
+            let floor = remote.kept_floor(state.epoch());
+            return floor.ok_or_else(|| {
+                error::busy(&format!(
+                    "'{}': where its readers begin is not kept here yet; try again",
+                    self.channel
+                ))
+            });
         }
         Ok(state.cursor(&self.holder.persona, &self.channel).0)
     }

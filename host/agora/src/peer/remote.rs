@@ -15,13 +15,13 @@ use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
 use agora_membrane::error;
 use agora_realm::{
-    ChannelName, Entry, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal,
-    State, Terms,
+    ChannelName, Entry, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId, PersonaName,
+    Refusal, State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::told::Known;
 use crate::channel::speak::Outcome;
@@ -291,6 +291,8 @@ struct Inner {
     places: HashMap<PersonaName, (usize, usize)>,
     /// In which of this realm's epochs the peer was heard of first, and how far its channel had come then.
     heard_in: Option<(u64, u64)>,
+    /// The same, as the data folder has it for sure. Where they differ nobody here is told where reading begins.
+    heard_kept: Option<(u64, u64)>,
     /// What stands up to there is history, says the peer.
     floor: u64,
     carry: bool,
@@ -313,6 +315,8 @@ pub struct Remote {
     begun: u64,
     /// The peer's epoch, as far as it is known; 0: it is not.
     epoch: Arc<AtomicU64>,
+    /// Told when it is to be kept at once.
+    urgent: Arc<Notify>,
     inner: Mutex<Inner>,
     heard: watch::Sender<Heard>,
     standing: watch::Sender<Standing>,
@@ -374,6 +378,7 @@ impl Remote {
         name: ChannelName,
         record: Arc<Record>,
         epoch: Arc<AtomicU64>,
+        urgent: Arc<Notify>,
         kept: KeptChannel,
     ) -> Option<Arc<Self>> {
         let there = name.at_peer()?;
@@ -401,6 +406,7 @@ impl Remote {
                 .collect(),
             fates: kept.fates.into_iter().collect(),
             heard_in: kept.heard_in,
+            heard_kept: kept.heard_in,
             floor: kept.floor,
             carry: kept.carry,
             ..Inner::default()
@@ -411,6 +417,7 @@ impl Remote {
             record,
             begun: latest,
             epoch,
+            urgent,
             inner: Mutex::new(inner),
             heard: watch::channel(Heard::default()).0,
             standing: watch::channel(Standing::Away("there is no link yet".into())).0,
@@ -430,6 +437,27 @@ impl Remote {
             carry: inner.carry,
         };
         (kept, changed)
+    }
+
+    /// The data folder has this of it now.
+    pub(super) fn was_kept(&self, kept: &KeptChannel) {
+        {
+            let mut inner = self.inner();
+            if inner.heard_kept == kept.heard_in {
+                return;
+            }
+            inner.heard_kept = kept.heard_in;
+        }
+        // Whoever waits to begin looks again.
+        self.heard.send_modify(|_| {});
+    }
+
+    /// The peer is heard in this epoch of ours. Where reading begins follows from that, and is kept before anybody goes by it.
+    fn hear(&self, inner: &mut Inner, epoch: Epoch, latest: u64) {
+        inner.hear(epoch, latest);
+        if inner.heard_in != inner.heard_kept {
+            self.urgent.notify_one();
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -557,7 +585,7 @@ impl Remote {
             inner.floor = floor;
             inner.carry = carry;
             inner.changed = true;
-            inner.hear(epoch, latest);
+            self.hear(&mut inner, epoch, latest);
         }
         self.heard.send_modify(|heard| {
             // What is between comes with the deliveries.
@@ -581,7 +609,7 @@ impl Remote {
         {
             let mut inner = self.inner();
             let before = self.heard.borrow().latest;
-            inner.hear(epoch, before);
+            self.hear(&mut inner, epoch, before);
             for message in messages {
                 inner.recent_bytes += message.bytes();
                 inner.recent.push_back(message);
@@ -615,7 +643,7 @@ impl Remote {
             return None;
         }
         let mut inner = self.inner();
-        inner.hear(epoch, heard.latest);
+        self.hear(&mut inner, epoch, heard.latest);
         let first = inner.heard_in.map_or(0, |(_, latest)| latest);
         Some(match inner.carry {
             true => inner.floor,
@@ -623,9 +651,16 @@ impl Remote {
         })
     }
 
+    /// The same, once the data folder has it: after a crash it is not another, and nothing that was unread is history. None: not yet.
+    pub fn kept_floor(&self, epoch: Epoch) -> Option<u64> {
+        let floor = self.floor(epoch)?;
+        let inner = self.inner();
+        (inner.heard_in == inner.heard_kept).then_some(floor)
+    }
+
     /// The persona's place: what it answered, silence, and the floor.
     pub fn cursor(&self, silent: &SilentCursors, state: &State, persona: &PersonaId) -> Ordinal {
-        let floor = self.floor(state.epoch()).unwrap_or(0);
+        let floor = self.kept_floor(state.epoch()).unwrap_or(0);
         silent
             .effective(state, persona, &self.name)
             .max(Ordinal(floor))
