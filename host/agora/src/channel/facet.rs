@@ -27,6 +27,7 @@ use capnp::private::capability::ClientHook;
 
 use super::allowance::Allowance;
 use super::leash::Leash;
+use super::repeats::compared;
 use super::speak::{Draft, Outcome, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
 use crate::delivery::record::Kept;
@@ -1085,9 +1086,16 @@ impl Facet {
     ) -> Result<Vec<(usize, Vec<Outcome>)>, Error> {
         let (control, persona) = (self.holder.control.clone(), self.holder.persona.clone());
         let is_afar = bound.iter().any(|bound| bound.afar.is_some());
+        // Their keys are places in the outbox of another host.
+        let is_foreign = persona.name.is_guest() || persona.name.is_peer();
+        let is_keyed = is_foreign && speech.through.0 == 0;
+        let keyed = is_keyed.then(|| (speech.standing.channel.clone(), speech.drafts.clone()));
         let saying = async move {
             let said = control.speakers().speak(&persona, speech).await;
-            let (own, others) = said.map_err(|error| speak_error(&error))?;
+            let (mut own, others) = said.map_err(|error| speak_error(&error))?;
+            if let Some((channel, drafts)) = &keyed {
+                own = compared(control.record(), channel, drafts, own).await;
+            }
             let outcomes = std::iter::once(own).chain(others);
             let said = outcomes.zip(bound).map(|(outcomes, bound)| {
                 // What is in the outbox counts there.
