@@ -6,6 +6,7 @@
 )]
 
 mod bed;
+mod chain;
 mod copies;
 mod cuts;
 mod lending;
