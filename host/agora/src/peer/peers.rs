@@ -343,6 +343,17 @@ impl Peers {
         }
     }
 
+    /// What waits for peers that this host keeps connections to, by channel: how many messages that may yet be said.
+    pub fn owed(&self) -> Vec<(ChannelName, u64)> {
+        if self.dialer.get().is_none() {
+            return Vec::new();
+        }
+        let kept_up = self.all().filter(|peer| !peer.is_refused());
+        let remotes = kept_up.flat_map(|peer| peer.borrowed.remotes());
+        let owed = remotes.map(|remote| (remote.name().clone(), remote.waiting()));
+        owed.filter(|(_, waiting)| *waiting > 0).collect()
+    }
+
     /// All of them, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.by_name.values()

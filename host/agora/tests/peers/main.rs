@@ -12,6 +12,7 @@ mod cuts;
 mod lending;
 mod partition;
 mod proxy;
+mod quiet;
 mod reading;
 mod revoking;
 mod speaking;
