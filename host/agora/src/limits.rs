@@ -323,6 +323,11 @@ pub const CURSORS_EVERY: Duration = Duration::from_secs(1);
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// Nothing may happen for this long before the host calls itself quiet.
 pub const QUIET_SETTLE: Duration = Duration::from_millis(60);
+/// How long a host that is quiet otherwise waits for a peer to settle something of what was said for it.
+pub const QUIET_OWED_MAX: Duration = Duration::from_secs(60);
+/// After how long it says so.
+pub const QUIET_OWED_TOLD: Duration = Duration::from_millis(500);
+const _: () = assert!(QUIET_OWED_MAX.as_millis() > OUTBOX_PATIENCE.as_millis());
 /// Operator connections at once.
 pub const OPERATORS_MAX: usize = 64;
 /// Commands that may wait for one vat thread; stops have their own way past them.

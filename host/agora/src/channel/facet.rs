@@ -27,6 +27,7 @@ use capnp::private::capability::ClientHook;
 
 use super::allowance::Allowance;
 use super::leash::Leash;
+use super::repeats::compared;
 use super::speak::{Draft, Outcome, SpeakError, Speech, Standing};
 use crate::delivery::message::{write_message, write_outcome};
 use crate::delivery::record::Kept;
@@ -626,8 +627,17 @@ impl Facet {
     }
 }
 
-/// What is said on one channel: its place in the call, the outbox that it goes to and the room that it has there, and the bytes of each draft.
-type Bound = (usize, Option<(Arc<Remote>, OutboxPlace)>, Vec<usize>);
+/// What is said on one channel.
+struct Bound {
+    /// Its place in the call.
+    at: usize,
+    /// Through what: kept until it is said, since a grant that nobody holds is let go of, and nothing more is said under it.
+    facet: Rc<Facet>,
+    /// The outbox that it goes to, and the room that it has there.
+    afar: Option<(Arc<Remote>, OutboxPlace)>,
+    /// The bytes of each draft.
+    sizes: Vec<usize>,
+}
 
 fn sizes(drafts: &[Draft]) -> Vec<usize> {
     drafts.iter().map(|draft| draft.payload.len()).collect()
@@ -703,7 +713,13 @@ impl Facet {
         self.write_info(info, granted.as_deref())?;
         let state = self.holder.control.record().state();
         if let Some(remote) = remote {
-            return Ok(remote.floor(state.epoch()).unwrap_or(0));
+            let floor = remote.kept_floor(state.epoch());
+            return floor.ok_or_else(|| {
+                error::busy(&format!(
+                    "'{}': where its readers begin is not kept here yet; try again",
+                    self.channel
+                ))
+            });
         }
         Ok(state.cursor(&self.holder.persona, &self.channel).0)
     }
@@ -1030,7 +1046,12 @@ impl Facet {
                 }
             }
             Ok((standing, room)) => {
-                let mut bound = vec![(0, self.remote()?.cloned().zip(room), sizes(&own))];
+                let mut bound = vec![Bound {
+                    at: 0,
+                    facet: self.clone(),
+                    afar: self.remote()?.cloned().zip(room),
+                    sizes: sizes(&own),
+                }];
                 let mut speech = Speech {
                     standing,
                     drafts: own,
@@ -1042,8 +1063,12 @@ impl Facet {
                     match way {
                         Err(barred) => queues[at + 1] = refuse(&barred, drafts.len()),
                         Ok((standing, room)) => {
-                            let afar = facet.remote()?.cloned().zip(room);
-                            bound.push((at + 1, afar, sizes(&drafts)));
+                            bound.push(Bound {
+                                at: at + 1,
+                                afar: facet.remote()?.cloned().zip(room),
+                                facet,
+                                sizes: sizes(&drafts),
+                            });
                             speech.elsewhere.push((standing, drafts));
                         }
                     }
@@ -1071,18 +1096,25 @@ impl Facet {
         one_turn: Option<tokio::sync::MutexGuard<'_, ()>>,
     ) -> Result<Vec<(usize, Vec<Outcome>)>, Error> {
         let (control, persona) = (self.holder.control.clone(), self.holder.persona.clone());
-        let is_afar = bound.iter().any(|(_, afar, _)| afar.is_some());
+        let is_afar = bound.iter().any(|bound| bound.afar.is_some());
+        // Their keys are places in the outbox of another host.
+        let is_foreign = persona.name.is_guest() || persona.name.is_peer();
+        let is_keyed = is_foreign && speech.through.0 == 0;
+        let keyed = is_keyed.then(|| (speech.standing.channel.clone(), speech.drafts.clone()));
         let saying = async move {
             let said = control.speakers().speak(&persona, speech).await;
-            let (own, others) = said.map_err(|error| speak_error(&error))?;
+            let (mut own, others) = said.map_err(|error| speak_error(&error))?;
+            if let Some((channel, drafts)) = &keyed {
+                own = compared(control.record(), channel, drafts, own).await;
+            }
             let outcomes = std::iter::once(own).chain(others);
-            let said = outcomes.zip(bound).map(|(outcomes, (at, afar, sizes))| {
+            let said = outcomes.zip(bound).map(|(outcomes, bound)| {
                 // What is in the outbox counts there.
-                let remote = afar.map(|(remote, _room)| {
-                    remote.note(&persona.name, &outcomes, &sizes);
+                let remote = bound.afar.map(|(remote, _room)| {
+                    remote.note(&persona.name, bound.facet.grant, &outcomes, &bound.sizes);
                     remote
                 });
-                (at, outcomes, remote)
+                (bound.at, outcomes, remote)
             });
             Ok::<Vec<_>, Error>(said.collect())
         };
@@ -1379,9 +1411,11 @@ impl revoker::Server for Scissors {
         let reason = params.get()?.get_reason()?.to_string()?;
         let reason = crate::cut_text(&reason, limits::REASON_BYTES_MAX);
         self.leash.cut(&reason);
-        self.control
+        let revoked = self
+            .control
             .revoke_facet(self.grant, self.epoch, reason)
-            .await
-            .map_err(|error| error::busy(&error))
+            .await;
+        self.control.peers().withhold(&self.control).await;
+        revoked.map_err(|error| error::busy(&error))
     }
 }

@@ -205,7 +205,8 @@ pub(super) struct RunArgs {
     /// Say this once the agents run. May be given again.
     #[arg(long, value_name = "CHANNEL=TEXT", value_parser = parse_say)]
     pub(super) say: Vec<(String, String)>,
-    /// End when all is quiet: everything handed over, every agent waiting, no timer or deadline pending.
+    /// End when all is quiet: everything handed over, every agent waiting, no timer or deadline pending. What was said for peers is waited for
+    /// as long as they take some of it each minute.
     #[arg(long)]
     pub(super) until_quiet: bool,
     /// Print JSON lines instead of text.

@@ -154,7 +154,7 @@ async fn live(
             }
         }
         if args.until_quiet {
-            until_quiet(control.clone()).await;
+            until_quiet(control.clone(), Diary::line).await;
             return Ended::Quiet;
         }
         std::future::pending().await

@@ -459,16 +459,28 @@ impl Control {
     /// Takes a grant off the books that an agent made and that nobody can reach any more. At the end of an epoch, or of the host, the
     /// fence does that.
     pub fn let_go(self: &Arc<Self>, grant: GrantId, epoch: Epoch) {
-        let moot = !self.gate.is_open(epoch)
-            || *self.ending.borrow()
-            || self.record.state().grant(&grant).is_none();
-        if moot {
+        let is_moot = move |control: &Self| {
+            !control.gate.is_open(epoch)
+                || *control.ending.borrow()
+                || control.record.state().grant(&grant).is_none()
+        };
+        if is_moot(self) {
             return;
         }
         let control = self.clone();
-        let busy = self.busy();
+        let mut busy = Some(self.busy());
         self.runtime.spawn(async move {
-            let _busy = busy;
+            let mut wait = limits::OUTBOX_AGAIN_MIN;
+            while control.is_owed_under(&grant) {
+                // Nobody took back what was said under it.
+                busy = None;
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(limits::OUTBOX_AGAIN_MAX);
+                if is_moot(&control) {
+                    return;
+                }
+            }
+            let _busy = busy.unwrap_or_else(|| control.busy());
             let gone = control.revoke_facet(grant, epoch, "nobody holds it".into());
             if let Err(error) = gone.await {
                 tracing::debug!("a grant that nobody holds stays on the books: {error}");
@@ -746,6 +758,11 @@ impl Control {
             };
             if verdict.is_ok() {
                 control.keep_own(&sealed).await;
+                if let Body::Revoke(body) = &sealed.entry().body
+                    && !matches!(body.what, Revoked::Fence { .. })
+                {
+                    control.withhold_soon();
+                }
             }
             if let Some(slot) = slot {
                 let cleared =
@@ -1296,7 +1313,7 @@ impl Control {
             Phase::Ended(_) => {}
             Phase::Killed(_) => {
                 let persona = PersonaId::new(self.host_id(), agent.name.clone());
-                self.peers.silence(&persona).await;
+                self.peers.silence(self, &persona).await;
             }
         }
         self.key_persona(&agent.name, Some(agent.program.hash()), true)
@@ -1512,6 +1529,8 @@ impl Control {
             // Its agent let go of it, or another host was first.
             decided.void = None;
         }
+        // Nothing of it is sent as it is; this is for who asks.
+        let _ = tokio::time::timeout(limits::STOP_WAIT, self.peers.withhold(self)).await;
         if decided.pending.is_none() {
             write(&self.cut).remove(&id);
         }

@@ -170,7 +170,7 @@ impl Control {
                 "{name} is not in the manifest any more (declare it, and start this host anew)"
             ));
         }
-        self.peers().silence(&foreign.persona).await;
+        self.peers().silence(self, &foreign.persona).await;
         if is_killed {
             match foreign.peer.as_ref().filter(|peer| peer.id().is_some()) {
                 Some(peer) => self.key_peer(peer, true).await?,

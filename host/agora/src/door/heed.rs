@@ -51,13 +51,14 @@ impl Control {
         if by == self.host_id() || settled.judged.verdict.is_err() {
             return;
         }
-        let mut cut = false;
+        let (mut cut, mut killed) = (false, false);
         for change in &settled.judged.changes {
             match change {
                 Change::Fenced { .. } => self.heed_fence().await,
                 Change::PersonaKilled { persona } => {
                     let why = format!("by host {}", by.short());
                     self.heed_kill(persona, &why).await;
+                    killed = true;
                 }
                 Change::GrantRevoked { .. } => cut = true,
                 Change::HostRevoked { host } if *host == self.host_id() => {
@@ -69,6 +70,9 @@ impl Control {
         if cut {
             self.cut_revoked("a grant was revoked by another host")
                 .await;
+        }
+        if cut || killed {
+            self.withhold_soon();
         }
         if let Body::Revoke(_) = &sealed.entry().body {
             self.keep_own(sealed).await;
@@ -94,6 +98,7 @@ impl Control {
         }
         self.cut_revoked("a grant was revoked by another host")
             .await;
+        self.withhold_soon();
         self.keep_missed().await;
     }
 

@@ -2,7 +2,7 @@
 //!
 //! In: from the link, how it is; the data folder. Out: a [`Remote`] for each of the peer's channels that somebody here uses.
 //! Promise: what is remembered of a peer survives this process, but for the last second; losing that second costs nothing but that what was
-//! sent in it is sent again under the same keys, and counts once.
+//! sent in it is sent again under the same keys, and counts once. Where reading begins is kept before anybody goes by it.
 //! Failure: a file that can't be read is begun anew, and said to be.
 
 use std::collections::BTreeMap;
@@ -88,6 +88,8 @@ pub struct Borrowed {
     writing: Mutex<()>,
     /// Told when there is one more.
     pub(super) more: Notify,
+    /// Told when something is to be kept at once.
+    pub(super) urgent: Arc<Notify>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -139,7 +141,8 @@ impl Borrowed {
         let there = channel.at_peer()?;
         let kept = lock(&self.kept).channels.remove(there.as_str());
         let (kept, epoch) = (kept.unwrap_or_default(), self.epoch.clone());
-        let remote = Remote::new(channel.clone(), record.clone(), epoch, kept)?;
+        let urgent = self.urgent.clone();
+        let remote = Remote::new(channel.clone(), record.clone(), epoch, urgent, kept)?;
         remotes.insert(channel.clone(), remote.clone());
         drop(remotes);
         self.more.notify_one();
@@ -199,7 +202,7 @@ impl Borrowed {
         let remotes = self.remotes();
         let file = {
             let mut all: BTreeMap<String, KeptChannel> = lock(&self.kept).channels.clone();
-            for remote in remotes {
+            for remote in &remotes {
                 let (kept, is_new) = remote.keep();
                 changed |= is_new;
                 all.insert(remote.there().as_str().to_owned(), kept);
@@ -219,6 +222,12 @@ impl Borrowed {
         if let Err(error) = replace(path, &bytes) {
             tracing::warn!("what is known of a peer is not kept: {error}");
             self.changed.store(true, Ordering::SeqCst);
+            return;
+        }
+        for remote in &remotes {
+            if let Some(kept) = file.channels.get(remote.there().as_str()) {
+                remote.was_kept(kept);
+            }
         }
     }
 }

@@ -38,7 +38,10 @@ pub async fn keep(ctx: Rc<Ctx>, peer: Arc<Peer>) {
         let peer = peer.clone();
         async move {
             loop {
-                sleep(limits::BORROWED_EVERY).await;
+                tokio::select! {
+                    () = sleep(limits::BORROWED_EVERY) => {}
+                    () = peer.borrowed.urgent.notified() => {}
+                }
                 let peer = peer.clone();
                 let _ = tokio::task::spawn_blocking(move || peer.borrowed.keep()).await;
             }

@@ -7,7 +7,8 @@
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
 //! - [`link`]: what a peer lent us, for as long as that lasts.
-//! - [`borrowed`], [`remote`]: that, as this host's other rooms see it; what was said for it is forwarded from its outbox.
+//! - [`borrowed`], [`remote`]: that, as this host's other rooms see it; what was said for it is forwarded from its outbox,
+//!   unless it is [`withheld`].
 //! - [`subscription`]: brings a peer's channel to one sink.
 //! - [`sighting`]: how a peer is now, for people.
 //! - [`told`]: the control lane: what a peer is told at once.
@@ -31,3 +32,4 @@ pub mod terminal;
 pub mod thread;
 pub mod told;
 pub mod vat;
+pub(crate) mod withheld;

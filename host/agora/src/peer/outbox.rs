@@ -24,7 +24,7 @@ use capnp::capability::FromClientHook;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 
-use super::remote::{Fate, Remote, speaks_as};
+use super::remote::{Fate, Flight, Remote, speaks_as};
 use super::told::Known;
 use crate::delivery::record::{Kept, Record};
 use crate::door::control::Control;
@@ -82,6 +82,8 @@ struct Sent {
     items: Vec<Kept>,
     /// None: it was not tried.
     fates: Option<Result<Vec<Fate>, Error>>,
+    /// Kept until the fates are noted.
+    flight: Flight,
 }
 
 enum Now {
@@ -212,30 +214,20 @@ impl Forwarder {
                 "the peer's epoch ended before this was sent, and it never will be; say it anew",
             ));
         }
-        let author = entry.author.clone();
-        let author = author.map(|name| PersonaId::new(entry.host, name));
-        let (epoch, killed) = {
-            let state = self.record().state();
-            let killed = author.as_ref().is_some_and(|author| {
-                state.persona(author).is_none_or(|author| author.killed) || state.is_cut_off(author)
-            });
-            (state.epoch(), killed)
-        };
-        // A stop acts here before the log has it; and what waited at a stop stays unsaid when its author is started again.
-        let killed = killed
-            || author.is_some_and(|author| self.control.is_killed(&author))
-            || self.remote.is_settled(kept.ordinal.0);
+        let withheld = self.control.withheld(entry);
+        let epoch = self.record().state().epoch();
         if entry.epoch != epoch {
             return Now::Never(Fate::refused(
                 Refusal::StaleEpoch,
                 "the epoch ended before this was sent, and it never will be; say it anew",
             ));
         }
-        if killed {
-            return Now::Never(Fate::refused(
-                Refusal::Revoked,
-                "its author was stopped before this was sent",
-            ));
+        if let Some(why) = withheld {
+            return Now::Never(self.remote.withdrawn(kept.ordinal.0, why));
+        }
+        if self.remote.is_settled(kept.ordinal.0) {
+            // It was withheld meanwhile, and stays so, also when its author is started again. What was told of it stands.
+            return Now::Never(Fate::refused(Refusal::Revoked, "it is settled"));
         }
         match self.control.gate().is_open(entry.epoch) && !self.remote.is_away() {
             true => Now::Send,
@@ -282,19 +274,33 @@ impl Forwarder {
             if let Some(wait) = waits {
                 tokio::time::sleep(wait).await;
             }
+            // Whoever withholds it from here on leaves it to the peer's answer.
+            let flight = self
+                .remote
+                .fly(items.iter().map(|kept| kept.ordinal.0).collect());
             // While it waited the epoch may have ended.
             let is_due = items.iter().all(|kept| matches!(self.now(kept), Now::Send));
             let fates = match is_due {
                 true => Some(self.send(&by, &items).await),
                 false => None,
             };
-            Sent { by, items, fates }
+            Sent {
+                by,
+                items,
+                fates,
+                flight,
+            }
         }))
     }
 
     /// What became of a call.
     fn sent(&self, sent: Sent, lane: &mut Lane, held: &mut Held) {
-        let Sent { by, items, fates } = sent;
+        let Sent {
+            by,
+            items,
+            fates,
+            flight,
+        } = sent;
         let mut again = Vec::new();
         match fates {
             None => again = items,
@@ -348,6 +354,7 @@ impl Forwarder {
                 }
             }
         }
+        drop(flight);
         for kept in again.into_iter().rev() {
             lane.queue.push_front(kept);
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
 use agora_membrane::error;
-use agora_realm::{ChannelName, Epoch, PersonaId, PersonaName, Terms};
+use agora_realm::{ChannelName, Entry, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::borrowed::{Borrowed, LinkState};
@@ -22,6 +22,7 @@ use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
 use super::thread::{self, Order};
 use super::told::Known;
+use super::withheld;
 use crate::channel::allowance::Allowance;
 use crate::door::control::Control;
 use crate::limits;
@@ -309,17 +310,48 @@ impl Peers {
 
     /// What a persona of this host, or a guest that it brought, said for peers and no peer has settled is never sent. It is kept in the data
     /// folder when this answers.
-    pub(crate) async fn silence(&self, persona: &PersonaId) {
+    pub(crate) async fn silence(&self, control: &Control, persona: &PersonaId) {
         let is_by = |name: &PersonaName| {
             *name == persona.name || name.brought_by().as_ref() == Some(&persona.name)
         };
-        for peer in self.all() {
-            for remote in peer.borrowed.remotes() {
-                remote.stop(persona.host, &is_by).await;
-            }
-            let peer = peer.clone();
-            let _ = tokio::task::spawn_blocking(move || peer.borrowed.keep()).await;
+        let over = |entry: &Entry| match entry.author.as_ref().is_some_and(is_by) {
+            true => Some(withheld::STOPPED),
+            false => control.withheld(entry),
+        };
+        self.withhold_what(control, &over).await;
+        self.keep().await;
+    }
+
+    /// What was said for peers by who is stopped, or under a grant that is revoked, and no peer has settled, is never sent. It is told so, and
+    /// kept in the data folder, when this answers.
+    pub(crate) async fn withhold(&self, control: &Control) {
+        self.withhold_what(control, &|entry| control.withheld(entry))
+            .await;
+    }
+
+    async fn withhold_what(
+        &self,
+        control: &Control,
+        over: &(dyn Fn(&Entry) -> Option<&'static str> + Sync),
+    ) {
+        let mut any = false;
+        for remote in self.all().flat_map(|peer| peer.borrowed.remotes()) {
+            any |= remote.withhold(control.host_id(), over).await;
         }
+        if any {
+            self.keep().await;
+        }
+    }
+
+    /// What waits for peers that this host keeps connections to, by channel: how many messages that may yet be said.
+    pub fn owed(&self) -> Vec<(ChannelName, u64)> {
+        if self.dialer.get().is_none() {
+            return Vec::new();
+        }
+        let kept_up = self.all().filter(|peer| !peer.is_refused());
+        let remotes = kept_up.flat_map(|peer| peer.borrowed.remotes());
+        let owed = remotes.map(|remote| (remote.name().clone(), remote.waiting()));
+        owed.filter(|(_, waiting)| *waiting > 0).collect()
     }
 
     /// All of them, by name.
@@ -383,6 +415,8 @@ impl Peers {
             peer.borrowed
                 .open(&peer.name, control.record(), control.folder());
         }
+        // What an earlier run, or another host, stopped while nobody here could note it.
+        self.withhold(control).await;
         if !self.peering.is_on() {
             return Ok(());
         }

@@ -15,13 +15,14 @@ use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
 use agora_membrane::error::{self, Kind};
 use agora_realm::{
-    ChannelName, Epoch, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
+    ChannelName, Entry, Epoch, GrantId, HostId, MessageId, Ordinal, PersonaId, PersonaName,
+    Refusal, State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::told::Known;
@@ -300,16 +301,27 @@ struct Inner {
     /// Those that are not settled and were sent in this run.
     sent: BTreeSet<u64>,
     waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
-    /// Those that this run said and that are not settled: by whom, and how many bytes.
-    said: BTreeMap<u64, (PersonaName, usize)>,
+    /// Those that this run said and that are not settled.
+    said: BTreeMap<u64, Noted>,
+    /// Those on their way to the peer now; and why they would not be sent any more, where that is so by now.
+    flying: BTreeMap<u64, Option<&'static str>>,
     /// Being said, by whom, and so not in the outbox yet: how many, and their bytes.
     places: HashMap<PersonaName, (usize, usize)>,
     /// In which of this realm's epochs the peer was heard of first, and how far its channel had come then.
     heard_in: Option<(u64, u64)>,
+    /// The same, as the data folder has it for sure. Where they differ nobody here is told where reading begins.
+    heard_kept: Option<(u64, u64)>,
     /// What stands up to there is history, says the peer.
     floor: u64,
     carry: bool,
     changed: bool,
+}
+
+/// What this run knows of a message that it said.
+struct Noted {
+    whose: PersonaName,
+    bytes: usize,
+    under: GrantId,
 }
 
 /// One of a peer's channels. Shared by all threads.
@@ -321,6 +333,8 @@ pub struct Remote {
     begun: u64,
     /// The peer's epoch, as far as it is known; 0: it is not.
     epoch: Arc<AtomicU64>,
+    /// Told when it is to be kept at once.
+    urgent: Arc<Notify>,
     inner: Mutex<Inner>,
     heard: watch::Sender<Heard>,
     standing: watch::Sender<Standing>,
@@ -350,6 +364,24 @@ impl Drop for Place {
     }
 }
 
+/// Messages on their way to the peer: what becomes of them is for the peer to say, as long as this is kept.
+pub(super) struct Flight {
+    remote: Arc<Remote>,
+    ordinals: Vec<u64>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        for ordinal in &self.ordinals {
+            let over = self.remote.inner().flying.remove(ordinal).flatten();
+            if let Some(why) = over {
+                // The peer did not say what became of it; where it did, that stays.
+                self.remote.withdraw(*ordinal, why);
+            }
+        }
+    }
+}
+
 /// Whose share of an outbox a persona's messages take: its own, or for all its guests that of the peer that brought it.
 fn sharer(persona: &PersonaName) -> PersonaName {
     persona.brought_by().unwrap_or_else(|| persona.clone())
@@ -366,6 +398,7 @@ impl Remote {
         name: ChannelName,
         record: Arc<Record>,
         epoch: Arc<AtomicU64>,
+        urgent: Arc<Notify>,
         kept: KeptChannel,
     ) -> Option<Arc<Self>> {
         let there = name.at_peer()?;
@@ -393,6 +426,7 @@ impl Remote {
                 .collect(),
             fates: kept.fates.into_iter().collect(),
             heard_in: kept.heard_in,
+            heard_kept: kept.heard_in,
             floor: kept.floor,
             carry: kept.carry,
             ..Inner::default()
@@ -403,6 +437,7 @@ impl Remote {
             record,
             begun: latest,
             epoch,
+            urgent,
             inner: Mutex::new(inner),
             heard: watch::channel(Heard::default()).0,
             standing: watch::channel(Standing::Away("there is no link yet".into())).0,
@@ -423,6 +458,27 @@ impl Remote {
             carry: inner.carry,
         };
         (kept, changed)
+    }
+
+    /// The data folder has this of it now.
+    pub(super) fn was_kept(&self, kept: &KeptChannel) {
+        {
+            let mut inner = self.inner();
+            if inner.heard_kept == kept.heard_in {
+                return;
+            }
+            inner.heard_kept = kept.heard_in;
+        }
+        // Whoever waits to begin looks again.
+        self.heard.send_modify(|_| {});
+    }
+
+    /// The peer is heard in this epoch of ours. Where reading begins follows from that, and is kept before anybody goes by it.
+    fn hear(&self, inner: &mut Inner, epoch: Epoch, latest: u64) {
+        inner.hear(epoch, latest);
+        if inner.heard_in != inner.heard_kept {
+            self.urgent.notify_one();
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -600,7 +656,7 @@ impl Remote {
             inner.floor = floor;
             inner.carry = carry;
             inner.changed = true;
-            inner.hear(epoch, latest);
+            self.hear(&mut inner, epoch, latest);
         }
         self.heard.send_modify(|heard| {
             // What is between comes with the deliveries.
@@ -624,7 +680,7 @@ impl Remote {
         {
             let mut inner = self.inner();
             let before = self.heard.borrow().latest;
-            inner.hear(epoch, before);
+            self.hear(&mut inner, epoch, before);
             for message in messages {
                 inner.recent_bytes += message.bytes();
                 inner.recent.push_back(message);
@@ -658,7 +714,7 @@ impl Remote {
             return None;
         }
         let mut inner = self.inner();
-        inner.hear(epoch, heard.latest);
+        self.hear(&mut inner, epoch, heard.latest);
         let first = inner.heard_in.map_or(0, |(_, latest)| latest);
         Some(match inner.carry {
             true => inner.floor,
@@ -666,9 +722,16 @@ impl Remote {
         })
     }
 
+    /// The same, once the data folder has it: after a crash it is not another, and nothing that was unread is history. None: not yet.
+    pub fn kept_floor(&self, epoch: Epoch) -> Option<u64> {
+        let floor = self.floor(epoch)?;
+        let inner = self.inner();
+        (inner.heard_in == inner.heard_kept).then_some(floor)
+    }
+
     /// The persona's place: what it answered, silence, and the floor.
     pub fn cursor(&self, silent: &SilentCursors, state: &State, persona: &PersonaId) -> Ordinal {
-        let floor = self.floor(state.epoch()).unwrap_or(0);
+        let floor = self.kept_floor(state.epoch()).unwrap_or(0);
         silent
             .effective(state, persona, &self.name)
             .max(Ordinal(floor))
@@ -835,17 +898,37 @@ impl Remote {
     }
 
     /// These stand in the outbox now, or what is told of them says otherwise.
-    pub fn note(&self, by: &PersonaName, said: &[Outcome], sizes: &[usize]) {
+    pub fn note(&self, by: &PersonaName, under: GrantId, said: &[Outcome], sizes: &[usize]) {
         let whose = sharer(by);
         let mut inner = self.inner();
-        for (outcome, size) in said.iter().zip(sizes) {
+        for (outcome, bytes) in said.iter().zip(sizes) {
             if let Outcome::Receipt { placed, .. } = outcome
                 && !inner.is_settled(placed.ordinal.0)
             {
-                let noted = (whose.clone(), *size);
-                inner.said.insert(placed.ordinal.0, noted);
+                let noted = || Noted {
+                    whose: whose.clone(),
+                    bytes: *bytes,
+                    under,
+                };
+                // A repeat is what was said first.
+                inner.said.entry(placed.ordinal.0).or_insert_with(noted);
             }
         }
+    }
+
+    /// Whether something that this run said under this grant, or one below it, is still to be said there.
+    pub fn is_owed_under(&self, state: &State, grant: &GrantId) -> bool {
+        let below = |mut id: GrantId| loop {
+            if id == *grant {
+                return true;
+            }
+            match state.grant(&id).and_then(|grant| grant.parent) {
+                Some(parent) => id = parent,
+                None => return false,
+            }
+        };
+        let inner = self.inner();
+        inner.said.values().any(|said| below(said.under))
     }
 
     /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach, or doesn't
@@ -920,8 +1003,44 @@ impl Remote {
         !self.inner().sent.insert(ordinal) || ordinal <= self.begun
     }
 
-    /// What these authors of this host said and the peer has not settled is never sent.
-    pub(super) async fn stop(&self, host: HostId, is_by: &(dyn Fn(&PersonaName) -> bool + Sync)) {
+    /// These are about to be sent.
+    pub(super) fn fly(self: &Arc<Self>, ordinals: Vec<u64>) -> Flight {
+        let flying = ordinals.iter().map(|ordinal| (*ordinal, None));
+        self.inner().flying.extend(flying);
+        Flight {
+            remote: self.clone(),
+            ordinals,
+        }
+    }
+
+    /// What is told of a message that is not sent any more.
+    pub(super) fn withdrawn(&self, ordinal: u64, why: &str) -> Fate {
+        let may_be_there = ordinal <= self.begun || self.inner().sent.contains(&ordinal);
+        let rest = match may_be_there {
+            true => "; whether it got there before is not known",
+            false => "; it never will be said",
+        };
+        Fate::refused(Refusal::Revoked, &format!("{why}{rest}"))
+    }
+
+    /// A message is not sent any more. One that is on its way now is the peer's to settle, if it does.
+    fn withdraw(&self, ordinal: u64, why: &'static str) {
+        if let Some(over) = self.inner().flying.get_mut(&ordinal) {
+            *over = Some(why);
+            return;
+        }
+        let fate = self.withdrawn(ordinal, why);
+        self.settled(ordinal, Some(fate));
+    }
+
+    /// What this host's personas said, the peer has not settled, and `over` says is not to be said any more, is never sent. Answers whether
+    /// there was any.
+    pub(super) async fn withhold(
+        &self,
+        host: HostId,
+        over: &(dyn Fn(&Entry) -> Option<&'static str> + Sync),
+    ) -> bool {
+        let mut any = false;
         let latest = self.record.state().channel(&self.name);
         let latest = latest.map_or(0, |view| view.latest.0);
         let mut next = self.unsettled();
@@ -932,24 +1051,28 @@ impl Remote {
                 .messages(&self.name, from, limits::OUTBOX_AHEAD_MAX, bytes);
             let batch = match batch.await {
                 Ok(batch) if !batch.is_empty() => batch,
-                Ok(_) => return,
+                Ok(_) => return any,
                 Err(error) => {
                     tracing::warn!(
                         "'{}' can't be read for what is not to be said: {error}",
                         self.name
                     );
-                    return;
+                    return any;
                 }
             };
             for kept in batch {
                 next = kept.ordinal.0 + 1;
                 let entry = kept.sealed.entry();
-                if entry.host == host && entry.author.as_ref().is_some_and(is_by) {
-                    let why = "its author was stopped before the peer had settled this";
-                    self.settled(kept.ordinal.0, Some(Fate::refused(Refusal::Revoked, why)));
+                if entry.host == host
+                    && !self.is_settled(kept.ordinal.0)
+                    && let Some(why) = over(entry)
+                {
+                    self.withdraw(kept.ordinal.0, why);
+                    any = true;
                 }
             }
         }
+        any
     }
 
     /// A message is settled; with no fate where nobody here asks for it.
@@ -1010,10 +1133,10 @@ impl Inner {
                 own = (own.0 + count, own.1 + bytes);
             }
         }
-        for (author, bytes) in self.said.values() {
-            all.1 += bytes;
-            if author == whose {
-                own = (own.0 + 1, own.1 + bytes);
+        for said in self.said.values() {
+            all.1 += said.bytes;
+            if said.whose == *whose {
+                own = (own.0 + 1, own.1 + said.bytes);
             }
         }
         (own, all)

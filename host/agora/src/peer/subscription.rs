@@ -34,11 +34,15 @@ impl RemoteSubscription {
         loop {
             let now = *heard.borrow_and_update();
             // What would be answered now can't be put in the outbox before the peer's epoch is known; it is told again by then.
-            let is_known = now.is_known && remote.epoch().is_some();
-            let cursor = {
+            let (cursor, begins) = {
                 let state = to.record.state();
-                remote.cursor(&to.silent, &state, &to.persona)
+                (
+                    remote.cursor(&to.silent, &state, &to.persona),
+                    remote.kept_floor(state.epoch()).is_some(),
+                )
             };
+            let is_heard = now.is_known && remote.epoch().is_some();
+            let is_known = is_heard && begins;
             while unanswered
                 .front()
                 .is_some_and(|ordinal| *ordinal <= cursor.0)
@@ -62,6 +66,8 @@ impl RemoteSubscription {
             let room = (to.window as usize).saturating_sub(unanswered.len());
             if !is_known || next >= now.latest || room == 0 {
                 to.progress.set(match room {
+                    // In a moment, when it is kept.
+                    _ if is_heard && !begins => Rest::Busy,
                     0 => Rest::Full(cursor),
                     _ => Rest::AtEnd(Ordinal(now.latest)),
                 });

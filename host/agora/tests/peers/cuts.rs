@@ -385,3 +385,46 @@ async fn a_host_whose_log_lost_its_end_is_not_told_that_something_else_counts() 
     assert_eq!(texts(&bed).await, ["one", "two", "four"]);
     bed.close().await;
 }
+
+/// A message in the place of a lost one is sent, nobody hears what became of it, and it is sent again: by then it may have been sent before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_a_lost_message_had_gets_nobody_its_receipt_however_often_it_is_sent() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.synth, "bravo/release", Draft::inform("one"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    let kept = tempfile::tempdir().unwrap();
+    copy(&bed.alpha.data(), kept.path());
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(2).await;
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.synth, "bravo/release", Draft::inform("two"))
+        .await
+        .unwrap();
+    bed.alpha.close().await;
+    bed.bravo.close().await;
+    std::fs::remove_dir_all(bed.alpha.data()).unwrap();
+    copy(kept.path(), &bed.alpha.data());
+    bed.alpha.open().await;
+    bed.synth.until_life(3).await;
+    bed.synth.graft().await.unwrap().unwrap();
+    let three = Draft::inform("three").key(next_key());
+    let away = tried(&bed.synth, "bravo/release", three.clone()).await;
+    assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+    // As far as its host knows now it may have been sent.
+    bed.alpha.close().await;
+    bed.bravo.open().await;
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(4).await;
+    graft(&bed.synth, "bravo/release").await;
+    let taken = repeated(&bed.synth, "bravo/release", three).await;
+    assert_eq!(taken.unwrap_err(), Refusal::KeyExpired);
+    said(&bed.synth, "bravo/release", Draft::inform("four"))
+        .await
+        .unwrap();
+    assert_eq!(texts(&bed).await, ["one", "two", "four"]);
+    bed.close().await;
+}

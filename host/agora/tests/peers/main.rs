@@ -6,11 +6,14 @@
 )]
 
 mod bed;
+mod chain;
 mod copies;
 mod cuts;
 mod lending;
 mod partition;
 mod proxy;
+mod quiet;
 mod reading;
+mod revoking;
 mod speaking;
 mod told;

@@ -136,3 +136,42 @@ async fn a_channel_that_was_lent_is_lent_on() {
         site.close().await;
     }
 }
+
+/// What was unread when a host was killed is unread when it is back, however soon after the peer was first heard in its epoch that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_reading_begins_outlives_a_host_that_is_killed_at_once() {
+    let mut bed = Bed::new(QUIC).await;
+    said(&bed.keeper, "release", Draft::inform("before"))
+        .await
+        .unwrap();
+    assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"before");
+    // In the new epoch that is history, and what comes is not.
+    let (decided, _) = bed.alpha.host().control.bump("a test", false, "test").await;
+    assert_eq!(decided.pending, None);
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.keeper, "release", Draft::inform("unread"))
+        .await
+        .unwrap();
+    assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"unread");
+    // What the data folder has of the peer now is what a kill leaves of it.
+    let known = bed.alpha.data().join("peers/bravo");
+    let left = std::fs::read(&known);
+    bed.alpha.close().await;
+    match left {
+        Ok(left) => std::fs::write(&known, left).unwrap(),
+        Err(_) => std::fs::remove_file(&known).unwrap(),
+    }
+    said(&bed.keeper, "release", Draft::inform("meanwhile"))
+        .await
+        .unwrap();
+    bed.alpha.open().await;
+    bed.alpha.linked("bravo").await;
+    bed.synth.until_life(2).await;
+    graft(&bed.synth, "bravo/release").await;
+    assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"unread");
+    assert_eq!(
+        heard(&bed.synth, "bravo/release").await.payload,
+        b"meanwhile"
+    );
+    bed.close().await;
+}
