@@ -24,3 +24,4 @@ mod realm;
 mod scaffold;
 mod services;
 mod strangers;
+mod signing;
