@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::facts::Format;
 use super::show;
+use super::witnesses::WitnessesArgs;
 use crate::boot::address::{parse_dial, parse_listen, parse_peer_id};
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
@@ -515,6 +516,8 @@ pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub(super) log: LogServerArgs,
 }
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
 
 #[derive(Args)]
 pub(super) struct ProveArgs {
@@ -528,13 +531,20 @@ pub(super) struct ProveArgs {
     pub(super) checkpoint: Option<PathBuf>,
     /// Where to write the proof [default: standard output].
     #[arg(short, long, value_name = "FILE")]
+    /// The realm whose log is on servers, where there is no data folder of it here (then say --checkpoint, too).
+    #[arg(long, value_name = "ID")]
+    pub(super) realm: Option<agora_realm::RealmId>,
     pub(super) output: Option<PathBuf>,
 }
 
 impl LogArgs {
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
     /// How it is to be shown.
     pub(super) fn format(&self) -> Format {
         match self.json {
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
             true => Format::Jsonl,
             false => self.format,
         }
@@ -555,11 +565,13 @@ pub(super) struct CheckpointArgs {
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub(super) for_witness: Option<u64>,
     /// Show nothing, and keep what witnesses signed of a checkpoint of this host (`-`: from standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness", "witness"])]
     pub(super) cosigned: Option<PathBuf>,
 }
 
 #[derive(Args)]
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
 pub(super) struct MirrorArgs {
     /// Which: PEER/CHANNEL [default: what copies there are].
     pub(super) channel: Option<String>,

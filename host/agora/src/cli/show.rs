@@ -76,6 +76,26 @@ pub fn time(ms: i64) -> String {
     )
 }
 
+/// A day and a time in UTC, of seconds since 1970-01-01.
+pub fn date_time(seconds: u64) -> String {
+    // Days from a first of March on, in eras of 400 years, so that a leap day is the last of its year.
+    let days = seconds / 86_400 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march + 2) / 5 + 1;
+    let month = if march < 10 { march + 3 } else { march - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let second = seconds % 86_400;
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
 /// Terms in one line: what they narrow.
 pub fn terms(terms: &Terms) -> String {
     let mut parts = Vec::new();
@@ -258,6 +278,23 @@ mod tests {
             ..Terms::ALL
         };
         assert_eq!(terms(&narrow), "read+write, only inform+agree, 5/min");
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        let days = [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_709_164_799, "2024-02-28 23:59:59 UTC"),
+            (1_795_000_000, "2026-11-18 11:06:40 UTC"),
+            (4_107_542_399, "2100-02-28 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ];
+        for (seconds, day) in days {
+            assert_eq!(date_time(seconds), day);
+        }
+        // A witness may say anything.
+        date_time(u64::MAX);
+    }
+
     }
 
     #[test]

@@ -9,7 +9,7 @@ use agora_realm::{MessageVerdict, Sealed, State, judge};
 use super::written::{Draw, Written, checkpoint, written};
 
 /// Its exit code, and what it said.
-fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
+pub(super) fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_agora"))
         .current_dir(folder)
         .env_remove("AGORA_LOG")
@@ -21,7 +21,7 @@ fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
 }
 
 /// The first host's data folder with the log in it, as a host of its own log has it.
-fn as_a_folder(written: &Written) {
+pub(super) fn as_a_folder(written: &Written) {
     std::fs::rename(written.log(), written.data().join("log")).unwrap();
 }
 

@@ -10,3 +10,4 @@ mod forged;
 mod mutations;
 mod parsing;
 mod written;
+mod witnessed;
