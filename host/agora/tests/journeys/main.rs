@@ -16,6 +16,7 @@ mod nats;
 mod network;
 mod peer_loss;
 mod peers;
+mod proofs;
 #[path = "../peers/proxy.rs"]
 mod proxy;
 mod quiet;
