@@ -7,7 +7,8 @@
 
 mod command;
 mod forged;
+mod imported;
 mod mutations;
 mod parsing;
-mod written;
 mod witnessed;
+mod written;
