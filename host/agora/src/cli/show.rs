@@ -146,8 +146,8 @@ pub fn terms(terms: &Terms) -> String {
     parts.join(", ")
 }
 
-/// A record in one line.
-pub fn record(told: &Told, colour: bool) -> String {
+/// A record in one line; with the host that wrote it where its realm has several, since each may have an agent of the same name.
+pub fn record(told: &Told, colour: bool, has_several_hosts: bool) -> String {
     let (dim, bold, reset) = match colour {
         true => ("\u{1b}[2m", "\u{1b}[1m", "\u{1b}[0m"),
         false => ("", "", ""),
@@ -167,9 +167,15 @@ pub fn record(told: &Told, colour: bool) -> String {
                 None | Some("") => String::new(),
                 Some(owner) => format!(" {dim}(owner {}){reset}", escape(owner)),
             };
+            let author = match has_several_hosts {
+                true => format!(
+                    "{:<21}",
+                    format!("{}@{}", escape(&told.author), told.host.short())
+                ),
+                false => format!("{:<12}", escape(&told.author)),
+            };
             format!(
-                "{dim}{when} {seq:>5}{reset} {channel:<12} {bold}{:<12}{reset} {act:<8} {dim}hops {hops}{reset} {}{owner}",
-                escape(&told.author),
+                "{dim}{when} {seq:>5}{reset} {channel:<12} {bold}{author}{reset} {act:<8} {dim}hops {hops}{reset} {}{owner}",
                 escape(&told.body)
             )
         }
@@ -178,8 +184,12 @@ pub fn record(told: &Told, colour: bool) -> String {
                 Some(channel) => format!("'{channel}' "),
                 None => String::new(),
             };
+            let by = match has_several_hosts {
+                true => format!(" [host {}]", told.host.short()),
+                false => String::new(),
+            };
             format!(
-                "{dim}{when} {seq:>5} {:<12} {channel}{}{reset}",
+                "{dim}{when} {seq:>5} {:<12} {channel}{}{by}{reset}",
                 told.kind,
                 escape(&told.body)
             )
@@ -269,16 +279,6 @@ mod tests {
     }
 
     #[test]
-    fn terms_say_what_they_narrow() {
-        assert_eq!(terms(&Terms::ALL), "all rights");
-        let narrow = Terms {
-            rights: Rights::READ | Rights::WRITE,
-            acts: [Act::Inform, Act::Agree].into_iter().collect(),
-            rate: agora_realm::Rate::new(5, 60_000),
-            ..Terms::ALL
-        };
-        assert_eq!(terms(&narrow), "read+write, only inform+agree, 5/min");
-    #[test]
     fn days_are_those_of_the_calendar() {
         let days = [
             (0, "1970-01-01 00:00:00 UTC"),
@@ -295,6 +295,16 @@ mod tests {
         date_time(u64::MAX);
     }
 
+    #[test]
+    fn terms_say_what_they_narrow() {
+        assert_eq!(terms(&Terms::ALL), "all rights");
+        let narrow = Terms {
+            rights: Rights::READ | Rights::WRITE,
+            acts: [Act::Inform, Act::Agree].into_iter().collect(),
+            rate: agora_realm::Rate::new(5, 60_000),
+            ..Terms::ALL
+        };
+        assert_eq!(terms(&narrow), "read+write, only inform+agree, 5/min");
     }
 
     #[test]

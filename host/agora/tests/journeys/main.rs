@@ -24,5 +24,5 @@ mod reactors;
 mod realm;
 mod scaffold;
 mod services;
-mod strangers;
 mod signing;
+mod strangers;
