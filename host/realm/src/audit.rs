@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::act::Refusal;
 use crate::causes::{Cause, cause};
-use crate::checkpoint::Signed;
+use crate::checkpoint::{Cosignature, Signed};
 use crate::entry::{Body, Entry, Junk, KeySubject, Sealed};
 use crate::ids::{ChannelName, Epoch, HostId, Ordinal, PersonaName, PublicKey, RealmId};
 use crate::judge::{Change, Judged, MessageVerdict, judge};
@@ -192,8 +192,8 @@ pub struct Compared {
     pub agrees: bool,
     /// The hosts that signed it, by the keys they signed with.
     pub hosts: Vec<(HostId, PublicKey)>,
-    /// How many witnesses signed it too.
-    pub witnesses: usize,
+    /// The witnesses that signed it too, one signature of each. Whose keys these are is for the auditor to know.
+    pub witnesses: Vec<Cosignature>,
 }
 
 /// What an audit came to.
@@ -591,7 +591,7 @@ fn compared(held: &Held, agrees: bool) -> (Compared, RealmId, Vec<PublicKey>) {
         elsewhere: held.elsewhere,
         agrees,
         hosts: Vec::new(),
-        witnesses: held.signed.witnesses().len(),
+        witnesses: held.signed.witnesses(),
     };
     (compared, checkpoint.realm, held.signed.hosts())
 }

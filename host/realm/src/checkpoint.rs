@@ -16,9 +16,9 @@
 //! ```
 //!
 //! A host signs the tagged hash ("agora/checkpoint") of the first three lines, newlines included, with BIP-340. A witness signs the
-//! tagged hash ("agora/cosignature") of the time, as 8 bytes big-endian of seconds since 1970-01-01 UTC, and these lines. A key id is the
-//! first four bytes of SHA-256 over the name, a newline, the byte 0xff, the tag, and the key. Signatures of other forms are kept
-//! and not looked at.
+//! tagged hash ("agora/cosignature") of the time, as 8 bytes big-endian of seconds since 1970-01-01 UTC, the key of the host whose
+//! checkpoint it signs, 32 bytes, and these lines. A key id is the first four bytes of SHA-256 over the name, a newline, the byte 0xff, the
+//! tag, and the key. Signatures of other forms are kept and not looked at.
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,6 +60,9 @@ pub enum NotACheckpoint {
     /// Another one's signatures.
     #[error("it is a checkpoint of something else")]
     Other,
+    /// There is no host whose checkpoint a witness could sign.
+    #[error("no host signed the checkpoint")]
+    Unsigned,
 }
 
 /// What the log was: the root over its first `size` places.
@@ -107,6 +110,11 @@ fn key_id(name: &str, tag: &str, key: &PublicKey) -> [u8; 4] {
     *hash.first_chunk().expect("4 of 32 bytes")
 }
 
+/// What a witness signs.
+fn witnessed(time: &[u8; 8], host: &PublicKey, body: &str) -> [u8; 32] {
+    tagged_hash(WITNESS_TAG, &[time, &host.0, body.as_bytes()])
+}
+
 /// One signature's line: a name, and bytes of which the first four are the key's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
@@ -136,6 +144,8 @@ pub struct Signed {
 pub struct Cosignature {
     /// Whose.
     pub witness: PublicKey,
+    /// Whose checkpoint it saw: the key that signed it as a host.
+    pub host: PublicKey,
     /// When, by the witness's clock: seconds since 1970-01-01 UTC.
     pub time_s: u64,
 }
@@ -174,25 +184,29 @@ impl Signed {
     }
 
     fn cosignatures(&self) -> Vec<Cosignature> {
-        let body = self.checkpoint.body();
+        let (body, hosts) = (self.checkpoint.body(), self.hosts());
         let ours = self.lines.iter();
         ours.filter_map(|line| {
             let (witness, rest) = line.ours(WITNESS, WITNESS_TAG)?;
             let (time, signature) = rest.split_first_chunk::<8>()?;
-            let digest = tagged_hash(WITNESS_TAG, &[time, body.as_bytes()]);
-            let good = witness.verifies(&digest, signature.try_into().ok()?);
-            good.then_some(Cosignature {
+            let signature = signature.try_into().ok()?;
+            let host = hosts
+                .iter()
+                .find(|host| witness.verifies(&witnessed(time, host, &body), signature))?;
+            Some(Cosignature {
                 witness,
+                host: *host,
                 time_s: u64::from_be_bytes(*time),
             })
         })
         .collect()
     }
 
-    /// Adds a witness's signature, in place of one that this witness gave before. `aux` should be fresh randomness.
+    /// Adds a witness's signature, in place of one that this witness gave before; it names the host that signed first. `aux` should be fresh
+    /// randomness.
     ///
     /// # Errors
-    /// There are [`SIGNATURES_MAX`] signatures already.
+    /// No host signed it, or there are [`SIGNATURES_MAX`] signatures already.
     pub fn cosign(
         &mut self,
         witness: &SigningKey,
@@ -200,8 +214,10 @@ impl Signed {
         aux: &[u8; 32],
     ) -> Result<(), NotACheckpoint> {
         let name = format!("{WITNESS}{}", witness.public());
+        let hosts = self.hosts();
+        let host = hosts.first().ok_or(NotACheckpoint::Unsigned)?;
         let time = time_s.to_be_bytes();
-        let digest = tagged_hash(WITNESS_TAG, &[&time, self.checkpoint.body().as_bytes()]);
+        let digest = witnessed(&time, host, &self.checkpoint.body());
         let bytes = [
             &key_id(&name, WITNESS_TAG, &witness.public())[..],
             &time,
@@ -211,7 +227,8 @@ impl Signed {
         self.put(Line { name, bytes })
     }
 
-    /// Takes over the good signatures of witnesses from another copy of the same checkpoint. Answers how many are new.
+    /// Takes over the good signatures of witnesses from another copy of the same checkpoint, as far as they are of a host that signed this
+    /// copy. Answers how many are new.
     ///
     /// # Errors
     /// It is a checkpoint of something else, or there would be too many signatures.
@@ -219,9 +236,13 @@ impl Signed {
         if other.checkpoint != self.checkpoint {
             return Err(NotACheckpoint::Other);
         }
-        let known = self.witnesses();
+        let (known, hosts) = (self.witnesses(), self.hosts());
         let mut new = 0;
-        for good in other.witnesses().iter().filter(|w| !known.contains(w)) {
+        let theirs = other.witnesses();
+        for good in theirs
+            .iter()
+            .filter(|w| hosts.contains(&w.host) && !known.contains(w))
+        {
             let line = other.lines.iter().find(|line| {
                 line.ours(WITNESS, WITNESS_TAG).is_some_and(|(key, rest)| {
                     key == good.witness && rest.starts_with(&good.time_s.to_be_bytes())
@@ -577,6 +598,7 @@ mod tests {
         assert!(read.is_signed_by(&key(1).public()) && !read.is_signed_by(&key(2).public()));
         let witnessed = Cosignature {
             witness: key(2).public(),
+            host: key(1).public(),
             time_s: 1_800_000_000,
         };
         assert_eq!(read.witnesses(), [witnessed]);
@@ -674,6 +696,52 @@ mod tests {
         let mut other = checkpoint(&tree, 8).sign(&key(1), &[0; 32]);
         other.cosign(&key(2), 5, &[0; 32]).unwrap();
         assert_eq!(kept.adopt(&other), Err(NotACheckpoint::Other));
+    }
+
+    #[test]
+    fn a_witnesss_signature_is_of_one_realm_host_size_root_and_time() {
+        let tree = tree(9, "");
+        let of = |checkpoint: Checkpoint, host: u8| checkpoint.sign(&key(host), &[0; 32]);
+        let mut signed = of(checkpoint(&tree, 9), 1);
+        signed.cosign(&key(2), 5, &[0; 32]).unwrap();
+        let cosignature = signed.lines.pop().unwrap();
+        let carried = |mut signed: Signed, line: &Line| {
+            signed.lines.push(line.clone());
+            signed.witnesses().len()
+        };
+        assert_eq!(carried(signed.clone(), &cosignature), 1);
+        let mut other = checkpoint(&tree, 9);
+        other.realm = RealmId([1; 32]);
+        assert_eq!(carried(of(other, 1), &cosignature), 0);
+        assert_eq!(carried(of(checkpoint(&tree, 9), 3), &cosignature), 0);
+        let mut other = checkpoint(&tree, 9);
+        other.size = 10;
+        assert_eq!(carried(of(other, 1), &cosignature), 0);
+        let mut other = checkpoint(&tree, 9);
+        other.root[31] ^= 1;
+        assert_eq!(carried(of(other, 1), &cosignature), 0);
+        let mut later = cosignature.clone();
+        later.bytes[11] ^= 1;
+        assert_eq!(carried(signed.clone(), &later), 0);
+        // Another one's name on it, with the key id that belongs to the name.
+        let mut renamed = cosignature.clone();
+        renamed.name = format!("{WITNESS}{}", key(4).public());
+        let id = key_id(&renamed.name, WITNESS_TAG, &key(4).public());
+        renamed.bytes[..4].copy_from_slice(&id);
+        assert_eq!(carried(signed.clone(), &renamed), 0);
+        // Two hosts signed the same: it is of the one that the witness saw, and isn't taken over to the other's.
+        let mut both = of(checkpoint(&tree, 9), 3);
+        both.lines.extend(signed.lines.iter().cloned());
+        both.lines.push(cosignature.clone());
+        assert_eq!(both.witnesses()[0].host, key(1).public());
+        let mut thirds = of(checkpoint(&tree, 9), 3);
+        assert_eq!((thirds.adopt(&both), thirds.witnesses().len()), (Ok(0), 0));
+        let mut unsigned = signed;
+        unsigned.lines.clear();
+        assert_eq!(
+            unsigned.cosign(&key(2), 5, &[0; 32]),
+            Err(NotACheckpoint::Unsigned)
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::act::Refusal;
 use crate::audit::Stored;
-use crate::checkpoint::Signed;
+use crate::checkpoint::{Cosignature, Signed};
 use crate::entry::{
     Body, Entry, Junk, KeyBody, KeySubject, Message, RevokeBody, Revoked, Sealed, TurnBody,
 };
@@ -155,8 +155,8 @@ pub struct Shown {
     pub size: u64,
     /// Who signed the checkpoint.
     pub hosts: Vec<(HostId, PublicKey)>,
-    /// How many witnesses signed it too.
-    pub witnesses: usize,
+    /// The witnesses that signed it too, one signature of each. Whose keys these are is for the auditor to know.
+    pub witnesses: Vec<Cosignature>,
     /// Where the entry stands.
     pub seq: u64,
     /// The entry.
@@ -345,7 +345,7 @@ impl Checking {
             realm: checkpoint.realm,
             size: checkpoint.size,
             hosts,
-            witnesses: proof.checkpoint.witnesses().len(),
+            witnesses: proof.checkpoint.witnesses(),
             seq,
             message: proof.message,
             verdict,

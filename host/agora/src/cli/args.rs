@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::facts::Format;
 use super::show;
+use super::witnesses::WitnessesArgs;
 use crate::boot::address::{parse_dial, parse_listen, parse_peer_id};
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
@@ -494,6 +495,12 @@ pub(super) struct ImportArgs {
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) data: DataArgs,
+    /// A checkpoint that was kept elsewhere: up to it, nothing may be missing, moved or changed. May be given again.
+    #[arg(long, value_name = "FILE")]
+    pub(super) checkpoint: Vec<PathBuf>,
+    /// Import it although not all in it is what correct hosts wrote (agora verify FILE says what isn't): as what hosts passed over already.
+    #[arg(long)]
+    pub(super) accept_findings: bool,
     #[command(flatten)]
     pub(super) log: LogServerArgs,
 }
@@ -510,6 +517,8 @@ pub(super) struct VerifyArgs {
     /// A checkpoint that was kept elsewhere: up to it, nothing may be missing, moved or changed. May be given again.
     #[arg(long, value_name = "FILE")]
     pub(super) checkpoint: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
     /// Print JSON lines instead of text.
     #[arg(long)]
     pub(super) json: bool,
@@ -523,13 +532,20 @@ pub(super) struct ProveArgs {
     pub(super) what: String,
     #[command(flatten)]
     pub(super) data: DataArgs,
+    /// The realm whose log is on servers, where there is no data folder of it here (then say --checkpoint, too).
+    #[arg(long, value_name = "ID")]
+    pub(super) realm: Option<agora_realm::RealmId>,
     /// The checkpoint in whose log it is proved: best one that whoever the proof is for holds already [default: the first that is kept of
     /// those that cover it].
     #[arg(long, value_name = "FILE")]
     pub(super) checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
     /// Where to write the proof [default: standard output].
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) log: LogServerArgs,
 }
 
 impl LogArgs {
@@ -555,8 +571,10 @@ pub(super) struct CheckpointArgs {
     /// The same, as what `agora witness` reads: N is what the witness signed last, 0 at first.
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub(super) for_witness: Option<u64>,
+    #[command(flatten)]
+    pub(super) witnesses: WitnessesArgs,
     /// Show nothing, and keep what witnesses signed of a checkpoint of this host (`-`: from standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["at", "since", "for_witness", "witness"])]
     pub(super) cosigned: Option<PathBuf>,
 }
 

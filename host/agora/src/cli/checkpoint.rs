@@ -7,6 +7,7 @@ use agora_realm::checkpoint::{Extension, Signed};
 
 use super::args::CheckpointArgs;
 use super::show;
+use super::witnesses::Witnesses;
 use crate::boot::data::check_format;
 use crate::delivery::checkpoints::{Kept, parse_file};
 use crate::delivery::forks;
@@ -21,14 +22,15 @@ pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.cosigned {
         return keep_cosigned(&kept, file);
     }
-    let signed = match args.at {
-        None => kept.newest()?.ok_or_else(|| {
+    let signed = match (args.at, args.witnesses.asked()?) {
+        (at, Some(asked)) => witnessed(&data, at, &asked)?,
+        (None, None) => kept.newest()?.ok_or_else(|| {
             anyhow::anyhow!(
                 "{}: there is no checkpoint yet (a host makes one each second while entries arrive)",
                 data.display()
             )
         })?,
-        Some(seq) => kept.covering(seq)?.ok_or_else(|| {
+        (Some(seq), None) => kept.covering(seq)?.ok_or_else(|| {
             anyhow::anyhow!(
                 "{}: no checkpoint covers entry {seq} yet",
                 data.display()
@@ -40,6 +42,26 @@ pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
         Some(old) => show::print(&extension(&data, old, signed)?.to_string()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The newest that enough of these witnesses signed; or the first, of those that cover a place.
+fn witnessed(data: &Path, at: Option<u64>, asked: &Witnesses) -> anyhow::Result<Signed> {
+    let all = Kept::of(data).all_witnessed()?;
+    let mut found = all
+        .into_iter()
+        .filter(|signed| signed.checkpoint().size >= at.unwrap_or(0) && asked.are_on(signed));
+    let found = match at {
+        None => found.next_back(),
+        Some(_) => found.next(),
+    };
+    found.ok_or_else(|| {
+        let covering = at.map_or_else(String::new, |seq| format!(" and covers entry {seq}"));
+        anyhow::anyhow!(
+            "{}: no checkpoint that is kept here has good signatures of {} of the named witnesses{covering}",
+            data.display(),
+            asked.needed()
+        )
+    })
 }
 
 /// A checkpoint with the proof that it extends the log of the first `old` places.

@@ -521,7 +521,7 @@ impl feed::Server for Eye {
             let told = read_told(record)?;
             match self.json {
                 true => show::print(&format!("{}\n", told.json())),
-                false => show::print(&format!("{}\n", show::record(&told, self.colour))),
+                false => show::print(&format!("{}\n", show::record(&told, self.colour, false))),
             }
         }
         Ok(())

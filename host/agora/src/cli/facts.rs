@@ -45,6 +45,8 @@ pub(super) struct Writer {
     /// Messages that counted, shown or not: a fact has the same number in every export of a log.
     counted: u64,
     begun: bool,
+    /// The realm has had several hosts by now.
+    has_several_hosts: bool,
 }
 
 /// The fields of a fact, in the order of the table.
@@ -76,7 +78,13 @@ impl Writer {
             colour: show::is_terminal(&std::io::stdout()),
             counted: 0,
             begun: false,
+            has_several_hosts: false,
         }
+    }
+
+    /// The realm has so many hosts from here on.
+    pub(super) fn hosts(&mut self, count: usize) {
+        self.has_several_hosts |= count > 1;
     }
 
     /// One more record of the log. To be told of all, in order, whether or not they are written.
@@ -92,7 +100,10 @@ impl Writer {
         signature: &str,
     ) -> Result<()> {
         match (self.format, &told.message) {
-            (Format::Text, _) => writeln!(out, "{}", show::record(told, self.colour)),
+            (Format::Text, _) => {
+                let line = show::record(told, self.colour, self.has_several_hosts);
+                writeln!(out, "{line}")
+            }
             (Format::Jsonl, _) => writeln!(out, "{}", harmless(&told.json().to_string())),
             (Format::Yaml, Some(message)) => self.yaml(out, told, message, signature),
             (Format::Csv, Some(message)) => self.csv(out, told, message, signature),

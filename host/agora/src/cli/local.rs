@@ -102,7 +102,9 @@ pub(super) fn log(args: &LogArgs) -> anyhow::Result<ExitCode> {
         let places = batch.into_iter().map(|(seq, place)| (seq.0, place));
         let opened = open_places(places.collect());
         for ((seq, sealed), signature) in opened.into_iter().zip(signatures) {
-            for told in replay_one(&mut state, seq, sealed) {
+            let all_told = replay_one(&mut state, seq, sealed);
+            facts.hosts(state.hosts().count());
+            for told in all_told {
                 facts.count(&told);
                 let on_channel = match (&args.channel, &told.channel) {
                     (None, _) => true,

@@ -21,6 +21,7 @@ pub mod show;
 mod source;
 mod verify;
 mod witness;
+mod witnesses;
 
 use std::process::ExitCode;
 

@@ -1,20 +1,22 @@
 //! A log into a file, and from a file into another log.
 //!
 //! In: a log, embedded or on servers; a file of `agora_log::export`. Out: the other of the two.
-//! Promise: every place stays what it was, to the byte and where it was. A file is read and judged whole before anything of it is
-//! written, and goes into an empty log only; an import that was interrupted goes on where it stopped, once what is there was compared.
+//! Promise: every place stays what it was, to the byte and where it was. A file is read and audited whole before anything of it is
+//! written, is refused where it isn't what correct hosts wrote, and goes into an empty log only; an import that was interrupted goes on
+//! where it stopped, once what is there was compared.
 //! Failure: says what, and which place. Until an import is done no host runs on its data folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use agora_log::export::{Header, Place, Reader, Writer, leaf_hash};
 use agora_log::{Class, Embedded, JetStream, Lane, Log, Options, Seq};
-use agora_realm::{Body, NoteBody, RealmId, Sealed, State};
+use agora_realm::merkle::{Frontier, Hash};
+use agora_realm::{Audit, Body, Finding, NoteBody, RealmId, Report, Sealed, Wrong};
 use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -23,10 +25,12 @@ use sha2::{Digest, Sha256};
 use super::args::{ImportArgs, LogServerArgs};
 use super::show;
 use super::source::{Pace, Source};
+use super::verify::{read_checkpoint, run};
 use crate::boot::data::DataFolder;
 use crate::boot::host::{LogChoice, stream_of};
+use crate::delivery::auditing::{self, Broken, Exported, Raw};
 use crate::delivery::gathering::lane_of;
-use crate::delivery::pruned::{Pruned, Stub, open_place};
+use crate::delivery::pruned::{Pruned, Stub};
 use crate::limits;
 
 // -- Out
@@ -149,6 +153,8 @@ fn genesis_of(place: &Place) -> anyhow::Result<RealmId> {
 /// What is in a file, once it was read whole.
 struct Checked {
     realm: RealmId,
+    /// The hash over all places.
+    root: Hash,
     count: u64,
     void: u64,
     junk: u64,
@@ -165,10 +171,12 @@ fn open_file(path: &Path) -> anyhow::Result<Export> {
     Reader::new(BufReader::with_capacity(1 << 20, file)).with_context(at)
 }
 
-/// Reads a file whole: its checksums, every signature, and what judge says, from the genesis on.
-fn check(path: &Path) -> anyhow::Result<Checked> {
+/// Reads a file whole: its checksums, every signature, what judge says from the genesis on, and whether it is what correct hosts wrote, up
+/// to the checkpoints that are held as they signed it.
+fn check(args: &ImportArgs) -> anyhow::Result<Checked> {
+    let path = &args.file;
     let at = || show::escape(&path.display().to_string());
-    let mut reader = open_file(path)?;
+    let reader = open_file(path)?;
     let header = reader.header();
     let realm = RealmId(header.id);
     if header.first != Seq::FIRST {
@@ -178,23 +186,24 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
             header.first
         );
     }
-    let mut pace = Pace::new();
-    let mut state = State::new();
-    let mut pruned = 0;
+    let mut audit = Audit::new();
+    audit.expect_realm(realm);
+    for file in &args.checkpoint {
+        audit.hold(read_checkpoint(file)?);
+    }
+    let purged = Arc::default();
+    let source = Noting {
+        exported: Exported::new(reader),
+        purged: Arc::clone(&purged),
+    };
     let mut unkept = BTreeMap::new();
-    while let Some((seq, place)) = reader.next_place().with_context(at)? {
-        pace.at(|| format!("checking {}: entry {seq}", at()));
-        if seq == Seq::FIRST && genesis_of(&place).with_context(at)? != realm {
-            anyhow::bail!("{}: it begins another realm than it says", at());
+    let told = run(source, audit, |stored, judged| {
+        let Ok(sealed) = &stored.entry else { return };
+        if sealed.is_purged() {
+            unkept.insert(stored.seq, kept_hash(&stored.leaf, sealed.stored()));
         }
-        if let Place::Purged { leaf, stub } = &place {
-            pruned += 1;
-            unkept.insert(seq.0, kept_hash(leaf, stub));
-        }
-        let sealed = open_place(place);
-        let judged = agora_realm::judge(&mut state, seq.0, sealed.as_ref());
-        if let (Ok(()), Ok(sealed)) = (judged.verdict, sealed)
-            && let Body::Note(NoteBody::Stubs { stubs, .. }) = &sealed.entry().body
+        if let (Ok(()), Body::Note(NoteBody::Stubs { stubs, .. })) =
+            (judged.verdict, &sealed.entry().body)
         {
             for stub in stubs {
                 if unkept.get(&stub.seq) == Some(&kept_hash(&stub.leaf, &stub.stub)) {
@@ -202,22 +211,94 @@ fn check(path: &Path) -> anyhow::Result<Checked> {
                 }
             }
         }
+    });
+    match told.audited.broken {
+        Some(Broken::At { why, .. }) => anyhow::bail!("{}: {why}", at()),
+        Some(Broken::Unreadable(error)) => return Err(error.context(at())),
+        None => {}
     }
-    if state.realm() != Some(realm) {
+    let report = told.audited.audit.end();
+    if report.realm != Some(realm) {
         anyhow::bail!(
-            "{}: the realm that it says it is of does not begin in it",
+            "{}: it doesn't begin with the first entry of the realm that it says it is of",
             at()
         );
     }
-    let tally = state.tally();
+    let purged = std::mem::take(&mut *purged.lock().unwrap_or_else(PoisonError::into_inner));
+    if let Some(first) = refused(&report, &purged, args.accept_findings) {
+        let place = match first.since == first.seq {
+            true => format!("entry {}", first.seq),
+            false => format!("somewhere from entry {} to {}", first.since, first.seq),
+        };
+        let more = match report.found {
+            1 => String::new(),
+            n => format!(" (one of {n} findings)"),
+        };
+        let what_now = match args.accept_findings {
+            true => "that is not what hosts pass over, so it is not accepted either",
+            false => {
+                "agora verify FILE says all; a log in which hosts met with that themselves is imported as it is with --accept-findings"
+            }
+        };
+        anyhow::bail!(
+            "{}: not what correct hosts wrote: {place}: {}{more} ({what_now})",
+            at(),
+            first.wrong
+        );
+    }
+    let tally = report.state.tally();
     Ok(Checked {
         realm,
+        root: report.root,
         count: tally.entries,
         void: tally.void,
         junk: tally.junk,
-        pruned,
+        pruned: purged.len() as u64,
         unkept: unkept.first_key_value().map(|(seq, _)| *seq),
     })
+}
+
+/// What is read from a file, and which places of it were purged.
+struct Noting {
+    exported: Exported<BufReader<File>>,
+    purged: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl auditing::Source for Noting {
+    fn next(&mut self) -> Result<Vec<Raw>, Broken> {
+        let lot = self.exported.next()?;
+        let purged = lot
+            .iter()
+            .filter(|raw| matches!(raw.place, Place::Purged { .. }))
+            .map(|raw| raw.seq);
+        let mut known = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(purged);
+        drop(known);
+        Ok(lot)
+    }
+
+    fn end(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The first finding for which a file is refused. What hosts meet with in a log, and pass over, may be accepted: entries that are void or
+/// none. What is kept of purged places is no such thing, nor is what only a checkpoint or the whole log speaks against.
+fn refused<'a>(report: &'a Report, purged: &BTreeSet<u64>, accepts: bool) -> Option<&'a Finding> {
+    if !accepts {
+        return report.findings.first();
+    }
+    let met = |finding: &&Finding| {
+        matches!(finding.wrong, Wrong::Junk(_) | Wrong::Void { .. })
+            && !purged.contains(&finding.seq)
+    };
+    // Of very many, only the first are told; then nothing may stand behind them that isn't looked at.
+    let is_told = report.found == report.findings.len() as u64
+        || purged.is_empty() && report.checkpoints.iter().all(|held| held.agrees);
+    match is_told {
+        true => report.findings.iter().find(|finding| !met(finding)),
+        false => report.findings.last(),
+    }
 }
 
 fn kept_hash(leaf: &[u8; 32], stub: &[u8]) -> [u8; 32] {
@@ -231,7 +312,7 @@ fn kept_hash(leaf: &[u8; 32], stub: &[u8]) -> [u8; 32] {
 /// Puts a log from a file into an empty one.
 pub(super) fn import(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let data = args.data.data();
-    let found = check(&args.file)?;
+    let found = check(args)?;
     let folder = DataFolder::open(&data)?;
     if let Some(pinned) = folder.realm()?
         && pinned != found.realm
@@ -345,7 +426,9 @@ async fn append_all(
     let mut waiting = FuturesOrdered::new();
     let mut bytes_waiting = 0;
     let (mut pruned, mut purged) = (Vec::new(), Vec::new());
+    let mut read = Frontier::new();
     while let Some((seq, content)) = reader.next_place()? {
+        read.push(content.leaf());
         pace.at(|| format!("importing into {place}: {seq} of {} entries", found.count));
         let stored = match content {
             Place::Entry(stored) => stored,
@@ -397,6 +480,12 @@ async fn append_all(
     }
     while !waiting.is_empty() {
         settled(waiting.next().await, place)?;
+    }
+    if read.root() != found.root {
+        anyhow::bail!(
+            "{}: it was changed while it was imported, so what is at {place} now is of no use (make a new log, and import it again)",
+            show::escape(&file.display().to_string())
+        );
     }
     if !pruned.is_empty() {
         stubs.add(&pruned)?;

@@ -5,13 +5,15 @@ use std::process::ExitCode;
 
 use agora_realm::checkpoint::Signed;
 use agora_realm::evidence::{Gathering, NoProof, Shown, Wanted};
-use agora_realm::{Audit, Body, Object, PersonaId, RealmId};
+use agora_realm::{Audit, Body, Judged, Object, PersonaId, PublicKey, RealmId, Stored};
 use anyhow::Context;
 use serde_json::json;
 
 use super::args::ProveArgs;
 use super::show;
-use super::verify::{open_folder, read_checkpoint, run, word};
+use super::verify::{on_servers_of, open_folder, read_checkpoint, run, word};
+use super::witnesses::{Witnessed, Witnesses};
+use crate::boot::data::{check_format, pinned_realm};
 use crate::delivery::auditing::{Broken, InFolder};
 use crate::delivery::checkpoints::Kept;
 use crate::delivery::proofs;
@@ -29,30 +31,76 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
         ),
     };
     let data = args.data.data();
-    crate::boot::data::check_format(&data)?;
-    let whole = match open_folder(&data.join("log"))? {
-        Ok(whole) => whole,
-        Err(broken) => anyhow::bail!(damaged(broken)?),
+    let (on_servers, witnesses) = (!args.log.is_empty(), args.witnesses.asked()?);
+    let has_folder = match check_format(&data) {
+        Ok(()) => true,
+        // All that a folder adds to a log on servers is which realm it is, and its checkpoints.
+        Err(_) if on_servers && args.realm.is_some() && args.checkpoint.is_some() => false,
+        Err(error) if on_servers => {
+            return Err(anyhow::Error::from(error).context(
+                "say --realm ID and --checkpoint FILE, or name a data folder of the realm",
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // Before the log is opened, which may grow meanwhile.
+    let given = args
+        .checkpoint
+        .as_deref()
+        .map(read_checkpoint)
+        .transpose()?;
+    let kept = match has_folder && given.is_none() {
+        true => Kept::of(&data).all_witnessed()?,
+        false => Vec::new(),
     };
     let mut gathering = Gathering::new(wanted);
-    let pruned = Pruned::open(data.join("pruned"))?;
-    let told = run(
-        InFolder::new(whole, Some(pruned)),
-        Audit::new(),
-        |stored, judged| {
-            gathering.take(stored, judged);
-        },
-    );
+    let watch = |stored: &Stored, judged: &Judged| gathering.take(stored, judged);
+    let (told, place) = if on_servers {
+        let pinned = match has_folder {
+            true => pinned_realm(&data)?,
+            false => None,
+        };
+        let realm = args.realm.or(pinned);
+        let servers = on_servers_of(&args.log, realm)?;
+        let place = format!("the realm's stream at {}", args.log.servers.join(", "));
+        (run(servers.source(), Audit::new(), watch), place)
+    } else {
+        let whole = match open_folder(&data.join("log"))? {
+            Ok(whole) => whole,
+            Err(broken) => anyhow::bail!(damaged(broken)?),
+        };
+        let source = InFolder::new(whole, Some(Pruned::open(data.join("pruned"))?));
+        (run(source, Audit::new(), watch), data.display().to_string())
+    };
     if let Some(broken) = told.audited.broken {
         anyhow::bail!(damaged(broken)?);
     }
-    let checkpoint = match (&args.checkpoint, gathering.place()) {
-        (Some(file), _) => read_checkpoint(file)?.signed,
-        (None, place) => {
-            let kept = Kept::of(&data).covering(place.unwrap_or(1))?;
-            kept.ok_or_else(|| {
+    let checkpoint = match given {
+        Some(held) => {
+            if let Some(asked) = witnesses.filter(|asked| !asked.are_on(&held.signed)) {
+                anyhow::bail!(
+                    "{}: fewer than {} of the named witnesses signed it",
+                    held.whence,
+                    asked.needed()
+                );
+            }
+            held.signed
+        }
+        None => {
+            let from = gathering.place().unwrap_or(1);
+            let mut covering = kept
+                .into_iter()
+                .filter(|signed| signed.checkpoint().size >= from);
+            let found = match &witnesses {
+                None => covering.next(),
+                Some(asked) => covering.find(|signed| asked.are_on(signed)),
+            };
+            found.ok_or_else(|| {
+                let by = witnesses.as_ref().map_or_else(String::new, |asked| {
+                    format!(" with the signatures of {} of the named witnesses", asked.needed())
+                });
                 anyhow::anyhow!(
-                    "{}: no checkpoint that is kept here covers it yet (a running host makes one each second while entries arrive)",
+                    "{}: no checkpoint{by} that is kept here covers it yet (a running host makes one each second while entries arrive)",
                     data.display()
                 )
             })?
@@ -60,8 +108,7 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
     };
     let proof = gathering.prove(checkpoint).map_err(|error| match error {
         NoProof::NoSubject => anyhow::anyhow!(
-            "the record in {} holds no such entry or message (agora log shows what it holds)",
-            data.display()
+            "the record in {place} holds no such entry or message (agora log shows what it holds)"
         ),
         other => anyhow::anyhow!(other),
     })?;
@@ -97,6 +144,7 @@ pub(super) fn check(
     path: &Path,
     realm: Option<RealmId>,
     held: &[PathBuf],
+    witnesses: Option<Witnesses>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let bytes = std::fs::metadata(path)?.len();
@@ -121,8 +169,19 @@ pub(super) fn check(
             Ok(ExitCode::FAILURE)
         }
         Ok(shown) => {
+            let witnessed = witnesses.map(|asked| {
+                let hosts: Vec<PublicKey> = shown.hosts.iter().map(|(_, key)| *key).collect();
+                let mut good = shown.witnesses.clone();
+                // What is held of the same log may have more signatures than the proof came with.
+                let same = compared
+                    .iter()
+                    .filter(|(_, held)| compare(&proof.checkpoint, held) == Compared::Same);
+                good.extend(same.flat_map(|(_, held)| held.witnesses()));
+                asked.look(shown.size, "the checkpoint".into(), &good, &hosts)
+            });
             let told = Told {
                 shown,
+                witnessed,
                 asked: realm.is_some(),
                 held: compared
                     .iter()
@@ -164,6 +223,8 @@ fn compare(proof: &Signed, held: &Signed) -> Compared {
 
 struct Told<'a> {
     shown: Shown,
+    /// Which of the witnesses that are asked for signed the checkpoint.
+    witnessed: Option<Witnessed>,
     asked: bool,
     held: Vec<(&'a str, Compared)>,
 }
@@ -171,6 +232,7 @@ struct Told<'a> {
 impl Told<'_> {
     fn holds(&self) -> bool {
         self.shown.verdict.is_ok()
+            && self.witnessed.as_ref().is_none_or(Witnessed::is_enough)
             && self
                 .held
                 .iter()
@@ -207,8 +269,9 @@ impl Told<'_> {
                 shown.seq,
                 shown.size,
                 hosts.join(", "),
-                match shown.witnesses {
+                match shown.witnesses.len() {
                     0 => String::new(),
+                    1 => ", and 1 witness".to_owned(),
                     n => format!(", and {n} witnesses"),
                 }
             ),
@@ -249,12 +312,19 @@ impl Told<'_> {
                 },
             );
         }
+        for line in self.witnessed.iter().flat_map(Witnessed::lines) {
+            row("witness", line);
+        }
+        let too_few = self.witnessed.as_ref().and_then(Witnessed::wrong);
         match (&shown.verdict, self.holds()) {
             (Err(refusal), _) => row(
                 "VOID",
                 format!("by what the proof shows: {} ({refusal})", word(*refusal)),
             ),
-            (Ok(()), false) => row("REFUSED", "a checkpoint that is held is not the proof's".into()),
+            (Ok(()), false) => row(
+                "REFUSED",
+                too_few.unwrap_or_else(|| "a checkpoint that is held is not the proof's".into()),
+            ),
             (Ok(()), true) => row(
                 "holds",
                 "it was said, by this author, under these grants, in this epoch, and stands in this log. Not shown: that it counts, which \
@@ -333,7 +403,8 @@ impl Told<'_> {
             "seq": shown.seq,
             "size": shown.size,
             "checkpoint_hosts": shown.hosts.iter().map(|(host, _)| host.to_string()).collect::<Vec<_>>(),
-            "witnesses": shown.witnesses,
+            "witnesses": shown.witnesses.len(),
+            "witnessed": self.witnessed.as_ref().map(Witnessed::json),
             "author": self.author(),
             "host": entry.host.to_string(),
             "signer": entry.signer.to_string(),

@@ -76,6 +76,26 @@ pub fn time(ms: i64) -> String {
     )
 }
 
+/// A day and a time in UTC, of seconds since 1970-01-01.
+pub fn date_time(seconds: u64) -> String {
+    // Days from a first of March on, in eras of 400 years, so that a leap day is the last of its year.
+    let days = seconds / 86_400 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march + 2) / 5 + 1;
+    let month = if march < 10 { march + 3 } else { march - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let second = seconds % 86_400;
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
 /// Terms in one line: what they narrow.
 pub fn terms(terms: &Terms) -> String {
     let mut parts = Vec::new();
@@ -126,8 +146,8 @@ pub fn terms(terms: &Terms) -> String {
     parts.join(", ")
 }
 
-/// A record in one line.
-pub fn record(told: &Told, colour: bool) -> String {
+/// A record in one line; with the host that wrote it where its realm has several, since each may have an agent of the same name.
+pub fn record(told: &Told, colour: bool, has_several_hosts: bool) -> String {
     let (dim, bold, reset) = match colour {
         true => ("\u{1b}[2m", "\u{1b}[1m", "\u{1b}[0m"),
         false => ("", "", ""),
@@ -147,9 +167,15 @@ pub fn record(told: &Told, colour: bool) -> String {
                 None | Some("") => String::new(),
                 Some(owner) => format!(" {dim}(owner {}){reset}", escape(owner)),
             };
+            let author = match has_several_hosts {
+                true => format!(
+                    "{:<21}",
+                    format!("{}@{}", escape(&told.author), told.host.short())
+                ),
+                false => format!("{:<12}", escape(&told.author)),
+            };
             format!(
-                "{dim}{when} {seq:>5}{reset} {channel:<12} {bold}{:<12}{reset} {act:<8} {dim}hops {hops}{reset} {}{owner}",
-                escape(&told.author),
+                "{dim}{when} {seq:>5}{reset} {channel:<12} {bold}{author}{reset} {act:<8} {dim}hops {hops}{reset} {}{owner}",
                 escape(&told.body)
             )
         }
@@ -158,8 +184,12 @@ pub fn record(told: &Told, colour: bool) -> String {
                 Some(channel) => format!("'{channel}' "),
                 None => String::new(),
             };
+            let by = match has_several_hosts {
+                true => format!(" [host {}]", told.host.short()),
+                false => String::new(),
+            };
             format!(
-                "{dim}{when} {seq:>5} {:<12} {channel}{}{reset}",
+                "{dim}{when} {seq:>5} {:<12} {channel}{}{by}{reset}",
                 told.kind,
                 escape(&told.body)
             )
@@ -246,6 +276,23 @@ mod tests {
             "a\\u{1b}[2Jb\\u{202e}c\\nd"
         );
         assert_eq!(escape("ünïcode ✓"), "ünïcode ✓");
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        let days = [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_709_164_799, "2024-02-28 23:59:59 UTC"),
+            (1_795_000_000, "2026-11-18 11:06:40 UTC"),
+            (4_107_542_399, "2100-02-28 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ];
+        for (seconds, day) in days {
+            assert_eq!(date_time(seconds), day);
+        }
+        // A witness may say anything.
+        date_time(u64::MAX);
     }
 
     #[test]

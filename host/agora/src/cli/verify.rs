@@ -16,10 +16,11 @@ use agora_realm::{Audit, Finding, Held, Judged, RealmId, Refusal, Report, Stored
 use anyhow::Context;
 use serde_json::json;
 
-use super::args::VerifyArgs;
+use super::args::{LogServerArgs, VerifyArgs};
 use super::show;
+use super::witnesses::{Witnessed, Witnesses};
 use crate::boot::data::check_format;
-use crate::boot::host::LogChoice;
+use crate::boot::host::{LogChoice, stream_of};
 use crate::delivery::auditing::{self, Audited, Broken, Exported, InFolder, Lies, Shared, Source};
 use crate::delivery::checkpoints::Kept;
 use crate::delivery::pruned::Pruned;
@@ -78,6 +79,7 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Some(path) => path.clone(),
         None => args.data.data(),
     };
+    let witnesses = args.witnesses.asked()?;
     let mut audit = Audit::new();
     let on_servers = !args.log.servers.is_empty();
     let mut realm = args.realm;
@@ -91,12 +93,12 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         (_, found) => found?,
     };
     if matches!(place, What::Proof) {
-        return super::prove::check(&path, realm, &args.checkpoint, args.json);
+        return super::prove::check(&path, realm, &args.checkpoint, witnesses, args.json);
     }
     let mut forks = Vec::new();
     if matches!(place, What::Data) {
         // Before the log is opened, which may grow meanwhile.
-        for signed in Kept::of(&path).all()? {
+        for signed in Kept::of(&path).all_witnessed()? {
             audit.hold(Held {
                 whence: format!(
                     "the checkpoint of {} entries, kept beside the record,",
@@ -131,7 +133,10 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         audit.hold_leaf(seq, leaf, whence);
     }
     let told = match place {
-        _ if on_servers => on_the_servers(args, realm, audit)?,
+        _ if on_servers => {
+            let servers = on_servers_of(&args.log, realm)?;
+            run(servers.source(), audit, |_, _| {})
+        }
         What::Export => {
             let file = std::fs::File::open(&path)?;
             let reader = agora_log::export::Reader::new(std::io::BufReader::new(file))
@@ -144,7 +149,12 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         }
         What::Log | What::Proof => in_folder(&path, None, audit)?,
     };
-    Told { forks, ..told }.say(args.json)
+    let told = Told {
+        forks,
+        witnesses,
+        ..told
+    };
+    told.say(args.json)
 }
 
 /// A log in a folder.
@@ -163,6 +173,7 @@ fn in_folder(folder: &Path, pruned: Option<Pruned>, audit: Audit) -> anyhow::Res
             },
             torn: None,
             forks: Vec::new(),
+            witnesses: None,
         }),
     }
 }
@@ -232,25 +243,40 @@ fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
     Ok(all.into_iter().map(held).collect())
 }
 
-fn on_the_servers(args: &VerifyArgs, realm: Option<RealmId>, audit: Audit) -> anyhow::Result<Told> {
+/// A realm's log on servers, open to be read.
+pub(super) struct OnServers {
+    log: std::sync::Arc<agora_log::JetStream>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl OnServers {
+    /// All that it holds now.
+    pub(super) fn source(&self) -> Shared {
+        Shared::new(self.log.clone(), self.runtime.handle().clone())
+    }
+}
+
+/// Opens it; nothing is made or changed there.
+pub(super) fn on_servers_of(
+    servers: &LogServerArgs,
+    realm: Option<RealmId>,
+) -> anyhow::Result<OnServers> {
     let Some(realm) = realm else {
         anyhow::bail!("which realm? say --realm ID, or name a data folder of it");
     };
-    let LogChoice::JetStream(mut options) = args.log.choice() else {
+    let LogChoice::JetStream(options) = servers.choice() else {
         anyhow::bail!("no servers were named");
     };
-    options.stream = format!("agora-{}", &realm.to_string()[..16]);
-    options.subject_prefix = options.stream.clone();
-    options.subject = "audit".into();
-    options.name = "agora verify".into();
-    options.create = false;
+    let options = stream_of(*options, realm, "audit");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let log = runtime.block_on(agora_log::JetStream::open(*options))?;
-    let source = Shared::new(std::sync::Arc::new(log), runtime.handle().clone());
-    Ok(run(source, audit, |_, _| {}))
+    let log = runtime.block_on(agora_log::JetStream::open(options))?;
+    Ok(OnServers {
+        log: std::sync::Arc::new(log),
+        runtime,
+    })
 }
 
 /// Feeds an audit on all cores, and says how far it is.
@@ -276,6 +302,7 @@ pub(super) fn run(
         audited,
         torn: None,
         forks: Vec::new(),
+        witnesses: None,
     }
 }
 
@@ -285,6 +312,8 @@ pub(super) struct Told {
     torn: Option<agora_log::TornTail>,
     /// Other hosts of the realm that have another log.
     forks: Vec<String>,
+    /// Whose signatures on a checkpoint are asked for.
+    witnesses: Option<Witnesses>,
 }
 
 /// A refusal in a word or two.
@@ -320,7 +349,10 @@ impl Told {
             true => self.audited.audit.broken_off(),
             false => self.audited.audit.end(),
         };
-        let well = report.is_well() && damaged.is_none() && self.forks.is_empty();
+        let witnessed = self.witnesses.map(|asked| asked.over(&report.checkpoints));
+        let too_few = witnessed.as_ref().and_then(Witnessed::wrong);
+        let well =
+            report.is_well() && damaged.is_none() && self.forks.is_empty() && too_few.is_none();
         let mut found: Vec<Bad> = report
             .findings
             .iter()
@@ -336,14 +368,25 @@ impl Told {
         }
         let more = report.found - report.findings.len() as u64;
         match json {
-            true => tell_json(&report, &found, &self.forks, well),
+            true => tell_json(&report, &found, &self.forks, witnessed.as_ref(), well),
             false => {
-                let bad = found.iter().map(Bad::text).chain(
-                    self.forks
-                        .iter()
-                        .map(|fork| format!("another host has another log: {fork}")),
-                );
-                tell(&report, &bad.collect::<Vec<_>>(), more, torn.as_ref(), well);
+                let forks = self
+                    .forks
+                    .iter()
+                    .map(|fork| format!("another host has another log: {fork}"));
+                let bad: Vec<_> = found
+                    .iter()
+                    .map(Bad::text)
+                    .chain(forks)
+                    .chain(too_few)
+                    .collect();
+                let told = Verdict {
+                    found: &bad,
+                    more,
+                    witnessed: witnessed.as_ref(),
+                    well,
+                };
+                tell(&report, torn.as_ref(), &told);
             }
         }
         Ok(match well {
@@ -414,13 +457,19 @@ fn void(report: &Report) -> String {
     }
 }
 
-fn tell(
-    report: &Report,
-    found: &[String],
+/// What is to be said of it, besides what it is.
+struct Verdict<'a> {
+    /// What is wrong.
+    found: &'a [String],
     more: u64,
-    torn: Option<&agora_log::TornTail>,
+    witnessed: Option<&'a Witnessed>,
     well: bool,
-) {
+}
+
+fn tell(report: &Report, torn: Option<&agora_log::TornTail>, verdict: &Verdict<'_>) {
+    let Verdict {
+        found, more, well, ..
+    } = *verdict;
     let state = &report.state;
     let mut text = String::new();
     let mut row = |name: &str, what: String| {
@@ -484,7 +533,7 @@ fn tell(
                 true => "nobody known".to_owned(),
                 false => hosts.join(", "),
             };
-            let witnesses = match held.witnesses {
+            let witnesses = match held.witnesses.len() {
                 0 => String::new(),
                 n => format!(", and by {}", counted(n as u64, "witness", "witnesses")),
             };
@@ -513,6 +562,9 @@ fn tell(
             ),
         );
     }
+    for line in verdict.witnessed.iter().flat_map(|w| w.lines()) {
+        row("witness", line);
+    }
     for bad in found {
         row("BAD", bad.clone());
     }
@@ -526,6 +578,14 @@ fn tell(
             false => "REFUSED",
         },
         match (well, elsewhere) {
+            (true, _) if verdict.witnessed.is_some_and(|w| w.size > 0) => {
+                let (count, size) = verdict.witnessed.map_or((0, 0), |w| (w.count(), w.size));
+                format!(
+                    "every entry is as its author's host signed it, and up to entry {size}, of which {} of the named witnesses signed the \
+                     checkpoint, none is missing or moved",
+                    count
+                )
+            }
             (true, true) => "every entry is as its author's host signed it, and up to the checkpoint none is missing or moved".into(),
             (true, false) => {
                 "every entry is as its author's host signed it; against the host itself only a checkpoint held elsewhere speaks \
@@ -541,7 +601,13 @@ fn tell(
     show::print(&text);
 }
 
-fn tell_json(report: &Report, found: &[Bad], forks: &[String], well: bool) {
+fn tell_json(
+    report: &Report,
+    found: &[Bad],
+    forks: &[String],
+    witnessed: Option<&Witnessed>,
+    well: bool,
+) {
     let mut text = String::new();
     let mut line = |value: serde_json::Value| {
         text.push_str(&value.to_string());
@@ -555,7 +621,7 @@ fn tell_json(report: &Report, found: &[Bad], forks: &[String], well: bool) {
             "elsewhere": held.elsewhere,
             "agrees": held.agrees,
             "hosts": held.hosts.iter().map(|(host, _)| host.to_string()).collect::<Vec<_>>(),
-            "witnesses": held.witnesses,
+            "witnesses": held.witnesses.len(),
         }));
     }
     for bad in found {
@@ -567,6 +633,9 @@ fn tell_json(report: &Report, found: &[Bad], forks: &[String], well: bool) {
             "offset": bad.lies.as_ref().map(|lies| lies.offset),
             "why": bad.why,
         }));
+    }
+    if let Some(witnessed) = witnessed {
+        line(witnessed.json());
     }
     for fork in forks {
         line(json!({"event": "fork", "why": fork}));

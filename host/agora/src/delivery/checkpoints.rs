@@ -161,6 +161,22 @@ impl Kept {
         Ok(all)
     }
 
+    /// The same, with what witnesses signed.
+    ///
+    /// # Errors
+    /// The files can't be read.
+    pub fn all_witnessed(&self) -> Result<Vec<Signed>, CheckpointError> {
+        let mut all = self.all()?;
+        for cosigned in several(&self.cosigned)? {
+            let same = |signed: &&mut Signed| signed.checkpoint() == cosigned.checkpoint();
+            if let Some(signed) = all.iter_mut().find(same) {
+                // One that is full already is shown as it is.
+                let _ = signed.adopt(&cosigned);
+            }
+        }
+        Ok(all)
+    }
+
     /// The first that is kept of those that cover a place.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ fn manifest(first: &str) -> String {
 
 /// Gives an order; answers what came of it.
 #[track_caller]
-fn order(journey: &Journey, host: &Host, order: &str) -> String {
+pub(super) fn order(journey: &Journey, host: &Host, order: &str) -> String {
     let given = journey.say("orders", order);
     let answer = host.until(&format!("the answer to '{order}'"), |lines| {
         messages(lines)

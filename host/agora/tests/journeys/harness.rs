@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const JOURNEYS_MAX: usize = 3;
 
 /// Every component that a journey uses.
-const COMPONENTS: [&str; 19] = [
+const COMPONENTS: [&str; 20] = [
     "librarian",
     "deputy",
     "hoarder",
@@ -31,6 +31,7 @@ const COMPONENTS: [&str; 19] = [
     "reviewer",
     "owner",
     "mole",
+    "notary",
     "spinner",
     "hog",
     "flooder",

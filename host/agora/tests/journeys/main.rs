@@ -16,6 +16,7 @@ mod nats;
 mod network;
 mod peer_loss;
 mod peers;
+mod proofs;
 #[path = "../peers/proxy.rs"]
 mod proxy;
 mod quiet;
@@ -23,4 +24,5 @@ mod reactors;
 mod realm;
 mod scaffold;
 mod services;
+mod signing;
 mod strangers;

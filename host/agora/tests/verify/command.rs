@@ -9,7 +9,7 @@ use agora_realm::{MessageVerdict, Sealed, State, judge};
 use super::written::{Draw, Written, checkpoint, written};
 
 /// Its exit code, and what it said.
-fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
+pub(super) fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_agora"))
         .current_dir(folder)
         .env_remove("AGORA_LOG")
@@ -21,7 +21,7 @@ fn agora(folder: &Path, args: &[&str]) -> (i32, String) {
 }
 
 /// The first host's data folder with the log in it, as a host of its own log has it.
-fn as_a_folder(written: &Written) {
+pub(super) fn as_a_folder(written: &Written) {
     std::fs::rename(written.log(), written.data().join("log")).unwrap();
 }
 
@@ -156,4 +156,30 @@ async fn a_proof_holds_where_nothing_else_is() {
         &["verify", "proof.json", "--checkpoint", "held"],
     );
     assert_eq!(code, 1, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_line_of_a_record_of_several_hosts_says_whose_it_is() {
+    let written = written(15, 24).await;
+    as_a_folder(&written);
+    let folder = written.folder.path();
+    let (code, lines) = agora(folder, &["log", "--data", "first", "--format", "jsonl"]);
+    assert_eq!(code, 0, "{lines}");
+    let (code, text) = agora(folder, &["log", "--data", "first"]);
+    assert_eq!(code, 0, "{text}");
+    let mut hosts = std::collections::BTreeSet::new();
+    for (line, shown) in lines.lines().zip(text.lines()) {
+        let told: serde_json::Value = serde_json::from_str(line).unwrap();
+        let host = told["host"].as_str().unwrap();
+        // Until there are two there is nobody to take it for.
+        if hosts.insert(host.to_owned()) | (hosts.len() < 2) {
+            continue;
+        }
+        let by = match told["kind"].as_str() {
+            Some("message") => format!(" {}@{} ", told["author"].as_str().unwrap(), &host[..8]),
+            _ => format!("[host {}]", &host[..8]),
+        };
+        assert!(shown.contains(&by), "{by}: {shown}");
+    }
+    assert_eq!(hosts.len(), 2);
 }

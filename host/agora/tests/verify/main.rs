@@ -7,6 +7,8 @@
 
 mod command;
 mod forged;
+mod imported;
 mod mutations;
 mod parsing;
+mod witnessed;
 mod written;
