@@ -12,4 +12,6 @@ mod lending;
 mod partition;
 mod proxy;
 mod reading;
+mod rough;
 mod speaking;
+mod weather;
