@@ -31,8 +31,8 @@ enum Task {
         #[arg(long, default_value_t = 50)]
         bumps: u32,
     },
-    /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, properties in many cases,
-    /// hostile guests (those need cargo-fuzz and a nightly toolchain).
+    /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, peers over bad networks, properties in
+    /// many cases, hostile guests (those need cargo-fuzz and a nightly toolchain).
     Soak {
         /// How often each is killed.
         #[arg(long, default_value_t = 50)]
@@ -40,6 +40,9 @@ enum Task {
         /// Cases of each property.
         #[arg(long, default_value_t = 5000)]
         cases: u32,
+        /// How many bad networks peers are put on, for each transport.
+        #[arg(long, default_value_t = 100)]
+        seeds: u32,
         /// For how many seconds hostile guests are let in.
         #[arg(long, default_value_t = 600)]
         fuzz_s: u32,
@@ -55,8 +58,9 @@ fn main() -> Result<()> {
         Task::Soak {
             kills,
             cases,
+            seeds,
             fuzz_s,
-        } => soak::run(kills, cases, fuzz_s),
+        } => soak::run(kills, cases, seeds, fuzz_s),
         Task::Codegen => codegen::write(),
     }
 }

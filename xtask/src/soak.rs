@@ -7,13 +7,22 @@ use anyhow::Result;
 use crate::{build_agents, cargo, nats, root, step};
 
 /// Runs the campaigns, one after the other; stops at the first that fails.
-pub(crate) fn run(kills: u32, cases: u32, fuzz_s: u32) -> Result<()> {
+pub(crate) fn run(kills: u32, cases: u32, seeds: u32, fuzz_s: u32) -> Result<()> {
     build_agents()?;
     step(
-        &format!("the host, killed {kills} times under load"),
+        &format!("the host, and each of two and three that are peers, killed {kills} times under load"),
         cargo()
-            .args(["test", "--package", "agora", "--test", "journeys", "crash"])
+            .args(["test", "--package", "agora", "--test", "journeys"])
+            .args(["--", "crash", "peer_chain", "peer_loss"])
             .env("AGORA_KILLS", kills.to_string()),
+    )?;
+    step(
+        &format!("peers over a bad network, {seeds} weathers for each transport"),
+        cargo()
+            .args(["test", "--release", "--package", "agora"])
+            .args(["--features", "testbed", "--test", "peers", "weather"])
+            .args(["--", "--nocapture"])
+            .env("AGORA_SEEDS", seeds.to_string()),
     )?;
     let mut logs = cargo();
     logs.args(["test", "--package", "agora-log", "--all-features"])

@@ -1248,8 +1248,8 @@ impl Control {
         reason: &str,
         by: &str,
     ) -> Result<Decided, String> {
-        if let Some(foreign) = self.foreign(name)? {
-            return Ok(self.kill_foreign(foreign, reason, by).await);
+        if let Some(decided) = self.kill_everywhere(name, reason, by).await? {
+            return Ok(decided);
         }
         let agent = self.agent(name)?;
         let reason = crate::cut_text(reason, limits::REASON_BYTES_MAX);
@@ -1496,9 +1496,9 @@ impl Control {
         by: &str,
     ) -> Result<Decided, String> {
         if grant.contains(':')
-            && let Some(foreign) = self.foreign(grant)?
+            && let Some(decided) = self.kill_everywhere(grant, reason, by).await?
         {
-            return Ok(self.kill_foreign(foreign, reason, by).await);
+            return Ok(decided);
         }
         let (id, number) = {
             let state = self.record.state();

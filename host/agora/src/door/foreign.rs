@@ -2,12 +2,14 @@
 //!
 //! In: an operator's verbs, by name: `peer:alpha`, or `alpha/synth` for a guest of its. Out: what they have here cut, then on the record.
 //! Promise: as for an agent: a stop takes effect here first and waits for nothing, and lasts until a start. A peer that is stopped is let in
-//! by nobody, and its guests with it; a guest that is stopped leaves its peer alone.
+//! by nobody, and its guests with it; a guest that is stopped leaves its peer alone. A stop is of the whole realm: whoever has that name at
+//! another host of it is stopped there, too. A start is of the host that it is given at.
 //! Failure: names those there are.
 
 use std::sync::Arc;
 
 use agora_realm::{Body, GrantId, PersonaId, PersonaName, Refusal, RevokeBody, Revoked};
+use futures::future::join_all;
 
 use super::control::{Control, Decided, Grantable, cut_soon};
 use crate::boot::manifest::unknown;
@@ -53,7 +55,7 @@ impl Foreign {
 }
 
 impl Control {
-    /// The peer or guest that is meant by a name; none: it is the name of neither.
+    /// The peer or guest of this host that is meant by a name; none: it is the name of neither.
     ///
     /// # Errors
     /// There is no such peer or guest; names those there are.
@@ -78,6 +80,12 @@ impl Control {
                 }));
             }
         }
+        if let Some(other) = self.elsewhere(text).first() {
+            return Err(format!(
+                "{text} is known at host {}, and not at this one; do it there (a stop can be given here, too)",
+                other.host.short()
+            ));
+        }
         let own = state.personas().map(|(id, _)| id);
         let own = own
             .filter(|id| id.host == self.host_id())
@@ -98,13 +106,87 @@ impl Control {
         Err(unknown(what, text, names.iter().map(PersonaName::as_str)))
     }
 
-    /// Takes a peer, or a guest, back with all that it has here.
-    pub(super) async fn kill_foreign(
+    /// Those of this name at other hosts of the realm.
+    fn elsewhere(&self, text: &str) -> Vec<PersonaId> {
+        let state = self.record().state();
+        let others = state.personas().map(|(id, _)| id).filter(|id| {
+            let is_foreign = id.name.is_peer() || id.name.is_guest();
+            is_foreign && id.host != self.host_id() && id.name.as_str() == text
+        });
+        others
+            .filter(|id| state.host(&id.host).is_some_and(|host| !host.revoked))
+            .cloned()
+            .collect()
+    }
+
+    /// Takes the peer, or the guest, of this name back, at every host of the realm that has one. None: it is the name of neither.
+    ///
+    /// # Errors
+    /// There is no such peer or guest; names those there are.
+    pub(super) async fn kill_everywhere(
         self: &Arc<Self>,
-        foreign: Foreign,
+        text: &str,
         reason: &str,
         by: &str,
+    ) -> Result<Option<Decided>, String> {
+        let elsewhere = self.elsewhere(text);
+        let own = match self.foreign(text) {
+            Ok(None) => return Ok(None),
+            Ok(Some(own)) => Some(own),
+            Err(_) if !elsewhere.is_empty() => None,
+            Err(unknown) => return Err(unknown),
+        };
+        let own = async {
+            match own {
+                Some(own) => Some(self.kill_foreign(own, reason, by).await),
+                None => None,
+            }
+        };
+        let others = elsewhere.into_iter().map(async |persona| {
+            let host = persona.host.short();
+            let decided = self.revoke_persona(persona, reason, by, None).await;
+            (host, decided)
+        });
+        let (own, others) = futures::join!(own, join_all(others));
+        let mut notes = match &own {
+            Some(own) if others.is_empty() || !own.note.is_empty() => vec![own.note.clone()],
+            Some(_) => vec![format!("{text} is revoked")],
+            None => Vec::new(),
+        };
+        let mut all = own.unwrap_or_default();
+        for (host, decided) in others {
+            let place = format!("{text} of host {host}");
+            notes.push(match decided.void {
+                Some(Refusal::Repeated) => format!("{place} was revoked before"),
+                _ => format!("{place} is revoked, until `agora start {text}` there"),
+            });
+            all.entry = all.entry.or(decided.entry);
+            all.pending = all.pending.or(decided.pending);
+            all.void = all
+                .void
+                .or(decided.void.filter(|void| *void != Refusal::Repeated));
+        }
+        all.note = notes.join("; ");
+        Ok(Some(all))
+    }
+
+    async fn revoke_persona(
+        self: &Arc<Self>,
+        persona: PersonaId,
+        reason: &str,
+        by: &str,
+        behind: Option<Arc<tokio::sync::Mutex<()>>>,
     ) -> Decided {
+        let body = Body::Revoke(RevokeBody {
+            what: Revoked::Persona(persona),
+            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
+            by: by.to_owned(),
+        });
+        self.make_durable(body, behind).await
+    }
+
+    /// Takes a peer, or a guest, of this host back with all that it has here.
+    async fn kill_foreign(self: &Arc<Self>, foreign: Foreign, reason: &str, by: &str) -> Decided {
         foreign.stops.stopped(&foreign.persona.name);
         let name = foreign.persona.name.clone();
         let cut = self.grants_of_guest(&foreign.persona);
@@ -119,13 +201,9 @@ impl Control {
                 ..Decided::default()
             };
         }
-        let body = Body::Revoke(RevokeBody {
-            what: Revoked::Persona(foreign.persona),
-            reason: crate::cut_text(reason, limits::REASON_BYTES_MAX),
-            by: by.to_owned(),
-        });
         // A start that was on its way may yet put a new key on the record; this goes behind it.
-        let durable = self.make_durable(body, Some(foreign.stops.verbs.clone()));
+        let behind = Some(foreign.stops.verbs.clone());
+        let durable = self.revoke_persona(foreign.persona, reason, by, behind);
         let (felled, mut decided) = tokio::join!(felled, durable);
         if decided.void == Some(Refusal::Repeated) {
             decided.void = None;
@@ -178,7 +256,9 @@ impl Control {
                 None => self.key_persona(name, None, true).await?,
             }
         }
-        let meanwhile = || foreign.stops.count() != stops;
+        // Here, or by another host of the realm, whose stop stands behind the key.
+        let meanwhile =
+            || foreign.stops.count() != stops || self.is_stopped_on_record(&foreign.persona);
         if meanwhile() {
             return Err(format!(
                 "{name}, or another, was revoked meanwhile; try again"
@@ -206,7 +286,8 @@ impl Control {
 
     /// Another host of the realm took a peer or a guest of this one's back.
     pub(super) async fn heed_foreign_kill(self: &Arc<Self>, persona: &PersonaId) {
-        if persona.host != self.host_id() {
+        // Where it was started since, the start has done all there is to do.
+        if persona.host != self.host_id() || !self.is_stopped_on_record(persona) {
             return;
         }
         if persona.name.is_guest() {
@@ -218,9 +299,13 @@ impl Control {
             .peer_name()
             .and_then(|peer| self.peers().named(peer));
         if let Some(peer) = peer.filter(|peer| !peer.is_refused()) {
-            peer.stops.stopped(&persona.name);
             self.cut_foreign(Some(peer)).await;
         }
+    }
+
+    fn is_stopped_on_record(&self, persona: &PersonaId) -> bool {
+        let state = self.record().state();
+        state.persona(persona).is_some_and(|known| known.killed)
     }
 
     /// The stops that this persona's are among.

@@ -14,7 +14,9 @@ mod moving;
 #[path = "../../../log/tests/nats/mod.rs"]
 mod nats;
 mod network;
+mod peer_chain;
 mod peer_loss;
+mod peer_realm;
 mod peers;
 mod proofs;
 #[path = "../peers/proxy.rs"]

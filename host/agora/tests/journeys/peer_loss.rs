@@ -28,7 +28,7 @@ fn images() -> (String, String) {
 }
 
 /// An address of this process's own, which no other takes while its host is down.
-fn own_address() -> String {
+pub(crate) fn own_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(4101);
     let process = std::process::id();
     let (high, low) = ((process >> 8) & 0xff, process & 0xff);

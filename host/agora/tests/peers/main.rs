@@ -17,3 +17,6 @@ mod reading;
 mod revoking;
 mod speaking;
 mod told;
+mod rough;
+mod speaking;
+mod weather;
