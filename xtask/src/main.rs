@@ -32,7 +32,7 @@ enum Task {
         bumps: u32,
     },
     /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, properties in many cases,
-    /// hostile guests (those need cargo-fuzz and a nightly toolchain).
+    /// hostile guests and peers (those need cargo-fuzz and a nightly toolchain).
     Soak {
         /// How often each is killed.
         #[arg(long, default_value_t = 50)]
@@ -40,7 +40,7 @@ enum Task {
         /// Cases of each property.
         #[arg(long, default_value_t = 5000)]
         cases: u32,
-        /// For how many seconds hostile guests are let in.
+        /// For how many seconds hostile guests are let in, and then hostile peers.
         #[arg(long, default_value_t = 600)]
         fuzz_s: u32,
     },
