@@ -32,7 +32,7 @@ enum Task {
         bumps: u32,
     },
     /// Runs the long campaigns that `test` runs a sample of: hosts and logs killed under load, peers over bad networks, properties in
-    /// many cases, hostile guests (those need cargo-fuzz and a nightly toolchain).
+    /// many cases, hostile guests and peers (those need cargo-fuzz and a nightly toolchain).
     Soak {
         /// How often each is killed.
         #[arg(long, default_value_t = 50)]
@@ -43,7 +43,7 @@ enum Task {
         /// How many bad networks peers are put on, for each transport.
         #[arg(long, default_value_t = 100)]
         seeds: u32,
-        /// For how many seconds hostile guests are let in.
+        /// For how many seconds hostile guests are let in, and then hostile peers.
         #[arg(long, default_value_t = 600)]
         fuzz_s: u32,
     },

@@ -53,11 +53,11 @@ pub(crate) fn run(kills: u32, cases: u32, seeds: u32, fuzz_s: u32) -> Result<()>
             .args(["test", "--release", "--package", "agora-realm"])
             .env("PROPTEST_CASES", cases.to_string()),
     )?;
-    hostile_guests(fuzz_s)
+    hostile_ones(fuzz_s)
 }
 
-/// Lets hostile guests in for so long.
-fn hostile_guests(seconds: u32) -> Result<()> {
+/// Lets hostile guests in for so long, and then hostile peers.
+fn hostile_ones(seconds: u32) -> Result<()> {
     // As a rustup toolchain of its own; the one of this checkout does not do.
     let fuzz = || {
         let mut command = Command::new("cargo");
@@ -75,22 +75,26 @@ fn hostile_guests(seconds: u32) -> Result<()> {
         .status();
     if !found.is_ok_and(|status| status.success()) {
         eprintln!(
-            "\n== hostile guests: not run. This needs a nightly toolchain and cargo-fuzz \
+            "\n== hostile guests and peers: not run. This needs a nightly toolchain and cargo-fuzz \
              (rustup toolchain install nightly; cargo install cargo-fuzz --locked)"
         );
         return Ok(());
     }
-    step(
-        &format!("hostile guests, for {seconds} s"),
-        // No sanitizer: the code is safe Rust, and what is not is the engine's, which never runs here.
-        fuzz()
-            .args(["run", "--sanitizer", "none", "hostile_guest", "--"])
-            .args([
-                &format!("-max_total_time={seconds}"),
-                "-timeout=30",
-                "-rss_limit_mb=2048",
-                "-max_len=4096",
-                "-len_control=0",
-            ]),
-    )
+    for who in ["guest", "peer"] {
+        step(
+            &format!("hostile {who}s, for {seconds} s"),
+            // No sanitizer: the code is safe Rust, and what is not is the engine's, which never runs here.
+            fuzz()
+                .args(["run", "--sanitizer", "none"])
+                .args([&format!("hostile_{who}"), "--"])
+                .args([
+                    &format!("-max_total_time={seconds}"),
+                    "-timeout=60",
+                    "-rss_limit_mb=2048",
+                    "-max_len=4096",
+                    "-len_control=0",
+                ]),
+        )?;
+    }
+    Ok(())
 }

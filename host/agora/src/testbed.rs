@@ -6,8 +6,10 @@
 //! nothing but the sandbox is missing. It ends as a component does: by a kill, by a bound, or by itself.
 //! Failure: what a puppet can't do any more, since its life is over, answers [`Gone`].
 
+pub mod border;
 pub mod ground;
 pub mod hostile;
+pub mod pipe;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

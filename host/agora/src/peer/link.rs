@@ -28,7 +28,7 @@ use super::peers::Peer;
 use super::remote::{Granted, History, ORDINAL_MAX, Page, Remote, RemoteMessage, Standing};
 use super::thread::Ctx;
 use super::told::{self, Known};
-use super::vat::Vat;
+use super::vat::{Road, Vat};
 use super::{exchange, mirroring};
 use crate::limits;
 
@@ -81,6 +81,20 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
         sleep(wait).await;
         wait = (wait * 2).min(limits::LINK_AGAIN_MAX);
     }
+}
+
+/// Uses what the peer lends over streams that `open` opens, once; says why that ended. For tests: [`keep`] dials.
+#[cfg(feature = "testbed")]
+pub(crate) async fn borrow_over<R: Road, E: std::fmt::Display>(
+    ctx: Rc<Ctx>,
+    peer: Arc<Peer>,
+    id: PeerId,
+    open: impl AsyncFn(Lane) -> Result<R, E>,
+) -> String {
+    let link = Live::new(ctx, peer, id);
+    let ended = link.live_over(open).await;
+    link.lose(&crate::cut_text(&ended, limits::REASON_BYTES_MAX));
+    ended
 }
 
 enum Reach {
@@ -247,7 +261,16 @@ impl Live {
 
     /// Uses what the peer lends until the connection ends, and says why it did.
     async fn live(self: &Rc<Self>) -> String {
-        let open = |lane| self.ctx.dialer.open(self.id, lane);
+        let dialer = &self.ctx.dialer;
+        let open = async |lane| dialer.open(self.id, lane).await;
+        self.live_over(open).await
+    }
+
+    /// The same, over streams from elsewhere.
+    async fn live_over<R: Road, E: std::fmt::Display>(
+        self: &Rc<Self>,
+        open: impl AsyncFn(Lane) -> Result<R, E>,
+    ) -> String {
         let control = match open(Lane::Control).await {
             Ok(stream) => stream,
             Err(error) => return error.to_string(),

@@ -20,7 +20,7 @@ use super::mirror::Mirror;
 use super::past::Past;
 use super::remote::{Remote, Standing as RemoteStanding};
 use super::spec::{PeerSpec, Peering};
-use super::thread::{self, Order};
+use super::thread::{self, Order, Started};
 use super::told::Known;
 use super::withheld;
 use crate::channel::allowance::Allowance;
@@ -421,9 +421,14 @@ impl Peers {
             return Ok(());
         }
         let started = thread::start(self.clone(), control.clone()).await?;
+        self.attend(started);
+        Ok(())
+    }
+
+    /// From here on this is asked, and told.
+    pub(crate) fn attend(&self, started: Started) {
         let _ = self.dialer.set(started.dialer);
         let _ = self.orders.set(started.orders);
-        Ok(())
     }
 
     /// Waits a little for the links to these peers, so that who would use them finds them there. Those that can only come are not waited for.

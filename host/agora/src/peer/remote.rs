@@ -20,6 +20,7 @@ use agora_realm::{
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
+use capnp::traits::ImbueMut;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -47,10 +48,17 @@ impl RemoteMessage {
     /// A copy.
     ///
     /// # Errors
-    /// It can't be read.
+    /// It can't be read, or holds a capability, in a place that the schema has something else for or nothing.
     pub fn copy(from: message::Reader<'_>) -> capnp::Result<Arc<Self>> {
         let mut built = capnp::message::Builder::new_default();
-        built.set_root(from)?;
+        let mut caps = Vec::new();
+        let mut root: capnp::any_pointer::Builder<'_> = built.init_root();
+        // Without a table for them, capnp panics at the first.
+        root.imbue_mut(&mut caps);
+        root.set_as(from)?;
+        if !caps.is_empty() {
+            return Err(error::failed("a message holds no capabilities"));
+        }
         Ok(Arc::new(Self {
             ordinal: from.get_ordinal(),
             author: from.get_author()?.to_string()?,

@@ -41,6 +41,12 @@ struct Failed {
 }
 
 impl Logins {
+    /// Whether nobody logs in now.
+    #[cfg(feature = "testbed")]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.borrow().is_empty()
+    }
+
     /// A place for one more.
     fn begin(&self, from: PeerId) -> Result<Running<'_>, String> {
         let now = Instant::now();

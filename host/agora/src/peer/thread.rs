@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agora_capnp::membrane_capnp::membrane;
 use agora_capnp::peer_capnp::{link, terminal};
-use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
+use agora_dial::{Dialer, Inbound, KnownPeer, Lane, Options, PeerId};
 use agora_membrane::error;
 use agora_realm::PersonaName;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,7 +22,7 @@ use super::door::PeerDoor;
 use super::peers::Peers;
 use super::terminal::{Logins, Terminal};
 use super::told::Link;
-use super::vat::Vat;
+use super::vat::{Road, Vat};
 use crate::channel::facet::Facets;
 use crate::door::control::Control;
 use crate::limits;
@@ -143,18 +143,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
             .build()
             .expect("a thread can have a runtime");
         let local = tokio::task::LocalSet::new();
-        let ctx = Rc::new(Ctx {
-            control,
-            peers,
-            dialer: kept,
-            facets: Rc::default(),
-            logins: Logins::default(),
-            doors: RefCell::default(),
-            guests: RefCell::default(),
-            links: RefCell::default(),
-            controls: RefCell::default(),
-            fences: watch::channel(()).0,
-        });
+        let ctx = Ctx::new(control, peers, kept);
         local.block_on(&runtime, live(ctx, inbound, ordered));
     });
     spawned.map_err(|error| format!("peers: the system gives no thread: {error}"))?;
@@ -173,7 +162,7 @@ async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Ord
                 Some(order) => ctx.obey(order),
             },
             incoming = inbound.next() => match incoming {
-                Some(incoming) => ctx.let_in(incoming),
+                Some(incoming) => ctx.let_in(incoming.peer, incoming.lane, incoming.stream),
                 None => break,
             },
         }
@@ -187,7 +176,23 @@ async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Ord
 }
 
 impl Ctx {
-    fn obey(self: &Rc<Self>, order: Order) {
+    /// Nobody is let in yet.
+    pub(crate) fn new(control: Arc<Control>, peers: Arc<Peers>, dialer: Dialer) -> Rc<Self> {
+        Rc::new(Self {
+            control,
+            peers,
+            dialer,
+            facets: Rc::default(),
+            logins: Logins::default(),
+            doors: RefCell::default(),
+            guests: RefCell::default(),
+            links: RefCell::default(),
+            controls: RefCell::default(),
+            fences: watch::channel(()).0,
+        })
+    }
+
+    pub(crate) fn obey(self: &Rc<Self>, order: Order) {
         match order {
             Order::Fell { only, reason, done } => {
                 if only.is_none() {
@@ -274,13 +279,18 @@ impl Ctx {
         guests.push(Rc::downgrade(door));
     }
 
+    /// Whether a peer has a connection on the vat lane.
+    #[cfg(feature = "testbed")]
+    pub(crate) fn has_door(&self, name: &str) -> bool {
+        self.doors.borrow().contains_key(name)
+    }
+
     /// A stream that a peer opened.
-    fn let_in(self: &Rc<Self>, incoming: Incoming) {
-        let known = self.peers.with_id(&incoming.peer);
-        match (incoming.lane, known) {
+    pub(crate) fn let_in(self: &Rc<Self>, from: PeerId, lane: Lane, stream: impl Road) {
+        match (lane, self.peers.with_id(&from)) {
             (Lane::Vat, Some(peer)) if !peer.is_refused() => {
                 let mut opened = None;
-                let vat = Vat::serve(incoming.stream, limits::PEER_WIRE, |wire| {
+                let vat = Vat::serve(stream, limits::PEER_WIRE, |wire| {
                     let control = self.control.clone();
                     let door = PeerDoor::new(control, peer.clone(), self.facets.clone(), wire);
                     opened = Some(door.clone());
@@ -320,10 +330,10 @@ impl Ctx {
                 let server = Link::new(
                     self.control.clone(),
                     peer.clone(),
-                    incoming.peer,
+                    from,
                     self.dialer.peer_id(),
                 );
-                let vat = Vat::serve(incoming.stream, limits::PEER_CONTROL_WIRE, |_| {
+                let vat = Vat::serve(stream, limits::PEER_CONTROL_WIRE, |_| {
                     let offered: link::Client = capnp_rpc::new_client(server);
                     offered.client
                 });
@@ -337,8 +347,7 @@ impl Ctx {
                 drop(old);
             }
             (Lane::Login, None) => {
-                let from = incoming.peer;
-                let vat = Vat::serve(incoming.stream, limits::PEER_CONTROL_WIRE, |wire| {
+                let vat = Vat::serve(stream, limits::PEER_CONTROL_WIRE, |wire| {
                     let terminal = Terminal::new(self.clone(), from, wire);
                     let offered: terminal::Client = capnp_rpc::new_client(terminal);
                     offered.client

@@ -8,26 +8,39 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 
-use agora_dial::{HangUp, Stream};
+use agora_dial::Stream;
 use agora_guest::wire::{self, FRAME_BYTES_MAX, Limits};
 use capnp::capability::{Client, FromClientHook};
-use futures::{AsyncReadExt, AsyncWriteExt};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::limits;
 
+/// What a connection goes over: a stream to a peer, or what a test has in its place.
+pub trait Road: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// What ends it from elsewhere.
+    fn hang_up(&self) -> Rc<dyn Fn()>;
+}
+
+impl Road for Stream {
+    fn hang_up(&self) -> Rc<dyn Fn()> {
+        let hang_up = Stream::hang_up(self);
+        Rc::new(move || hang_up.cut())
+    }
+}
+
 /// A connection. Lives on the thread it was made on.
 pub struct Vat {
     task: tokio::task::JoinHandle<()>,
     over: watch::Receiver<Option<Rc<str>>>,
-    hang_up: HangUp,
+    hang_up: Rc<dyn Fn()>,
     end: wire::End,
 }
 
 impl Drop for Vat {
     fn drop(&mut self) {
-        self.hang_up.cut();
+        (self.hang_up)();
         self.end.close();
         self.task.abort();
     }
@@ -35,7 +48,11 @@ impl Drop for Vat {
 
 impl Vat {
     /// Offers a capability on a stream that the peer opened. The wire's end is known to `offer` beforehand, to see how much waits on it.
-    pub fn serve(stream: Stream, limits: Limits, offer: impl FnOnce(wire::End) -> Client) -> Self {
+    pub fn serve(
+        stream: impl Road,
+        limits: Limits,
+        offer: impl FnOnce(wire::End) -> Client,
+    ) -> Self {
         let (near, far) = wire::pair(limits);
         let bootstrap = offer(near.clone());
         let system = wire::Rpc::new(wire::Network::new(near.clone()), Some(bootstrap));
@@ -44,7 +61,7 @@ impl Vat {
     }
 
     /// Uses what the peer offers on a stream that we opened.
-    pub fn connect<C: FromClientHook>(stream: Stream, limits: Limits) -> (C, Self) {
+    pub fn connect<C: FromClientHook>(stream: impl Road, limits: Limits) -> (C, Self) {
         let (near, far) = wire::pair(limits);
         let mut system = wire::Rpc::new(wire::Network::new(near.clone()), None);
         let bootstrap = system.bootstrap();
@@ -53,7 +70,7 @@ impl Vat {
     }
 
     fn live(
-        stream: Stream,
+        stream: impl Road,
         system: wire::Rpc,
         near: wire::End,
         far: wire::End,
@@ -73,7 +90,7 @@ impl Vat {
                 }),
             };
             end.close();
-            cut.cut();
+            cut();
             // Those who wait are told by the RPC system, once it sees that the wire is closed.
             let _ = timeout(limits::PEER_ENDING_MAX, &mut system).await;
             tell.send_replace(Some(why.into()));
@@ -102,7 +119,7 @@ impl Vat {
 }
 
 /// Carries frames both ways until it can't, and says why. While more than `untaken` bytes wait to be sent, nothing is read.
-async fn carry(stream: Stream, far: wire::End, near: &wire::End, untaken: usize) -> String {
+async fn carry(stream: impl Road, far: wire::End, near: &wire::End, untaken: usize) -> String {
     let (mut from, mut to) = stream.split();
     let receive = async {
         let closed = |wire::Closed| "the connection was closed here".to_owned();

@@ -1,11 +1,13 @@
-//! A guest that means harm, from a string of bytes.
+//! A guest that means harm, from a string of bytes; and, in [`peer`], a peer.
 //!
 //! In: bytes, as a fuzzer or a seed gives them. Out: the same [`Move`]s for the same bytes and the same answers of the host: frames that
 //! are noise, frames that are valid Cap'n Proto RPC in what they say, do and refer to, and everything between.
 //! Promise: bytes that are spent end it; whatever the host answers, it is learned from, so that later frames meet live capabilities,
 //! questions and messages.
 
-use std::collections::HashMap;
+pub mod peer;
+
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use agora_capnp::act_capnp::Act;
@@ -20,6 +22,8 @@ use capnp::traits::{HasTypeId, ImbueMut};
 use capnp_rpc::rpc_capnp::{
     call, cap_descriptor, exception, message, message_target, payload, return_,
 };
+
+use self::peer::{Due, Role};
 
 /// What a guest does next.
 #[derive(Debug)]
@@ -113,13 +117,18 @@ pub struct Guest<'a> {
     /// Of so many things that could break the protocol one does; 0: none.
     reckless: usize,
     deaf: Box<dyn ClientHook>,
+    role: Role,
+    /// What is asked of it and it has not answered, where its role is to answer.
+    due: VecDeque<Due>,
+    /// Texts that the host gave.
+    texts: Vec<Vec<u8>>,
 }
 
 struct Deaf;
 
 impl sink::Server for Deaf {}
 
-const INTERFACES: [u64; 7] = [
+const INTERFACES: &[u64] = &[
     membrane::Client::TYPE_ID,
     session::Client::TYPE_ID,
     channel::Client::TYPE_ID,
@@ -140,6 +149,10 @@ fn frame(build: impl FnOnce(message::Builder<'_>)) -> Vec<u8> {
 impl<'a> Guest<'a> {
     /// One that goes by these bytes.
     pub fn new(bytes: &'a [u8]) -> Self {
+        Self::of(bytes, Role::Guest)
+    }
+
+    fn of(bytes: &'a [u8], role: Role) -> Self {
         let deaf: sink::Client = capnp_rpc::new_client_from_rc(Rc::new(Deaf));
         let mut guest = Self {
             dice: Dice(bytes),
@@ -155,10 +168,15 @@ impl<'a> Guest<'a> {
             handed_over: 0,
             reckless: 0,
             deaf: deaf.into_client_hook(),
+            role,
+            due: VecDeque::new(),
+            texts: Vec::new(),
         };
         // One that breaks the protocol is soon over, so half never do; most arrive as they should, or few would get anywhere.
         guest.reckless = [0, 0, 200, 24][guest.dice.of(4)];
-        if !guest.dice.one_in(8) {
+        if !guest.role.is_guest() {
+            guest.opening = guest.peer_opening();
+        } else if !guest.dice.one_in(8) {
             let door = guest.ask(membrane::Client::TYPE_ID, u16::MAX);
             let graft = guest.ask(membrane::Client::TYPE_ID, 0);
             let bootstrap = frame(|m| m.init_bootstrap().set_question_id(door));
@@ -199,6 +217,15 @@ impl<'a> Guest<'a> {
         if self.dice.0.is_empty() {
             return None;
         }
+        if let Some(frame) = self.answers_due() {
+            return Some(Move::Send(frame));
+        }
+        if self.has_nothing() {
+            return Some(match self.dice.of(32) {
+                0 => Move::Wait,
+                _ => Move::Yield(8),
+            });
+        }
         Some(match self.dice.of(64) {
             0 if self.errs() => Move::Send(self.dice.bytes(600)),
             1..=8 if self.errs() => Move::Send(self.spoilt()),
@@ -228,7 +255,7 @@ impl<'a> Guest<'a> {
     fn message(&mut self) -> Vec<u8> {
         match self.dice.of(32) {
             0 => {
-                let question = self.ask(membrane::Client::TYPE_ID, u16::MAX);
+                let question = self.ask(self.role.bootstrap(), u16::MAX);
                 frame(|m| m.init_bootstrap().set_question_id(question))
             }
             1..=14 => self.call(),
@@ -265,7 +292,7 @@ impl<'a> Guest<'a> {
             Some(export) if !self.errs() => export,
             _ => Export {
                 id: self.dice.number() as u32,
-                interface: INTERFACES[self.dice.of(INTERFACES.len())],
+                interface: self.interface(),
                 by: None,
             },
         }
@@ -295,8 +322,13 @@ impl<'a> Guest<'a> {
         }
         match self.asked.get(&question) {
             Some((interface, u16::MAX)) => *interface,
-            _ => INTERFACES[self.dice.of(INTERFACES.len())],
+            _ => self.interface(),
         }
+    }
+
+    fn interface(&mut self) -> u64 {
+        let all = self.role.interfaces();
+        all[self.dice.of(all.len())]
     }
 
     fn call(&mut self) -> Vec<u8> {
@@ -307,14 +339,16 @@ impl<'a> Guest<'a> {
         if interface == 0 || self.dice.one_in(16) {
             interface = match self.dice.one_in(4) {
                 true => self.dice.number(),
-                false => INTERFACES[self.dice.of(INTERFACES.len())],
+                false => self.interface(),
             };
         }
+        interface = self.as_extended(interface);
         let method = match self.dice.one_in(32) {
             true => self.dice.number() as u16,
             false if interface == channel::Client::TYPE_ID => {
                 [0, 1, 1, 1, 1, 2, 2, 3, 4, 5][self.dice.of(10)]
             }
+            false if interface == sink::Client::TYPE_ID => [0, 0, 0, 0, 1, 2][self.dice.of(6)],
             false => self.dice.of(6) as u16,
         };
         call.set_interface_id(interface);
@@ -417,6 +451,7 @@ impl<'a> Guest<'a> {
                 let mut params = content.init_as::<revoker::revoke_params::Builder<'_>>();
                 params.set_reason("a hostile reason");
             }
+            _ if self.role.has(interface, method) => self.peer_params(interface, method, content),
             _ if self.dice.one_in(4) => {
                 let bytes = self.dice.bytes(64);
                 let mut content = content;
@@ -704,9 +739,12 @@ impl<'a> Guest<'a> {
             }
             message::Call(call) => {
                 let call = call?;
-                self.calls.push(call.get_question_id());
+                if !self.role.answers() {
+                    self.calls.push(call.get_question_id());
+                }
                 let params = call.get_params()?;
-                self.take(params, None, &[])?;
+                self.learn_call(call)?;
+                self.take(params, None, self.role.handed_over(call))?;
                 let deliver = (sink::Client::TYPE_ID, 0);
                 if (call.get_interface_id(), call.get_method_id()) == deliver {
                     let delivered: sink::deliver_params::Reader<'_> =
@@ -716,6 +754,7 @@ impl<'a> Guest<'a> {
                     }
                 }
             }
+            message::Bootstrap(asked) => self.learn_bootstrap(asked?.get_question_id()),
             message::Disembargo(disembargo) => {
                 use capnp_rpc::rpc_capnp::disembargo::context::Which;
                 if let Which::SenderLoopback(id) = disembargo?.get_context().which()? {
@@ -752,9 +791,7 @@ impl<'a> Guest<'a> {
     ) -> Result<(), capnp::Error> {
         let content = payload.get_content();
         match asked {
-            (membrane::Client::TYPE_ID, u16::MAX) => {
-                self.take(payload, Some(id), &[membrane::Client::TYPE_ID])
-            }
+            (interface, u16::MAX) => self.take(payload, Some(id), &[interface]),
             (membrane::Client::TYPE_ID, 0) => {
                 let results: membrane::graft_results::Reader<'_> = content.get_as()?;
                 // They stand in the table in the order in which the host put them in.
@@ -781,7 +818,7 @@ impl<'a> Guest<'a> {
                 Some(id),
                 &[channel::Client::TYPE_ID, revoker::Client::TYPE_ID],
             ),
-            _ => self.take(payload, Some(id), &[]),
+            _ => self.learn_peer_results(id, asked, payload),
         }
     }
 
