@@ -40,13 +40,14 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
         if example == "revocation-latency" {
             command.args(["--", "--bumps", &bumps.to_string()]);
         }
-        let out = command
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("{package}: can't be run"))?;
-        anyhow::ensure!(out.status.success(), "{package}: {}", out.status);
-        rows.extend(parse(package, &String::from_utf8_lossy(&out.stdout)));
+        rows.extend(measured(package, command)?);
     }
+    eprintln!("\n== agora: peer_door, fairness");
+    let mut command = cargo();
+    command.args(["test", "--release", "--package", "agora"]);
+    command.args(["--features", "testbed", "--test", "peer_door", "--"]);
+    command.args(["--ignored", "--nocapture", "fairness"]);
+    rows.extend(measured("agora", command)?);
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for row in &rows {
         println!(
@@ -64,6 +65,15 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
     std::fs::write(&path, serde_json::to_string_pretty(&json)?)?;
     eprintln!("\nwritten to {}", path.display());
     Ok(())
+}
+
+fn measured(package: &str, mut command: std::process::Command) -> Result<Vec<Row>> {
+    let out = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("{package}: can't be run"))?;
+    anyhow::ensure!(out.status.success(), "{package}: {}", out.status);
+    Ok(parse(package, &String::from_utf8_lossy(&out.stdout)))
 }
 
 struct Row {

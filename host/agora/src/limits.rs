@@ -362,8 +362,10 @@ pub const PEER_FOLLOWS_MAX: usize = 256;
 pub const PEER_ENTRIES_BURST: u32 = 2048;
 /// The same for each second in the long run.
 pub const PEER_ENTRIES_PER_S: u32 = 4;
-/// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of the thread, which other
-/// peers wait for.
+/// Streams that a peer opened and that may wait for its thread; more are reset. As many as a peer may have open.
+pub const PEER_STREAMS_WAITING_MAX: usize = 2 * agora_dial::limits::LANE_STREAMS_IN_MAX;
+/// Frames of a peer that may wait for the RPC system before no more is read from it. They are taken in one turn of its thread, which its
+/// other connections, and stops, wait for.
 pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
 /// Their bytes.
 pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
@@ -436,7 +438,7 @@ pub const LOGINS_REMEMBERED_MAX: usize = 1024;
 pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
 /// The longest such wait.
 pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
-/// Orders that may wait for the peers' thread.
+/// Orders that may wait for the threads of peers, or for one of them.
 pub const PEER_ORDERS_MAX: usize = 64;
 /// Messages of one of a peer's channels that are kept in memory for those who listen here.
 pub const REMOTE_RECENT_MAX: usize = 1024;

@@ -4,7 +4,7 @@
 //! and, the other way, what a peer that asks is given.
 //! Promise: every [`PEER_EXCHANGE_EVERY`](limits::PEER_EXCHANGE_EVERY), and after each connection, a peer's newest checkpoint is compared with
 //! the one that is held; one that doesn't extend it is an alarm that stands until an operator accepts it. Nothing here blocks the
-//! peers' thread. Failure: what can't be asked now is asked later; calls over the peer's lot are busy.
+//! peer's thread. Failure: what can't be asked now is asked later; calls over the peer's lot are busy.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ pub enum Exchanged {
     Outdated,
 }
 
-/// What only the data folder's files are asked, off the peers' thread.
+/// What only the data folder's files are asked, off the peer's thread.
 pub(super) async fn aside<T: Send + 'static>(
     control: &Control,
     what: impl FnOnce() -> T + Send + 'static,

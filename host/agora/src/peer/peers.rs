@@ -448,9 +448,12 @@ impl Peers {
         let _ = tokio::time::timeout(limits::LINK_FIRST_PATIENCE, all).await;
     }
 
-    /// Ends every connection, and the thread.
+    /// Ends every connection, and the threads.
     pub async fn close(&self) {
         self.order(Order::End).await;
+        if let Some(orders) = self.orders.get() {
+            let _ = tokio::time::timeout(limits::PEER_ENDING_MAX, orders.closed()).await;
+        }
         if let Some(dialer) = self.dialer.get() {
             dialer.shutdown().await;
         }

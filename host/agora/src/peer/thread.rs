@@ -1,11 +1,13 @@
-//! The thread that peers live on: who is let in there, and what is kept connected.
+//! The threads that peers live on: who is let in there, and what is kept connected.
 //!
 //! In: streams that peers opened; stops. Out: doors on the vat lane, links on the control lane; and what we use of theirs.
-//! Promise: a stop is done before it is answered, whatever peers do. A peer has one connection a lane: a newer one takes the place of the
-//! older. Failure: a connection that breaks takes nothing but itself along.
+//! Promise: a stop is done before it is answered, whatever peers do. Each peer has a thread of its own, so what one asks for is done beside what
+//! another asks for, and not before it; those that aren't known share one, which also brings each what is meant for it. A peer has one
+//! connection a lane: a newer one takes the place of the older. Failure: a connection that breaks takes nothing but itself along.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::borrowed::LinkState;
 use super::door::PeerDoor;
-use super::peers::Peers;
+use super::peers::{Peer, Peers};
 use super::terminal::{Logins, Terminal};
 use super::told::Link;
 use super::vat::{Road, Vat};
@@ -27,7 +29,7 @@ use crate::channel::facet::Facets;
 use crate::door::control::Control;
 use crate::limits;
 
-/// What the thread is asked to do.
+/// What the threads are asked to do.
 pub enum Order {
     /// Fell the walls of one peer, or of all.
     Fell {
@@ -60,11 +62,11 @@ pub enum Order {
 pub struct Started {
     /// What keeps peers connected.
     pub dialer: Dialer,
-    /// Takes orders.
+    /// Takes orders. Closed when all threads have ended.
     pub orders: mpsc::Sender<Order>,
 }
 
-/// What those who live on the thread share.
+/// What those who live on one thread share.
 pub struct Ctx {
     /// The host's controls.
     pub control: Arc<Control>,
@@ -107,7 +109,15 @@ impl Drop for Resident {
     }
 }
 
-/// Listens, dials, and starts the thread.
+/// Where one peer lives.
+struct Home {
+    orders: mpsc::Sender<Order>,
+    streams: mpsc::Sender<Incoming>,
+}
+
+type Homes = HashMap<String, Home>;
+
+/// Listens, dials, and starts the threads.
 ///
 /// # Errors
 /// For people.
@@ -132,28 +142,90 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
         .collect();
     let started = Dialer::start(options).await;
     let (dialer, inbound) = started.map_err(|error| format!("peers: {error}"))?;
+    let (alive, gone) = mpsc::channel::<Infallible>(1);
+    let mut homes = Homes::new();
+    for peer in peers.all() {
+        let (orders, ordered) = mpsc::channel(limits::PEER_ORDERS_MAX);
+        let (streams, opened) = mpsc::channel(limits::PEER_STREAMS_WAITING_MAX);
+        let (own, alive) = (peer.clone(), alive.clone());
+        let life = |ctx: Rc<Ctx>| async move {
+            live(ctx, own, opened, ordered).await;
+            drop(alive);
+        };
+        on_thread(peer.persona.as_str(), &control, &peers, &dialer, life)?;
+        homes.insert(peer.name.clone(), Home { orders, streams });
+    }
+    drop(alive);
     let (orders, ordered) = mpsc::channel(limits::PEER_ORDERS_MAX);
+    let life = |ctx: Rc<Ctx>| direct(ctx, homes, inbound, ordered, gone);
+    on_thread("agora-peers", &control, &peers, &dialer, life)?;
+    Ok(Started { dialer, orders })
+}
+
+fn on_thread<L: Future<Output = ()>>(
+    name: &str,
+    control: &Arc<Control>,
+    peers: &Arc<Peers>,
+    dialer: &Dialer,
+    life: impl FnOnce(Rc<Ctx>) -> L + Send + 'static,
+) -> Result<(), String> {
     let thread = std::thread::Builder::new()
-        .name("agora-peers".into())
+        .name(name.to_owned())
         .stack_size(limits::VAT_STACK_BYTES);
-    let kept = dialer.clone();
+    let (control, peers, dialer) = (control.clone(), peers.clone(), dialer.clone());
     let spawned = thread.spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a thread can have a runtime");
         let local = tokio::task::LocalSet::new();
-        let ctx = Ctx::new(control, peers, kept);
-        local.block_on(&runtime, live(ctx, inbound, ordered));
+        let ctx = Ctx::new(control, peers, dialer);
+        local.block_on(&runtime, life(ctx));
     });
     spawned.map_err(|error| format!("peers: the system gives no thread: {error}"))?;
-    Ok(Started { dialer, orders })
+    Ok(())
 }
 
-async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Order>) {
-    for peer in ctx.peers.all() {
-        tokio::task::spawn_local(super::link::keep(ctx.clone(), peer.clone()));
+/// The life of the thread that brings each peer what is meant for it, and that those live on who aren't known.
+async fn direct(
+    ctx: Rc<Ctx>,
+    homes: Homes,
+    mut inbound: Inbound,
+    mut orders: mpsc::Receiver<Order>,
+    mut gone: mpsc::Receiver<Infallible>,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            order = orders.recv() => match order {
+                Some(Order::End) | None => break,
+                Some(order) => ctx.pass_on(&homes, order).await,
+            },
+            incoming = inbound.next() => match incoming {
+                Some(incoming) => {
+                    let peer = ctx.peers.with_id(&incoming.peer);
+                    match peer.and_then(|peer| homes.get(&peer.name)) {
+                        // One that opens more than its thread takes loses them.
+                        Some(home) => drop(home.streams.try_send(incoming)),
+                        None => ctx.let_in(incoming.peer, incoming.lane, incoming.stream),
+                    }
+                }
+                None => break,
+            },
+        }
     }
+    drop(homes);
+    let _ = gone.recv().await;
+}
+
+/// The life of a peer's thread.
+async fn live(
+    ctx: Rc<Ctx>,
+    peer: Arc<Peer>,
+    mut opened: mpsc::Receiver<Incoming>,
+    mut orders: mpsc::Receiver<Order>,
+) {
+    tokio::task::spawn_local(super::link::keep(ctx.clone(), peer));
     loop {
         tokio::select! {
             biased;
@@ -161,7 +233,7 @@ async fn live(ctx: Rc<Ctx>, mut inbound: Inbound, mut orders: mpsc::Receiver<Ord
                 Some(Order::End) | None => break,
                 Some(order) => ctx.obey(order),
             },
-            incoming = inbound.next() => match incoming {
+            incoming = opened.recv() => match incoming {
                 Some(incoming) => ctx.let_in(incoming.peer, incoming.lane, incoming.stream),
                 None => break,
             },
@@ -190,6 +262,51 @@ impl Ctx {
             controls: RefCell::default(),
             fences: watch::channel(()).0,
         })
+    }
+
+    /// Has an order done on every thread that it concerns, this one included.
+    async fn pass_on(self: &Rc<Self>, homes: &Homes, order: Order) {
+        let (make, done): (Box<dyn Fn(oneshot::Sender<()>) -> Order>, _) = match order {
+            Order::Fell { only, reason, done } => {
+                let make = move |done| {
+                    let (only, reason) = (only.clone(), reason.clone());
+                    Order::Fell { only, reason, done }
+                };
+                (Box::new(make), done)
+            }
+            Order::CutRevoked { reason, done } => {
+                let make = move |done| {
+                    let reason = reason.clone();
+                    Order::CutRevoked { reason, done }
+                };
+                (Box::new(make), done)
+            }
+            Order::Ping { name, answer } => {
+                if let Some(home) = homes.get(&name) {
+                    let _ = home.orders.send(Order::Ping { name, answer }).await;
+                }
+                return;
+            }
+            Order::End => return,
+        };
+        let sending = homes.values().map(|home| {
+            let (done, did) = oneshot::channel();
+            let order = make(done);
+            async move {
+                let _ = home.orders.send(order).await;
+                did
+            }
+        });
+        // One whose queue is full holds up no other.
+        let (own, did) = oneshot::channel();
+        self.obey(make(own));
+        let mut all = futures::future::join_all(sending).await;
+        all.push(did);
+        // What comes behind it doesn't wait for it here: each thread does it in this order.
+        tokio::task::spawn_local(async move {
+            futures::future::join_all(all).await;
+            let _ = done.send(());
+        });
     }
 
     pub(crate) fn obey(self: &Rc<Self>, order: Order) {

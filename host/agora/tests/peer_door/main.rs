@@ -7,6 +7,7 @@
 )]
 
 mod bed;
+mod fairness;
 mod granted;
 mod hostile;
 mod login;
