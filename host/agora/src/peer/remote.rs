@@ -726,10 +726,12 @@ impl Remote {
     /// # Errors
     /// As for [`Remote::messages`].
     pub async fn history(&self, from: u64, count: u32) -> Result<Page, Missed> {
-        let granted = self.granted().map_err(|error| match self.is_not_granted() {
-            true => Missed::Failed(error),
-            false => Missed::Away(error),
-        })?;
+        let granted = self
+            .granted()
+            .map_err(|error| match self.is_not_granted() {
+                true => Missed::Failed(error),
+                false => Missed::Away(error),
+            })?;
         let (answer, answered) = oneshot::channel();
         let request = History {
             from,

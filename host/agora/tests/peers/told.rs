@@ -42,7 +42,10 @@ async fn who_grafts_while_others_are_told_is_told_of_the_next_end() {
         let _ = held.1.recv();
     });
     let started = tokio::task::spawn_blocking(move || holds.1.recv());
-    within("the thread is busy", started).await.unwrap().unwrap();
+    within("the thread is busy", started)
+        .await
+        .unwrap()
+        .unwrap();
     let ended = first.ended();
     bump(&bravo).await;
     let told = within("the first is told beside it", ended).await.unwrap();
@@ -83,9 +86,11 @@ async fn what_the_peer_fails_to_tell_is_seen_by_its_pings() {
         // Nobody who waits is woken.
         false
     });
-    until("the link has grafted anew", async || match &*link.borrow() {
-        LinkState::Up { since, .. } => (*since > before).then_some(()),
-        _ => None,
+    until("the link has grafted anew", async || {
+        match &*link.borrow() {
+            LinkState::Up { since, .. } => (*since > before).then_some(()),
+            _ => None,
+        }
     })
     .await;
     bed.close().await;
