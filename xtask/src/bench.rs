@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: agora beside the raw libraries doing the same work.
 //!
-//! Each program below prints rows of `name<TAB>agora<TAB>floor<TAB>ratio` from one run; only the ratios mean anything.
+//! Each program below, and one measurement among the tests, prints rows of `name<TAB>agora<TAB>floor<TAB>ratio` from one run; only
+//! the ratios mean anything.
 
 use std::process::Stdio;
 

@@ -8,7 +8,8 @@
 //! Rows end in the ratio of the two p99, over all rounds. With `AGORA_STRICT` none may be above 2. It means something in a release only:
 //! `AGORA_STRICT=1 cargo test --release -p agora --features testbed --test peer_door -- --ignored fairness` (`cargo xtask bench` prints the
 //! rows). On a machine that has more to do, give the host and the honest peer the cores before all else, and the other process what they
-//! leave: run the test's program by `AGORA_ATTACKER_BY='chrt --rr 1' chrt --rr 2`. `AGORA_ATTACK` names the only attack to run.
+//! leave: run the test's program by `AGORA_ATTACKER_BY='chrt --rr 1' chrt --rr 2`. Threads of the host don't interrupt each other then.
+//! `AGORA_ATTACK` names the only attack to run.
 
 use std::time::Duration;
 
