@@ -300,7 +300,7 @@ impl Live {
                 answered = &mut ping => answered,
                 () = lease => {
                     self.lapse(true);
-                    ping.await
+                    self.seek(ping).await
                 }
             };
             if let Err(error) = answered {
@@ -311,6 +311,26 @@ impl Live {
             self.lapse(false);
             self.show();
             sleep_until((sent + limits::PEER_PING_EVERY).into()).await;
+        }
+    }
+
+    /// Waits for an answer of the peer's, and has it dialed beside what there is meanwhile: the network may be away, or only the connection.
+    async fn seek<T>(&self, mut answer: impl Future<Output = T> + Unpin) -> T {
+        let mut sought = false;
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => {
+                    if sought {
+                        self.ctx.dialer.unheard(self.id, false).await;
+                    }
+                    return answered;
+                }
+                () = sleep(limits::PEER_SEEK_EVERY) => {
+                    sought = true;
+                    self.ctx.dialer.unheard(self.id, true).await;
+                }
+            }
         }
     }
 
