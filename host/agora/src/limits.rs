@@ -403,6 +403,8 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
 };
 /// How long a peer isn't heard on the control lane before calls on what it lent fail.
 pub const PEER_LEASE: Duration = Duration::from_secs(2);
+/// How long a peer that has lapsed isn't heard before it is dialed beside the connection that there is; and how often then.
+pub const PEER_SEEK_EVERY: Duration = Duration::from_secs(2);
 /// How often it is pinged there.
 pub const PEER_PING_EVERY: Duration = Duration::from_millis(500);
 /// How often a peer is asked for its newest checkpoint, beside after each connection.

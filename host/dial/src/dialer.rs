@@ -120,6 +120,10 @@ enum Command {
     Reconsider {
         peer: PeerId,
     },
+    Unheard {
+        peer: PeerId,
+        is_unheard: bool,
+    },
     ShutDown {
         done: oneshot::Sender<()>,
     },
@@ -361,6 +365,14 @@ impl Dialer {
         let _ = self.commands.send(Command::Reconsider { peer }).await;
     }
 
+    /// Says that the peer isn't heard over the connections that there are, or is again. While it isn't, those that were dialed from here are
+    /// dialed anew beside what there is, once each time that this is said; one that is welcome takes the place of the old one, and one that
+    /// fails changes nothing.
+    pub async fn unheard(&self, peer: PeerId, is_unheard: bool) {
+        let unheard = Command::Unheard { peer, is_unheard };
+        let _ = self.commands.send(unheard).await;
+    }
+
     /// Ends every stream and connection and stops listening; returns when that is done. A UDP port is free a moment later,
     /// once QUIC has seen its connections off.
     pub async fn shutdown(&self) {
@@ -516,6 +528,7 @@ async fn drive(
                     }
                     Some(Command::Forget { peer }) => links.forget(&peer),
                     Some(Command::Reconsider { peer }) => links.reconsider(&peer),
+                    Some(Command::Unheard { peer, is_unheard }) => links.unheard(&peer, is_unheard),
                     Some(Command::ShutDown { done }) => break Some(done),
                     None => break None,
                 }

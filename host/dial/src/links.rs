@@ -35,7 +35,7 @@ use tokio::{
 };
 
 use self::{
-    link::{Conn, Link, Slot, at},
+    link::{Conn, Held, Link, Slot, at},
     waypoints::Waypoint,
 };
 use crate::{
@@ -44,6 +44,7 @@ use crate::{
     errands::Errands,
     greeting::Incarnation,
     handler::{OpenReply, Say},
+    lane::CARRIERS,
     limits,
 };
 
@@ -152,6 +153,7 @@ impl Links {
             held: None,
             dialing: None,
             greeting: false,
+            seeks: false,
             backoff: Backoff::new(
                 backoff_min_ms,
                 backoff_max_ms,
@@ -234,6 +236,23 @@ impl Links {
             }
         }
         self.changed = true;
+    }
+
+    /// The peer isn't heard, or is again. Its connections may be fine, and the network away; or they may be what is lost, as when a router
+    /// on the way forgot them: so those that we dialed are dialed anew, beside what is held, and what comes of that takes its place. Only
+    /// ours: it is the address of who dialed that changes, and dials of one side don't cross.
+    pub(crate) fn unheard(&mut self, peer: &PeerId, is_unheard: bool) {
+        for lane in CARRIERS {
+            let Some(link) = self.links.get_mut(peer) else {
+                return;
+            };
+            let slot = link.slot(lane);
+            let is_ours = |held: &Held| held.dialed && !held.guest;
+            slot.seeks = is_unheard && slot.held.as_ref().is_some_and(is_ours);
+            if slot.seeks {
+                self.dial(*peer, lane, Instant::now());
+            }
+        }
     }
 
     pub(crate) fn open(&mut self, peer: PeerId, lane: Lane, reply: OpenReply) {

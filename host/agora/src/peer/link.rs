@@ -329,7 +329,7 @@ impl Live {
                 answered = &mut ping => answered,
                 () = lease => {
                     self.lapse(true);
-                    ping.await
+                    self.seek(ping).await
                 }
             };
             let revision = answered.and_then(|answer| Ok(answer.get()?.get_revision()));
@@ -342,6 +342,26 @@ impl Live {
             self.lapse(false);
             self.show();
             sleep_until((sent + limits::PEER_PING_EVERY).into()).await;
+        }
+    }
+
+    /// Waits for an answer of the peer's, and has it dialed beside what there is meanwhile: the network may be away, or only the connection.
+    async fn seek<T>(&self, mut answer: impl Future<Output = T> + Unpin) -> T {
+        let mut sought = false;
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => {
+                    if sought {
+                        self.ctx.dialer.unheard(self.id, false).await;
+                    }
+                    return answered;
+                }
+                () = sleep(limits::PEER_SEEK_EVERY) => {
+                    sought = true;
+                    self.ctx.dialer.unheard(self.id, true).await;
+                }
+            }
         }
     }
 

@@ -201,8 +201,8 @@ impl NetworkBehaviour for Links {
             && let Some(link) = self.links.get_mut(&peer)
         {
             let slot = link.slot(lane);
-            // The peer's own dial was welcomed meanwhile: this one isn't needed, and is never greeted on.
-            if slot.held.is_some() {
+            // The peer's own dial was welcomed meanwhile, or it is heard again: this one isn't needed, and is never greeted on.
+            if slot.held.is_some() && !slot.seeks {
                 return full("the lane has a connection");
             }
             slot.greeting = true;

@@ -52,6 +52,7 @@ impl Links {
             slot.dialing = None;
             slot.greeting = false;
         }
+        slot.seeks = false;
         slot.due = None;
         slot.why = None;
         let read = slot.meter.bytes_in.load(Ordering::Relaxed);

@@ -32,6 +32,8 @@ pub(super) struct Slot {
     pub(super) dialing: Option<ConnectionId>,
     /// Whether that dial has got as far as its greeting.
     pub(super) greeting: bool,
+    /// The peer isn't heard over what is held, so that this is dialed beside it.
+    pub(super) seeks: bool,
     pub(super) backoff: Backoff,
     pub(super) due: Option<Instant>,
     pub(super) why: Option<Why>,

@@ -88,6 +88,13 @@ impl Bench {
                 _ => None,
             });
         let id = dialed.expect("it is dialed");
+        assert!(self.connects(id, peer));
+        self.established(id);
+        id
+    }
+
+    /// A dial has found its peer. Whether it is still wanted.
+    fn connects(&mut self, id: ConnectionId, peer: PeerId) -> bool {
         let made = self.links.handle_established_outbound_connection(
             id,
             peer,
@@ -95,9 +102,7 @@ impl Bench {
             Endpoint::Dialer,
             PortUse::New,
         );
-        assert!(made.is_ok());
-        self.established(id);
-        id
+        made.is_ok()
     }
 
     /// The peer dialed us.
@@ -205,6 +210,53 @@ async fn a_peer_that_greets_again_has_lost_its_connection() {
             (one.held(peer, Lane::Vat), one.closed()),
             (Some(new), [old].into())
         );
+    }
+}
+
+/// The dial that was begun, up to its greeting; none: it isn't wanted.
+fn sought(one: &mut Bench, peer: PeerId) -> Option<ConnectionId> {
+    one.links.actions.clear();
+    one.links.unheard(&peer, true);
+    let id = one.links.actions.iter().find_map(|action| match action {
+        ToSwarm::Dial { opts } => Some(opts.connection_id()),
+        _ => None,
+    });
+    let id = id?;
+    assert!(one.connects(id, peer));
+    one.established(id);
+    Some(id)
+}
+
+#[tokio::test]
+async fn a_peer_that_isnt_heard_is_dialed_beside_what_is_held_which_goes_only_for_one_that_is_welcome()
+ {
+    let (lesser, greater) = two();
+    for (own, peer) in [(lesser, greater), (greater, lesser)] {
+        let mut one = bench(own, Standing::Known);
+        let old = one.dial(peer);
+        one.links.judged(old, Verdict::Welcome, Incarnation([2; 8]));
+        // What comes of it fails, and the old one is kept.
+        let failed = sought(&mut one, peer).expect("it is dialed");
+        one.links.gone(failed, None);
+        assert_eq!(one.held(peer, Lane::Control), Some(old));
+        let link = &one.links.links[&peer];
+        assert!(link.slots[0].due.is_none(), "nobody dials unasked");
+        // It is heard again before it has come to a greeting.
+        one.links.unheard(&peer, true);
+        let late = one.links.links[&peer].slots[0].dialing.expect("once more");
+        one.links.unheard(&peer, false);
+        assert!(!one.connects(late, peer));
+        one.links.gone(late, None);
+        // It is welcome, and takes its place.
+        let new = sought(&mut one, peer).expect("it is dialed");
+        one.links.actions.clear();
+        one.links.judged(new, Verdict::Welcome, Incarnation([2; 8]));
+        assert_eq!(one.held(peer, Lane::Control), Some(new));
+        assert_eq!(one.closed(), [old]);
+        // What the peer dialed is the peer's to dial anew.
+        let theirs = one.dialed_by(peer, 1 << 42);
+        assert_eq!(one.greeted(theirs, Lane::Control, 3), Verdict::Welcome);
+        assert_eq!(sought(&mut one, peer), None);
     }
 }
 

@@ -30,7 +30,8 @@ impl Links {
         };
         let slot = link.slot(lane);
         slot.due = None;
-        if slot.held.is_some() || slot.dialing.is_some() || !link.configured || self.closing {
+        let wanted = slot.held.is_none() || slot.seeks;
+        if !wanted || slot.dialing.is_some() || !link.configured || self.closing {
             return;
         }
         link.standing = self.setup.policy.standing(&peer);
@@ -55,6 +56,11 @@ impl Links {
         let Some(link) = self.links.get_mut(&peer) else {
             return;
         };
+        let is_held = link.slot(lane).held.is_some();
+        if is_held && (targets.is_empty() || under_way >= limits::PENDING_OUT_MAX) {
+            // Whoever seeks it asks again.
+            return;
+        }
         if targets.is_empty() {
             // Brought forward once a relay is connected.
             let slot = link.slot(lane);
