@@ -3,7 +3,6 @@
 //! In: orders, as messages on the channel `orders` that begin with this agent's name and a colon. Out: what came of each, as its answer.
 //!
 //! - `sign DOMAIN TEXT`: signs in a domain; the answer is the key and the signature, in hexadecimal.
-//! - `cast DOMAIN`: takes the signer for a channel, and speaks through it.
 //! - `hand DOMAIN NAME`: gives its signer to the deputy, passed off as a channel, who keeps it under a name.
 //! - `ask NAME TEXT`: has the deputy use what it keeps under that name.
 //! - `serve DOMAIN`: offers its signer to whoever it is a service for.
@@ -13,7 +12,6 @@
 //! earlier graft's signer is behind is down.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 
 use agora_capnp::channel_capnp::channel;
 use agora_desk::desk_capnp::desk;
@@ -26,25 +24,36 @@ const SIGNERS_MAX: usize = 16;
 
 thread_local! {
     /// Outlives every graft: the function is called again in the same instance.
-    static HOARD: RefCell<Vec<Signer>> = const { RefCell::new(Vec::new()) };
+    static HOARD: RefCell<Hoard> = RefCell::default();
 }
 
-/// Does as it is told until the epoch ends, and keeps its signers.
+/// What it signed with, and in which graft.
+#[derive(Default)]
+struct Hoard {
+    graft: u64,
+    kept: Vec<(u64, String, Signer)>,
+}
+
+impl Hoard {
+    fn keep(&mut self, domain: &str, signer: &Signer) {
+        let known = |(graft, of, _): &(u64, String, Signer)| *graft == self.graft && of == domain;
+        if self.kept.len() < SIGNERS_MAX && !self.kept.iter().any(known) {
+            self.kept
+                .push((self.graft, domain.to_owned(), signer.clone()));
+        }
+    }
+
+    /// Those of earlier grafts.
+    fn old(&self) -> Vec<Signer> {
+        let old = self.kept.iter().filter(|(graft, ..)| *graft < self.graft);
+        old.map(|(_, _, signer)| signer.clone()).collect()
+    }
+}
+
+/// Does as it is told until the epoch ends.
 #[agora_guest::main]
 async fn notary(graft: Graft) -> Result<(), Error> {
-    let mut had = BTreeMap::new();
-    let ended = serve(&graft, &mut had).await;
-    HOARD.with_borrow_mut(|hoard| {
-        hoard.extend(had.into_values());
-        hoard.truncate(SIGNERS_MAX);
-    });
-    ended
-}
-
-/// The signers that this graft signed with, by their domains.
-type Had = BTreeMap<String, Signer>;
-
-async fn serve(graft: &Graft, had: &mut Had) -> Result<(), Error> {
+    HOARD.with_borrow_mut(|hoard| hoard.graft += 1);
     let orders = graft.channel("orders")?;
     let mut heard = orders.subscribe().await?;
     while let Some(message) = heard.next().await? {
@@ -54,7 +63,7 @@ async fn serve(graft: &Graft, had: &mut Had) -> Result<(), Error> {
             orders.pass(&message).await?;
             continue;
         };
-        let came = match obey(graft, order, had).await {
+        let came = match obey(&graft, order).await {
             Ok(said) => said,
             Err(error) => told(&error),
         };
@@ -69,7 +78,7 @@ fn told(error: &Error) -> String {
     format!("{:?}: {error}", error.kind())
 }
 
-async fn obey(graft: &Graft, order: &str, had: &mut Had) -> Result<String, Error> {
+async fn obey(graft: &Graft, order: &str) -> Result<String, Error> {
     let mut words = order.splitn(3, ' ');
     let mut word = || words.next().unwrap_or_default();
     let (verb, what, rest) = (word(), word(), word());
@@ -77,13 +86,8 @@ async fn obey(graft: &Graft, order: &str, had: &mut Had) -> Result<String, Error
         "sign" => {
             let signer = graft.signer(what)?;
             let signed = signer.sign(rest.as_bytes()).await?;
-            had.insert(what.to_owned(), signer);
+            HOARD.with_borrow_mut(|hoard| hoard.keep(what, &signer));
             Ok(shown(&signed))
-        }
-        "cast" => {
-            graft.channel(what)?;
-            let as_a_channel = disguised(&graft.signer(what)?);
-            Ok(agora_desk::say(as_a_channel, "through a signer").await)
         }
         "hand" => {
             let deputy: desk::Client = graft.capability("deputy")?;
@@ -97,7 +101,7 @@ async fn obey(graft: &Graft, order: &str, had: &mut Had) -> Result<String, Error
             Ok("served".to_owned())
         }
         "old" => {
-            let hoard = HOARD.with_borrow(Clone::clone);
+            let hoard = HOARD.with_borrow(Hoard::old);
             let (mut stale, mut signed) = (0, 0);
             for signer in &hoard {
                 match signer.sign(order.as_bytes()).await {

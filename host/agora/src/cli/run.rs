@@ -340,7 +340,7 @@ impl Screen {
             // Nobody may be reading; the host goes on.
             let _ = match self.json {
                 true => writeln!(out, "{}", told.json()),
-                false => writeln!(out, "{}", show::record(told, self.colour)),
+                false => writeln!(out, "{}", show::record(told, self.colour, false)),
             };
         }
         for aside in asides {
