@@ -8,6 +8,7 @@
 mod bed;
 mod copies;
 mod cuts;
+mod dialing;
 mod lending;
 mod partition;
 mod proxy;
