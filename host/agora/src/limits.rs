@@ -481,6 +481,13 @@ pub const OUTBOX_STALE_MAX: u32 = 6;
 pub const REMOTE_ASKED_MAX: usize = 16;
 /// How long a peer may take to answer one.
 pub const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long what is asked of a peer waits for its answer, from when it got out of reach: each change of its epoch, or of what it grants, is
+/// such a moment. Above the longest wait before grafting anew.
+pub const REMOTE_BACK: Duration = Duration::from_secs(12);
+const _: () = assert!(LINK_AGAIN_MAX.as_millis() < REMOTE_BACK.as_millis());
+const _: () = assert!(REMOTE_BACK.as_millis() < REMOTE_PATIENCE.as_millis());
+/// The pause before it is asked again.
+pub const REMOTE_BACK_AGAIN: Duration = Duration::from_millis(10);
 /// How often what is known of a peer is written to the data folder, when it changed.
 pub const BORROWED_EVERY: Duration = Duration::from_secs(1);
 /// How long the start of a host's agents waits for the links to peers whose channels they are granted.

@@ -34,7 +34,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::remote::{Echo, Place as OutboxPlace, Remote, RemoteMessage};
+use crate::peer::remote::{Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
 
@@ -698,9 +698,11 @@ impl Facet {
     /// The grant does not stand, or does not allow to read.
     pub fn follow_info(&self, info: channel::info::Builder<'_>) -> Result<u64, Error> {
         self.needs(Rights::READ, "read")?;
-        self.write_info(info)?;
+        let remote = self.remote()?;
+        let granted = remote.map(|remote| remote.granted()).transpose()?;
+        self.write_info(info, granted.as_deref())?;
         let state = self.holder.control.record().state();
-        if let Some(remote) = self.remote()? {
+        if let Some(remote) = remote {
             return Ok(remote.floor(state.epoch()).unwrap_or(0));
         }
         Ok(state.cursor(&self.holder.persona, &self.channel).0)
@@ -899,14 +901,23 @@ impl Facet {
         _params: channel::InfoParams,
         mut results: channel::InfoResults,
     ) -> Result<(), Error> {
-        self.write_info(results.get().init_info())
+        let _busy = self.holder.control.busy();
+        let granted = match self.remote()? {
+            Some(remote) => Some(remote.granted_soon().await?),
+            None => None,
+        };
+        self.write_info(results.get().init_info(), granted.as_deref())
     }
 
-    fn write_info(&self, mut info: channel::info::Builder<'_>) -> Result<(), Error> {
+    /// `granted`: by the peer, on a channel of a peer's.
+    fn write_info(
+        &self,
+        mut info: channel::info::Builder<'_>,
+        granted: Option<&Granted>,
+    ) -> Result<(), Error> {
         let (terms, _) = self.terms()?;
         let control = &self.holder.control;
-        if let Some(remote) = self.remote()? {
-            let granted = remote.granted()?;
+        if let Some(granted) = granted {
             let state = control.record().state();
             info.set_name(self.channel.as_str());
             info.set_hops(granted.hops);
@@ -1198,18 +1209,22 @@ impl Facet {
             let first = floor.unwrap_or(0).saturating_sub(terms.history) + 1;
             let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
             let from = params.get_from().max(1);
-            let asked = remote.history(from.max(first), count).await;
-            let page = match asked {
-                // How far the terms reach back is known once the peer has told its floor.
-                Err(error)
-                    if remote.is_away() && (floor.is_some() || terms.history == u64::MAX) =>
-                {
+            let first = from.max(first);
+            let page = match remote.history(first, count).await {
+                Ok(page) => page,
+                Err(Missed::Away(_)) => {
                     let control = &self.holder.control;
-                    let copied =
-                        mirroring::page(control, &self.channel, from.max(first), count).await?;
-                    copied.ok_or(error)?
+                    // How far the terms reach back is known once the peer has told its floor.
+                    let copied = match floor.is_some() || terms.history == u64::MAX {
+                        true => mirroring::page(control, &self.channel, first, count).await?,
+                        false => None,
+                    };
+                    match copied {
+                        Some(page) => page,
+                        None => remote.history_soon(first, count).await?,
+                    }
                 }
-                asked => asked?,
+                Err(missed) => return Err(missed.into()),
             };
             let next = match page.messages.is_empty() {
                 true => from.max(page.pruned + 1),

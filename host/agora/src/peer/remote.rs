@@ -3,7 +3,7 @@
 //! In: from the link, deliveries and outcomes; from facets on any thread, questions. Out: messages as the peer has them, and outcomes as the
 //! peer gave them.
 //! Promise: what is read is what the peer said, in its order; an outcome is the peer's own, or says why the message was never sent. What is
-//! asked while the peer is out of reach fails at once as busy, and says so.
+//! asked while the peer is out of reach fails as busy, and says so: at once, where it has been so for a while.
 //! Failure: what is not remembered is asked of the peer again (messages), or is said to be forgotten (outcomes).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -13,14 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use agora_capnp::act_capnp;
 use agora_capnp::channel_capnp::{self, message};
 use agora_log::Durability;
-use agora_membrane::error;
+use agora_membrane::error::{self, Kind};
 use agora_realm::{
     ChannelName, Epoch, HostId, MessageId, Ordinal, PersonaId, PersonaName, Refusal, State, Terms,
 };
 use capnp::Word;
 use capnp::message::{ReaderOptions, SegmentArray};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::told::Known;
 use crate::channel::speak::Outcome;
@@ -229,6 +231,22 @@ pub struct History {
     pub answer: oneshot::Sender<Result<Page, capnp::Error>>,
 }
 
+/// Why there is no answer to what was asked of the peer.
+pub enum Missed {
+    /// It is out of reach, or what it lent is over; both may be so for a moment only.
+    Away(capnp::Error),
+    /// It can't be asked this, or answered so.
+    Failed(capnp::Error),
+}
+
+impl From<Missed> for capnp::Error {
+    fn from(missed: Missed) -> Self {
+        match missed {
+            Missed::Away(error) | Missed::Failed(error) => error,
+        }
+    }
+}
+
 /// Whether it can be used now.
 #[derive(Clone)]
 pub enum Standing {
@@ -306,6 +324,8 @@ pub struct Remote {
     inner: Mutex<Inner>,
     heard: watch::Sender<Heard>,
     standing: watch::Sender<Standing>,
+    /// When the peer got out of reach, the last time that it did.
+    away_since: Mutex<Instant>,
     naming: Mutex<Option<Naming>>,
 }
 
@@ -386,6 +406,7 @@ impl Remote {
             inner: Mutex::new(inner),
             heard: watch::channel(Heard::default()).0,
             standing: watch::channel(Standing::Away("there is no link yet".into())).0,
+            away_since: Mutex::new(Instant::now()),
             naming: Mutex::default(),
         }))
     }
@@ -443,7 +464,48 @@ impl Remote {
     }
 
     pub(super) fn set_standing(&self, standing: Standing) {
+        if matches!(standing, Standing::Away(_)) && !self.is_away() {
+            *self.away_since() = Instant::now();
+        }
         self.standing.send_replace(standing);
+    }
+
+    fn away_since(&self) -> MutexGuard<'_, Instant> {
+        let since = self.away_since.lock();
+        since.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a peer that has just got out of reach, as it does for a moment whenever its epoch or its grants change. Answers whether it
+    /// can be asked again; not, at once, where it has been out of reach for [`REMOTE_BACK`](limits::REMOTE_BACK) already.
+    async fn is_back(&self) -> bool {
+        let since = match self.is_away() {
+            true => *self.away_since(),
+            // The link has let go of it, and is about to say so.
+            false => Instant::now(),
+        };
+        let mut standing = self.standing.subscribe();
+        let back = standing.wait_for(|standing| match standing {
+            Standing::Away(_) => false,
+            Standing::NotGranted => true,
+            Standing::Up(granted) => !granted.requests.is_closed(),
+        });
+        let back = tokio::time::timeout_at(since + limits::REMOTE_BACK, back).await;
+        back.is_ok_and(|standing| standing.is_ok())
+    }
+
+    /// What the peer grants, when a peer that has just got out of reach is back.
+    ///
+    /// # Errors
+    /// As for [`Remote::granted`].
+    pub async fn granted_soon(&self) -> Result<Arc<Granted>, capnp::Error> {
+        let last = Instant::now() + limits::REMOTE_PATIENCE;
+        loop {
+            let granted = self.granted();
+            if granted.is_ok() || !self.is_away() || Instant::now() > last || !self.is_back().await
+            {
+                return granted;
+            }
+        }
     }
 
     /// What the peer grants.
@@ -629,29 +691,61 @@ impl Remote {
                 return Ok(page);
             }
         }
-        self.history(from, count as u32).await
+        Ok(self.history(from, count as u32).await?)
+    }
+
+    /// Messages from an ordinal on, from the peer, when a peer that has just got out of reach is back.
+    ///
+    /// # Errors
+    /// As for [`Remote::messages`].
+    pub async fn history_soon(&self, from: u64, count: u32) -> Result<Page, capnp::Error> {
+        let last = Instant::now() + limits::REMOTE_PATIENCE;
+        loop {
+            match self.history(from, count).await {
+                Ok(page) => return Ok(page),
+                Err(Missed::Away(_)) if Instant::now() < last && self.is_back().await => {
+                    // What ends in between is seen by the link soon.
+                    tokio::time::sleep(limits::REMOTE_BACK_AGAIN).await;
+                }
+                Err(missed) => return Err(missed.into()),
+            }
+        }
     }
 
     /// Messages from an ordinal on, from the peer.
     ///
     /// # Errors
     /// As for [`Remote::messages`].
-    pub async fn history(&self, from: u64, count: u32) -> Result<Page, capnp::Error> {
-        let granted = self.granted()?;
+    pub async fn history(&self, from: u64, count: u32) -> Result<Page, Missed> {
+        let granted = self.granted().map_err(|error| match self.is_away() {
+            true => Missed::Away(error),
+            false => Missed::Failed(error),
+        })?;
         let (answer, answered) = oneshot::channel();
         let request = History {
             from,
             count,
             answer,
         };
-        if granted.requests.try_send(request).is_err() {
-            return match self.standing() {
-                Standing::Up(_) => Err(error::busy("too much is asked of the peer; wait")),
-                _ => self.granted().and(Err(disconnected("the link ended"))),
-            };
-        }
-        let gone = |_| disconnected(&format!("the link to {} was lost; try again", self.peer()));
-        let mut page = answered.await.map_err(gone)??;
+        let lost = || {
+            let text = format!("the link to {} was lost; try again", self.peer());
+            Missed::Away(disconnected(&text))
+        };
+        granted
+            .requests
+            .try_send(request)
+            .map_err(|why| match why {
+                TrySendError::Full(_) => {
+                    Missed::Failed(error::busy("too much is asked of the peer; wait"))
+                }
+                TrySendError::Closed(_) => lost(),
+            })?;
+        let answer = answered.await.map_err(|_| lost())?;
+        let mut page = answer.map_err(|error| match error::classify(&error) {
+            // What it lent is over, or the connection. Who holds it here is about to be told, where that is an end for them too.
+            Kind::Stale => lost(),
+            _ => Missed::Failed(error),
+        })?;
         let mut next = from;
         page.messages.retain(|message| {
             let rises = message.ordinal >= next && message.ordinal <= ORDINAL_MAX;

@@ -2,7 +2,8 @@
 
 use agora::door::control::Grantable;
 use agora::door::prune::Keep;
-use agora_guest::{Draft, Kind, Refusal};
+use agora::testbed::Puppet;
+use agora_guest::{Draft, Error, Kind, Refusal};
 use agora_realm::{ChannelName, PersonaId, PersonaName, Terms};
 
 use super::bed::{Bed, QUIC, all, graft, heard, next_key, repeated, said, tried, until, within};
@@ -68,6 +69,45 @@ async fn a_bump_there_is_told_here_and_a_new_graft_goes_on() {
         guest.map(|guest| guest.keys)
     };
     assert_eq!(keys, Some(1));
+    bed.close().await;
+}
+
+/// What an agent asks, however often that must be since it was told that its graft is over.
+async fn asked<T>(puppet: &Puppet, mut ask: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    until("it is answered", async || match ask().await {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            assert!(error.is_stale(), "only what has ended is refused: {error}");
+            let _ = puppet.graft().await.unwrap();
+            None
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_right_behind_a_bump_there_is_answered_when_the_link_has_grafted() {
+    let bed = Bed::new(QUIC).await;
+    said(&bed.keeper, "release", Draft::inform("one"))
+        .await
+        .unwrap();
+    for epoch in 2..=5 {
+        let ended = bed.synth.ended();
+        let (decided, now) = bed.bravo.host().control.bump("a test", false, "test").await;
+        assert_eq!((decided.pending, now.0), (None, epoch));
+        assert!(within("it is told", ended).await.unwrap().is_stale());
+        let _ = bed.synth.graft().await.unwrap();
+        let (said, _) = asked(&bed.synth, async || {
+            bed.synth.history("bravo/release", 1, 9).await.unwrap()
+        })
+        .await;
+        assert_eq!(said.len(), 1);
+        let info = asked(&bed.synth, async || {
+            bed.synth.info("bravo/release").await.unwrap()
+        })
+        .await;
+        assert_eq!(info.latest, 1);
+    }
     bed.close().await;
 }
 
