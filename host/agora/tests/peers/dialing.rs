@@ -2,7 +2,7 @@
 
 use agora_guest::{Draft, Refusal};
 
-use super::bed::{Bed, QUIC, TCP, all, graft, next_key, said, within};
+use super::bed::{Bed, QUIC, TCP, all, graft, next_key, said, until, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_said_while_a_peer_moved_is_said_once_where_it_is_dialed_then() {
@@ -24,9 +24,15 @@ async fn what_was_said_while_a_peer_moved_is_said_once_where_it_is_dialed_then()
     let dialer = bed.bravo.host().control.peers().dialer().unwrap().clone();
     let at = dialer.listening()[0].to_string();
     let at = at.split("/p2p/").next().unwrap().to_owned();
-    let dialed = peers.dial("bravo", &[at.clone()]).await.unwrap();
-    assert_eq!(dialed.outcome.unwrap().address, at);
-    assert_eq!(dialed.note, "");
+    let connected = until("it is connected", async || {
+        let dialed = peers
+            .dial("bravo", std::slice::from_ref(&at))
+            .await
+            .unwrap();
+        assert_eq!(dialed.note, "");
+        dialed.outcome.ok()
+    });
+    assert_eq!(connected.await.address, at);
     bed.alpha.linked("bravo").await;
     graft(&bed.synth, "bravo/release").await;
     said(&bed.synth, "bravo/release", Draft::inform("after"))
