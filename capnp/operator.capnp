@@ -62,6 +62,30 @@ interface Operator {
 
   ping @14 (peer :Text) -> (microseconds :UInt64);
   # The round trip to a peer, by its name, on the connection that stops go over. Fails with why when it is not connected.
+
+  dial @15 (peer :Text, addresses :List(Text)) -> (outcome :Dialed);
+  # Dials a peer now, by its name: at these addresses, and at all that are known. They are kept, also for the next start. Answers once it is
+  # connected, a dial has come to nothing, or half a minute is over. A peer that is connected and answers is not dialed. Fails, with
+  # nothing changed, where an address is none of this peer's, or there are too many.
+
+  forgetAddresses @16 (peer :Text, addresses :List(Text)) -> (left :List(Text));
+  # Takes addresses back that `dial` was given. What is connected stays so. Answers those that are left of what it was given.
+}
+
+struct Dialed {
+  # How a dial went.
+  connected @0 :Bool;
+  address @1 :Text;        # Where it is connected.
+  roundTripUs @2 :UInt64;  # To it and back, in microseconds; 0: the ping wasn't answered.
+  already @3 :Bool;        # It was connected before, and answers: nothing was dialed.
+  why @4 :Text;            # Why it is not connected, for people.
+  note @5 :Text;           # For people, when there is more to say.
+}
+
+struct PeerAddress {
+  # Where a peer may be.
+  address @0 :Text;
+  from @1 :Text;           # Who says so: dial, command line, manifest, identify, mDNS, Kademlia
 }
 
 struct Keep {
@@ -201,6 +225,7 @@ struct PeerStatus {
   held @15 :UInt64;      # Places of its log that the newest checkpoint covers that is held of it; 0: none.
   alarm @16 :Text;       # What speaks against it, for people: its log is not what it was. Until an operator accepts it.
   mirrors @17 :List(Mirrored);     # Its channels of which a copy is kept.
+  addresses @18 :List(PeerAddress);  # Where it may be, in the order in which that is tried.
 }
 
 struct Mirrored {

@@ -352,8 +352,16 @@ pub const PROOF_FILE_BYTES_MAX: usize = 64 << 20;
 
 /// Peers of one host; as many as its dialer has room for.
 pub const PEERS_MAX: usize = agora_dial::limits::PEERS_MAX;
-/// Addresses that a manifest and the command line may give one peer.
+/// Addresses that a manifest, the command line and `agora dial` may give one peer, together.
 pub const PEER_ADDRESSES_MAX: usize = agora_dial::limits::ADDRESSES_MAX;
+/// Bytes of an address that `agora dial` takes.
+pub const PEER_ADDRESS_BYTES_MAX: usize = 512;
+/// How long `agora dial` waits for the connection: for a dial that is made and greeted at the very end of its time, and what follows.
+pub const DIAL_PATIENCE: Duration = Duration::from_secs(30);
+const _: () = assert!(
+    DIAL_PATIENCE.as_millis() as u64
+        > agora_dial::limits::HANDSHAKE_PATIENCE_MS + agora_dial::limits::GREETING_PATIENCE_MS
+);
 /// Personas of one peer that may speak here in one graft.
 pub const PEER_SPEAKERS_MAX: usize = 256;
 /// Channels that one peer may follow at once in one graft; each once.

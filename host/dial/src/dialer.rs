@@ -347,8 +347,9 @@ impl Dialer {
             .ok_or(OpenError::ShutDown)
     }
 
-    /// Keeps this peer dialed, at these addresses from now on; it is dialed at once unless it is connected. `false` if
-    /// there is no room for one more. Addresses beyond [`limits::ADDRESSES_MAX`] are left out.
+    /// Keeps this peer dialed, at these addresses from now on; it is dialed at once unless it is connected, whatever the wait was
+    /// and whatever is being tried. `false` if there is no room for one more. Addresses beyond [`limits::ADDRESSES_MAX`] are
+    /// left out. [`Self::peers`] shows it when this answers.
     pub async fn set_peer(&self, known: KnownPeer) -> bool {
         let (done, set) = oneshot::channel();
         let _ = self.commands.send(Command::SetPeer { known, done }).await;
@@ -524,7 +525,9 @@ async fn drive(
                 match order {
                     Some(Command::Open { peer, lane, reply }) => links.open(peer, lane, reply),
                     Some(Command::SetPeer { known, done }) => {
-                        let _ = done.send(links.set_peer(known));
+                        let has_room = links.set_peer(known);
+                        links.publish();
+                        let _ = done.send(has_room);
                     }
                     Some(Command::Forget { peer }) => links.forget(&peer),
                     Some(Command::Reconsider { peer }) => links.reconsider(&peer),

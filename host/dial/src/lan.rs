@@ -12,10 +12,7 @@ use libp2p::{
     },
 };
 
-use crate::{
-    limits,
-    links::{Finder, Links},
-};
+use crate::{Finder, limits, links::Links};
 
 pub(crate) type Lan = Toggle<mdns::tokio::Behaviour>;
 

@@ -38,5 +38,5 @@ pub use libp2p::{Multiaddr, PeerId};
 pub use options::{
     Discovery, Kademlia, KnownPeer, Options, Policy, Relay, RelayBounds, Standing, Timing,
 };
-pub use status::{LaneStatus, PeerState, PeerStatus, Snapshot, Traffic, WaypointStatus};
+pub use status::{Finder, LaneStatus, PeerState, PeerStatus, Snapshot, Traffic, WaypointStatus};
 pub use stream::{HangUp, Incoming, Stream};

@@ -48,10 +48,7 @@ use crate::{
     limits,
 };
 
-pub(crate) use self::{
-    found::{Finder, plausible},
-    waypoints::parted,
-};
+pub(crate) use self::{found::plausible, waypoints::parted};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -161,6 +158,7 @@ impl Links {
             ),
             due: None,
             why: None,
+            failed: 0,
             meter: Arc::default(),
         };
         let slots = [slot(), slot()];
@@ -199,7 +197,12 @@ impl Links {
         let slot = &mut link.slots[0];
         slot.backoff.reset();
         slot.due = slot.held.is_none().then(Instant::now);
+        // One that is under way knows nothing of these addresses, and may take long to fail.
+        let stale = slot.dialing.take_if(|_| !slot.greeting);
         self.changed = true;
+        if let Some(stale) = stale {
+            self.end(stale, Why::Replaced);
+        }
         self.forget_waypoints();
         true
     }

@@ -68,6 +68,15 @@ pub enum PeerState {
     Waiting,
 }
 
+/// Who found an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finder {
+    /// mDNS, on a network that this machine is on.
+    Mdns,
+    /// Kademlia.
+    Kademlia,
+}
+
 /// One lane with a peer.
 #[derive(Debug, Clone)]
 pub struct LaneStatus {
@@ -85,6 +94,8 @@ pub struct LaneStatus {
     pub round_trip_p50: Option<Duration>,
     /// Failures in a row.
     pub failures: u32,
+    /// Dials that came to nothing, since the peer is known. One that [`crate::Dialer::set_peer`] made pointless isn't counted.
+    pub dials_failed: u64,
     pub(crate) relayed: bool,
     pub(crate) meter: Arc<Meter>,
 }
@@ -125,8 +136,10 @@ pub struct PeerStatus {
     pub connections: usize,
     /// What it says it speaks.
     pub protocols: Vec<String>,
-    /// Addresses that mDNS and Kademlia found, which are tried after the configured ones.
-    pub found: Vec<Multiaddr>,
+    /// Addresses that it told by identify, which are tried after the configured ones.
+    pub learned: Vec<Multiaddr>,
+    /// Addresses that mDNS and Kademlia found, which are tried after those.
+    pub found: Vec<(Multiaddr, Finder)>,
 }
 
 /// A host that is kept connected for an errand: a relay, or one whom Kademlia asks.

@@ -22,6 +22,7 @@
 //! checkpoint   this host's newest signed word of what the log was
 //! checkpoints  those before it
 //! cosigned     those that witnesses signed, too
+//! book         what operators told of peers while a host ran
 //! forked       other hosts that have another log
 //! held/        by peer: its newest checkpoint, and what speaks against it
 //! pruned       stubs of pruned turns

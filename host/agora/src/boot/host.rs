@@ -33,6 +33,7 @@ use crate::door::gate::Gate;
 use crate::door::operator::Socket;
 use crate::door::service::Services;
 use crate::door::worker::Worker;
+use crate::peer::book::Book;
 use crate::peer::peers::Peers;
 use crate::persona::agent::{Agent, Phase, Program, Shared};
 use crate::persona::engine::{Prepared, Workshop};
@@ -264,7 +265,9 @@ pub(crate) async fn open_with(
     };
     let services = Services::new(manifest.services.clone());
     notices.extend(services.notices());
-    let peers = Peers::new(manifest.peering.clone());
+    let book = Book::open(folder.join("book"))?;
+    let (peers, left_out) = Peers::new(manifest.peering.clone(), book);
+    notices.extend(left_out);
     let control = Control::new(stage, folder.clone(), services, place, peers);
     if record.hearing().is_needed() {
         // Until the first of its own entries has come back to it.

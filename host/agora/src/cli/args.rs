@@ -7,12 +7,12 @@ use clap::{Args, Parser, Subcommand};
 use super::facts::Format;
 use super::show;
 use super::witnesses::WitnessesArgs;
-use crate::boot::address::{parse_dial, parse_listen, parse_peer_id};
+use crate::boot::address::{parse_dial, parse_host, parse_listen, parse_peer_id};
 use crate::boot::host::LogChoice;
 use crate::boot::manifest::{parse_bytes, parse_duration_ms, parse_rate, parse_until, unknown};
 use crate::peer::spec::Peering;
 use crate::persona::identity::Identity;
-use agora_dial::{Multiaddr, PeerId};
+use agora_dial::{Kademlia, Multiaddr, PeerId};
 use agora_log::JetStreamOptions;
 use agora_realm::{Act, ActSet, Rights, Terms};
 
@@ -50,6 +50,8 @@ pub(super) enum Command {
     Ps(PsArgs),
     /// Show the hosts of other realms that this one deals with: how they are connected, and what each grants the other.
     Peers(PeersArgs),
+    /// Dial a peer now, also at addresses that nobody knew; they are kept. Exits with 1 when it can't be connected.
+    Dial(DialArgs),
     /// Measure the round trip to a peer, on the connection that stops go over.
     Ping(PingArgs),
     /// Follow what counts, as it comes.
@@ -240,16 +242,64 @@ pub(super) struct PeeringArgs {
     /// Who a peer of the manifest is, and where: its id, or an address that ends in /p2p/ and its id. May be given again.
     #[arg(long, value_name = "NAME=ADDRESS", value_parser = parse_peer)]
     pub(super) peer: Vec<(String, Option<Multiaddr>, PeerId)>,
+    /// Look for peers on the networks that this machine is on, whatever the manifest says (`mdns` of [peering]); --mdns=false: don't.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) mdns: Option<bool>,
+    /// Look for peers by asking this host first: an address that ends in /p2p/ and its id. May be given again; in the place of `bootstrap` of
+    /// [peering.kademlia].
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_host)]
+    pub(super) kademlia: Vec<Multiaddr>,
+    /// Answer others who look for hosts (`serve` of [peering.kademlia]); only hosts that do can be found.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) kademlia_serve: Option<bool>,
+    /// Listen through this relay too: an address that ends in /p2p/ and its id. May be given again; in the place of `via` of [peering.relay].
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_host)]
+    pub(super) relay: Vec<Multiaddr>,
+    /// Be a relay for the declared peers (`serve` of [peering.relay]).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) relay_serve: Option<bool>,
+    /// Try to get a direct connection where there is a relayed one (`punch` of [peering.relay]) [default: true].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) relay_punch: Option<bool>,
     /// Keep no connections to peers.
-    #[arg(long, conflicts_with_all = ["listen", "dial", "peer"])]
+    #[arg(long, conflicts_with_all = [
+        "listen", "dial", "peer", "mdns", "kademlia", "kademlia_serve", "relay", "relay_serve", "relay_punch",
+    ])]
     pub(super) offline: bool,
 }
 
 impl PeeringArgs {
+    /// How peers are found and reached: what is said here wins.
+    fn find(&self, peering: &mut Peering) {
+        let (discovery, relay) = (&mut peering.discovery, &mut peering.relay);
+        discovery.mdns = self.mdns.unwrap_or(discovery.mdns);
+        let mut kademlia = discovery
+            .kademlia
+            .take()
+            .unwrap_or_else(|| Kademlia::new(Vec::new()));
+        if !self.kademlia.is_empty() {
+            kademlia.bootstrap.clone_from(&self.kademlia);
+        }
+        kademlia.serve = self.kademlia_serve.unwrap_or(kademlia.serve);
+        // Who asks nobody and answers nobody has none.
+        let is_on = kademlia.serve || !kademlia.bootstrap.is_empty();
+        discovery.kademlia = is_on.then_some(kademlia);
+        if !self.relay.is_empty() {
+            relay.via.clone_from(&self.relay);
+        }
+        match self.relay_serve {
+            Some(true) => drop(relay.serve.get_or_insert_default()),
+            Some(false) => relay.serve = None,
+            None => {}
+        }
+        relay.punch = self.relay_punch.unwrap_or(relay.punch);
+    }
+
     /// How peers are dealt with: as the manifest says, and this beside it.
     pub(super) fn add_to(&self, peering: &mut Peering, manifest: &Path) -> anyhow::Result<()> {
         peering.listen.extend(self.listen.iter().cloned());
         peering.offline |= self.offline;
+        self.find(peering);
         for (name, address, id) in &self.peer {
             let names: Vec<_> = peering.peers.keys().cloned().collect();
             let Some(peer) = peering.peers.get_mut(name) else {
@@ -266,7 +316,7 @@ impl PeeringArgs {
                 );
             }
             peer.id = Some(*id);
-            peer.addresses.extend(address.iter().cloned());
+            peer.given.extend(address.iter().cloned());
             let twins = peering
                 .peers
                 .iter()
@@ -284,19 +334,22 @@ impl PeeringArgs {
                     manifest.display()
                 );
             };
-            peer.addresses.push(address.clone());
+            peer.given.push(address.clone());
         }
         for (name, peer) in &peering.peers {
             let most = crate::limits::PEER_ADDRESSES_MAX;
-            if peer.addresses.len() > most {
-                anyhow::bail!(
-                    "peer '{name}': {} addresses; at most {most}",
-                    peer.addresses.len()
-                );
+            let count = peer.addresses.len() + peer.given.len();
+            if count > most {
+                anyhow::bail!("peer '{name}': {count} addresses; at most {most}");
             }
         }
         Ok(())
     }
+}
+
+/// As it was written, if it can be dialed: the host reads it again.
+fn parse_address(text: &str) -> Result<String, String> {
+    parse_dial(text).map(|_| text.to_owned())
 }
 
 fn parse_dialed(text: &str) -> Result<(Multiaddr, PeerId), String> {
@@ -414,6 +467,23 @@ pub(super) struct PeersArgs {
     #[command(flatten)]
     pub(super) data: DataArgs,
     /// Print JSON lines instead of text.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct DialArgs {
+    /// The peer, by its name in the manifest.
+    pub(super) peer: String,
+    /// Where it may be, too, as in /ip4/203.0.113.7/udp/4101/quic-v1; with /p2p/ and its id behind it, or without [default: what is known].
+    #[arg(value_name = "ADDRESS", value_parser = parse_address)]
+    pub(super) addresses: Vec<String>,
+    /// Dial nothing, and take an address back that was given so. May be given again.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address, conflicts_with = "addresses")]
+    pub(super) forget: Vec<String>,
+    #[command(flatten)]
+    pub(super) data: DataArgs,
+    /// Print JSON instead of text.
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -905,7 +975,7 @@ mod tests {
         let named = format!("bravo={at}/p2p/{ID}");
         let peering = added(&["--peer", &named, "--dial", &dial], declared(None));
         let bravo = &peering.expect("both are the one").peers["bravo"];
-        assert_eq!((bravo.id, bravo.addresses.len()), (ID.parse().ok(), 2));
+        assert_eq!((bravo.id, bravo.given.len()), (ID.parse().ok(), 2));
 
         let refused = |args: &[&str], id| added(args, declared(id)).expect_err("it is wrong");
         let told = refused(&["--dial", &dial], None);
@@ -915,6 +985,68 @@ mod tests {
         assert!(told.contains("did you mean 'bravo'"), "{told}");
         let told = refused(&["--peer", &named], Some(other));
         assert!(told.contains("change `id`"), "{told}");
+    }
+
+    #[test]
+    fn how_peers_are_found_is_said_by_the_manifest_unless_the_command_line_says_otherwise() {
+        let (one, other) = (
+            format!("/ip4/127.0.0.1/udp/4101/quic-v1/p2p/{ID}"),
+            format!("/ip4/127.0.0.1/tcp/4102/p2p/{ID}"),
+        );
+        let added = |args: &[&str], mut peering: Peering| {
+            let args = run(args).expect("it is right");
+            let added = args.add_to(&mut peering, Path::new("agora.toml"));
+            added.expect("nothing speaks against it");
+            peering
+        };
+        let none = added(&[], Peering::default());
+        assert!(!none.discovery.mdns && none.discovery.kademlia.is_none());
+        assert!(none.relay.via.is_empty() && none.relay.serve.is_none() && none.relay.punch);
+        let all = [
+            "--mdns",
+            "--kademlia",
+            &one,
+            "--kademlia-serve",
+            "--relay",
+            &other,
+            "--relay-serve",
+            "--relay-punch=false",
+        ];
+        let declared = added(&all, none);
+        let kademlia = declared.discovery.kademlia.clone().expect("it is on");
+        assert!(declared.discovery.mdns && kademlia.serve);
+        assert_eq!(kademlia.bootstrap[0].to_string(), one);
+        assert_eq!(declared.relay.via[0].to_string(), other);
+        assert!(declared.relay.serve.is_some() && !declared.relay.punch);
+
+        // What is said of nothing stands; what is said wins.
+        let same = added(&[], declared.clone());
+        assert_eq!(same.discovery, declared.discovery);
+        assert_eq!(same.relay, declared.relay);
+        let args = [
+            "--mdns=false",
+            "--kademlia",
+            &other,
+            "--relay",
+            &one,
+            "--relay-serve=false",
+        ];
+        let changed = added(&args, declared);
+        let kademlia = changed.discovery.kademlia.expect("it is on");
+        assert!(!changed.discovery.mdns && kademlia.serve && changed.relay.serve.is_none());
+        assert_eq!(kademlia.bootstrap.len(), 1);
+        assert_eq!(kademlia.bootstrap[0].to_string(), other);
+        assert_eq!((changed.relay.via.len(), changed.relay.punch), (1, false));
+
+        for (args, told) in [
+            (&["--relay", "/ip4/127.0.0.1/tcp/4102"][..], "/p2p/"),
+            (&["--kademlia", "charlie"], "/quic-v1"),
+            (&["--mdns=perhaps"], "true"),
+            (&["--mdns", "--offline"], "--offline"),
+        ] {
+            let error = run(args).err().unwrap_or_else(|| panic!("{args:?}"));
+            assert!(error.contains(told), "{args:?}: {error}");
+        }
     }
 
     #[test]

@@ -84,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Witness(args) => witness::witness(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Peers(args) => peers::peers(&args),
+        Command::Dial(args) => peers::dial(&args),
         Command::Ping(args) => peers::ping(&args),
         Command::Watch(args) => client::watch(&args),
         Command::Say(args) => client::say(&args),

@@ -1,4 +1,4 @@
-//! `agora peers` and `agora ping`: how the hosts of other realms are.
+//! `agora peers`, `agora ping` and `agora dial`: how the hosts of other realms are, and where they may be.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use agora_capnp::operator_capnp::peer_status;
 use agora_membrane::error::{Kind, classify, reason};
 use agora_realm::Terms;
 
-use super::args::{PeersArgs, PingArgs};
+use super::args::{DialArgs, PeersArgs, PingArgs};
 use super::client::{said, with_host};
 use super::show;
 
@@ -91,6 +91,18 @@ impl Copied {
     }
 }
 
+/// Where a peer may be, each with who says so.
+fn addresses(peer: peer_status::Reader<'_>) -> anyhow::Result<Vec<(String, String)>> {
+    let all = peer.get_addresses()?.iter();
+    all.map(|known| {
+        Ok((
+            known.get_address()?.to_str()?.to_owned(),
+            known.get_from()?.to_str()?.to_owned(),
+        ))
+    })
+    .collect()
+}
+
 fn mirrors(peer: peer_status::Reader<'_>) -> anyhow::Result<Vec<Copied>> {
     let copies = peer.get_mirrors()?.iter();
     copies
@@ -149,6 +161,11 @@ fn shown(peer: peer_status::Reader<'_>) -> anyhow::Result<String> {
         ("id", text(peer.get_id())?),
         ("at", text(peer.get_address())?),
     ];
+    let known: Vec<_> = addresses(peer)?
+        .into_iter()
+        .map(|(address, from)| format!("{} ({})", show::escape(&address), show::escape(&from)))
+        .collect();
+    rows.push(("known at", known.join("; ")));
     if !peer.get_host()?.is_empty() {
         let epoch = match peer.get_epoch() {
             0 => String::new(),
@@ -211,6 +228,10 @@ fn json(peer: peer_status::Reader<'_>) -> anyhow::Result<serde_json::Value> {
         "state": peer.get_state()?.to_str()?,
         "detail": peer.get_detail()?.to_str()?,
         "address": some(peer.get_address()?.to_str()?),
+        "addresses": addresses(peer)?
+            .into_iter()
+            .map(|(address, from)| serde_json::json!({"address": address, "from": from}))
+            .collect::<Vec<_>>(),
         "round_trip_us": (peer.get_round_trip_us() > 0).then(|| peer.get_round_trip_us()),
         "bytes_in": peer.get_bytes_in(),
         "bytes_out": peer.get_bytes_out(),
@@ -225,6 +246,92 @@ fn json(peer: peer_status::Reader<'_>) -> anyhow::Result<serde_json::Value> {
         "lends": listed(lent(peer)?),
         "granted": listed(granted(peer)?),
     }))
+}
+
+/// Dials a peer, or takes back where it may be.
+pub(super) fn dial(args: &DialArgs) -> anyhow::Result<ExitCode> {
+    let name = show::escape(&args.peer);
+    if !args.forget.is_empty() {
+        return forget(args, &name);
+    }
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.dial_request();
+        request.get().set_peer(args.peer.as_str());
+        let mut list = request.get().init_addresses(args.addresses.len() as u32);
+        for (i, address) in args.addresses.iter().enumerate() {
+            list.set(i as u32, address.as_str());
+        }
+        let response = request.send().promise.await.map_err(said)?;
+        let dialed = response.get()?.get_outcome()?;
+        let address = dialed.get_address()?.to_str()?;
+        let why = dialed.get_why()?.to_str()?;
+        let note = dialed.get_note()?.to_str()?;
+        let us = dialed.get_round_trip_us();
+        if args.json {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let told = serde_json::json!({
+                "event": "dial",
+                "peer": args.peer,
+                "connected": dialed.get_connected(),
+                "already": dialed.get_already(),
+                "address": some(address),
+                "round_trip_us": (us > 0).then_some(us),
+                "why": some(why),
+                "note": some(note),
+            });
+            show::print(&format!("{told}\n"));
+        } else if dialed.get_connected() {
+            let address = show::escape(address);
+            let already = match (dialed.get_already(), args.addresses.is_empty()) {
+                (false, _) => "",
+                (true, true) => "; it was before, too",
+                (true, false) => "; it was before, too, so what is given here is for the next dial",
+            };
+            let round_trip = match us {
+                0 => "no ping came back yet".to_owned(),
+                us => format!("round trip {}", milliseconds(us)),
+            };
+            show::print(&format!(
+                "{name}: connected at {address}, {round_trip}{already}\n"
+            ));
+        } else {
+            show::print(&format!("{name}: not connected: {}\n", show::escape(why)));
+        }
+        if !note.is_empty() && !args.json {
+            show::print(&format!("{}\n", show::escape(note)));
+        }
+        Ok(match dialed.get_connected() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    })
+}
+
+fn forget(args: &DialArgs, name: &str) -> anyhow::Result<ExitCode> {
+    with_host(&args.data.data(), async |host| {
+        let mut request = host.forget_addresses_request();
+        request.get().set_peer(args.peer.as_str());
+        let mut list = request.get().init_addresses(args.forget.len() as u32);
+        for (i, address) in args.forget.iter().enumerate() {
+            list.set(i as u32, address.as_str());
+        }
+        let response = request.send().promise.await.map_err(said)?;
+        let mut left = Vec::new();
+        for address in response.get()?.get_left()?.iter() {
+            left.push(address?.to_str()?.to_owned());
+        }
+        if args.json {
+            let told = serde_json::json!({"event": "forgot", "peer": args.peer, "left": left});
+            show::print(&format!("{told}\n"));
+        } else {
+            let left = match left.is_empty() {
+                true => "nothing is left of what `agora dial` was given".to_owned(),
+                false => format!("left: {}", show::escape(&left.join(", "))),
+            };
+            show::print(&format!("{name}: not dialed there any more; {left}\n"));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Measures the round trip to a peer.

@@ -214,6 +214,11 @@ fn refuse(text: String) -> Error {
     error::denied(&text)
 }
 
+fn texts(list: capnp::text_list::Reader<'_>) -> Result<Vec<String>, Error> {
+    let all = list.iter().map(|text| Ok(text?.to_string()?));
+    all.collect()
+}
+
 fn write_decided(decided: &Decided, mut to: agora_capnp::operator_capnp::decided::Builder<'_>) {
     if let Some(entry) = &decided.entry {
         to.set_entry(&entry.0);
@@ -386,6 +391,56 @@ impl operator::Server for Desk {
         let took = took.map_err(|why| error::busy(&why))?;
         let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         results.get().set_microseconds(microseconds);
+        Ok(())
+    }
+
+    async fn dial(
+        self: Rc<Self>,
+        params: operator::DialParams,
+        mut results: operator::DialResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let name = params.get_peer()?.to_string()?;
+        let addresses = texts(params.get_addresses()?)?;
+        let peers = self.control.peers().clone();
+        let dialed = self
+            .run(async move { peers.dial(&name, &addresses).await })
+            .await?
+            .map_err(refuse)?;
+        let mut to = results.get().init_outcome();
+        to.set_note(dialed.note.as_str());
+        match &dialed.outcome {
+            Ok(connected) => {
+                to.set_connected(true);
+                to.set_address(connected.address.as_str());
+                let micros = connected
+                    .round_trip
+                    .map_or(0, |took| took.as_micros().max(1));
+                to.set_round_trip_us(u64::try_from(micros).unwrap_or(u64::MAX));
+                to.set_already(connected.already);
+            }
+            Err(why) => to.set_why(why.as_str()),
+        }
+        Ok(())
+    }
+
+    async fn forget_addresses(
+        self: Rc<Self>,
+        params: operator::ForgetAddressesParams,
+        mut results: operator::ForgetAddressesResults,
+    ) -> Result<(), Error> {
+        let params = params.get()?;
+        let name = params.get_peer()?.to_string()?;
+        let addresses = texts(params.get_addresses()?)?;
+        let peers = self.control.peers().clone();
+        let left = self
+            .run(async move { peers.forget_addresses(&name, &addresses).await })
+            .await?
+            .map_err(refuse)?;
+        let mut list = results.get().init_left(left.len() as u32);
+        for (i, address) in left.iter().enumerate() {
+            list.set(i as u32, address.to_string().as_str());
+        }
         Ok(())
     }
 

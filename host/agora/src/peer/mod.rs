@@ -3,6 +3,7 @@
 //! - [`spec`]: what the manifest says of a peer.
 //! - [`peers`]: all of them, as the rest of the host knows them.
 //! - [`thread`]: the thread they live on, and who is let in there.
+//! - [`book`]: what operators told of peers beyond the manifest; [`dialing`]: a dial because one says so.
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
 //! - [`terminal`]: where those who aren't known by their id log in.
@@ -15,7 +16,9 @@
 //! - [`exchange`]: checkpoints, asked and given; [`past`]: what is held of a peer's log.
 //! - [`mirror`]: a copy of a peer's channel, with proofs; [`mirroring`] keeps it up.
 
+pub mod book;
 pub mod borrowed;
+pub mod dialing;
 pub mod door;
 pub mod exchange;
 pub mod link;

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use agora_dial::{Dialer, PeerId, PeerStatus, Standing};
+use agora_dial::{Dialer, Multiaddr, PeerId, PeerStatus, Standing};
 use agora_membrane::error;
 use agora_realm::{ChannelName, Entry, Epoch, PersonaId, PersonaName, Terms};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::book::Book;
 use super::borrowed::{Borrowed, LinkState};
 use super::exchange::Holding;
 use super::mirror::Mirror;
@@ -100,6 +101,8 @@ pub struct Peer {
     known: RwLock<Option<Known>>,
     /// By which id it is known: the manifest's, or the one it logged in with.
     id: RwLock<Option<PeerId>>,
+    /// Where it may be, as `agora dial` was told; the newest first.
+    dialed: RwLock<Vec<Multiaddr>>,
     /// What is held of its log.
     holding: RwLock<Holding>,
     judging: Mutex<()>,
@@ -133,6 +136,7 @@ impl Peer {
             refused: AtomicBool::new(false),
             known: RwLock::default(),
             id: RwLock::new(spec.id),
+            dialed: RwLock::default(),
             holding: RwLock::default(),
             judging: Mutex::default(),
             mirrors: OnceLock::new(),
@@ -147,6 +151,28 @@ impl Peer {
     /// Its libp2p id, once it is known.
     pub fn id(&self) -> Option<PeerId> {
         *self.id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it may be: what `agora dial` was told, what the command line gives, what the manifest says. Each once, and not more than may be.
+    pub fn addresses(&self) -> Vec<Multiaddr> {
+        let mut all = self.dialed();
+        for address in self.spec.given.iter().chain(&self.spec.addresses) {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        all.truncate(limits::PEER_ADDRESSES_MAX);
+        all
+    }
+
+    /// Where it may be, as `agora dial` was told.
+    pub fn dialed(&self) -> Vec<Multiaddr> {
+        let dialed = self.dialed.read().unwrap_or_else(PoisonError::into_inner);
+        dialed.clone()
+    }
+
+    pub(super) fn set_dialed(&self, addresses: Vec<Multiaddr>) {
+        *self.dialed.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
     /// Who its host is, as it has proved last.
@@ -260,13 +286,16 @@ pub struct Peers {
     by_name: BTreeMap<String, Arc<Peer>>,
     by_id: RwLock<HashMap<PeerId, Arc<Peer>>>,
     peering: Peering,
+    book: Arc<Book>,
+    /// Held by who changes what is told of peers.
+    pub(super) changing: tokio::sync::Mutex<()>,
     dialer: OnceLock<Dialer>,
     orders: OnceLock<mpsc::Sender<Order>>,
 }
 
 impl Peers {
-    /// Those of a manifest, none of them connected.
-    pub fn new(peering: Peering) -> Arc<Self> {
+    /// Those of a manifest, none of them connected, with what operators told of them in earlier runs. For people: what of that is left out.
+    pub fn new(peering: Peering, book: Book) -> (Arc<Self>, Vec<String>) {
         let named = peering.peers.iter();
         let by_name: BTreeMap<_, _> = named
             .filter_map(|(name, spec)| {
@@ -278,13 +307,35 @@ impl Peers {
             .values()
             .filter_map(|peer| Some((peer.id()?, peer.clone())))
             .collect();
-        Arc::new(Self {
+        let mut notices = Vec::new();
+        for (name, (id, addresses)) in book.pages().addresses {
+            match by_name.get(&name) {
+                Some(peer) if peer.spec.id == Some(id) => peer.set_dialed(addresses),
+                // As long as nobody says who it is.
+                Some(peer) if peer.spec.id.is_none() => {}
+                Some(_) => notices.push(format!(
+                    "peer '{name}' was {id} when `agora dial` was given addresses of it; they are left out"
+                )),
+                None => notices.push(format!(
+                    "`agora dial` was given addresses of '{name}', which is no peer now; they are left out"
+                )),
+            }
+        }
+        let peers = Arc::new(Self {
             by_name,
             by_id: RwLock::new(by_id),
             peering,
+            book: Arc::new(book),
+            changing: tokio::sync::Mutex::default(),
             dialer: OnceLock::new(),
             orders: OnceLock::new(),
-        })
+        });
+        (peers, notices)
+    }
+
+    /// What operators told of peers.
+    pub(super) fn book(&self) -> &Arc<Book> {
+        &self.book
     }
 
     /// How peers are dealt with.
@@ -437,7 +488,7 @@ impl Peers {
             return;
         }
         let dialed = names.iter().filter_map(|name| self.named(name));
-        let dialed = dialed.filter(|peer| !peer.is_refused() && !peer.spec.addresses.is_empty());
+        let dialed = dialed.filter(|peer| !peer.is_refused() && !peer.addresses().is_empty());
         let up = dialed.map(|peer| async {
             let mut link = peer.link.subscribe();
             let _ = link

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use agora_capnp::operator_capnp::peer_status;
-use agora_dial::{Lane, PeerState};
+use agora_dial::{Finder, Lane, PeerState};
 use agora_realm::{Epoch, Terms};
 use tokio::time::Instant;
 
@@ -20,6 +20,8 @@ pub struct Sighting {
     pub detail: String,
     /// Where it is connected, or would be dialed first.
     pub address: String,
+    /// Where it may be, each with who says so.
+    pub addresses: Vec<(String, &'static str)>,
     /// Of the last ping on the control lane.
     pub round_trip: Option<Duration>,
     /// Bytes that came, over both lanes.
@@ -51,6 +53,12 @@ impl Sighting {
             to.set_calls_us(known.calls_us.as_str());
         }
         to.set_epoch(self.epoch.0);
+        let mut list = to.reborrow().init_addresses(self.addresses.len() as u32);
+        for (i, (address, from)) in self.addresses.iter().enumerate() {
+            let mut to = list.reborrow().get(i as u32);
+            to.set_address(address.as_str());
+            to.set_from(from);
+        }
         let mut list = to.init_lends(self.lends.len() as u32);
         for (i, (channel, terms)) in self.lends.iter().enumerate() {
             let mut to = list.reborrow().get(i as u32);
@@ -65,12 +73,41 @@ fn in_time(until: Instant) -> String {
     format!("again in {:.1} s", left.as_secs_f32())
 }
 
+/// Where a peer may be, in the order in which it is tried, each with who says so; see `PeerStatus.addresses` in operator.capnp.
+fn addresses(peers: &Peers, peer: &Peer) -> Vec<(String, &'static str)> {
+    let spec = &peer.spec;
+    let dialed = peer.dialed();
+    let mut all: Vec<(&agora_dial::Multiaddr, &'static str)> = Vec::new();
+    all.extend(dialed.iter().map(|address| (address, "dial")));
+    all.extend(spec.given.iter().map(|address| (address, "command line")));
+    all.extend(spec.addresses.iter().map(|address| (address, "manifest")));
+    let connection = peers.connection(peer);
+    if let Some(connection) = &connection {
+        let learned = connection.learned.iter();
+        all.extend(learned.map(|address| (address, "identify")));
+        all.extend(connection.found.iter().map(|(address, finder)| {
+            let from = match finder {
+                Finder::Mdns => "mDNS",
+                Finder::Kademlia => "Kademlia",
+            };
+            (address, from)
+        }));
+    }
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|(address, _)| seen.insert(*address));
+    all.into_iter()
+        .map(|(address, from)| (address.to_string(), from))
+        .collect()
+}
+
 /// How this peer is.
 pub fn sighting(peers: &Peers, peer: &Peer) -> Sighting {
-    let first = peer.spec.addresses.first();
+    let addresses = addresses(peers, peer);
+    let first = addresses.first();
     let mut seen = Sighting {
         state: "waiting",
-        address: first.map(ToString::to_string).unwrap_or_default(),
+        address: first.map(|(first, _)| first.clone()).unwrap_or_default(),
+        addresses,
         ..Sighting::default()
     };
     let link = peer.link.borrow().clone();

@@ -16,6 +16,8 @@ pub struct PeerSpec {
     pub key: Option<PublicKey>,
     /// Where it may be; none: it is waited for.
     pub addresses: Vec<Multiaddr>,
+    /// Where it may be, too, as the command line says.
+    pub given: Vec<Multiaddr>,
     /// What it is granted here.
     pub grants: Vec<GrantSpec>,
     /// Of its channels, as they are called there: those of which a copy is kept here.

@@ -136,7 +136,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
         .filter_map(|peer| {
             Some(KnownPeer {
                 peer: peer.id()?,
-                addresses: peer.spec.addresses.clone(),
+                addresses: peer.addresses(),
             })
         })
         .collect();

@@ -4,6 +4,7 @@ mod bump;
 mod crash;
 mod decisions;
 mod delegation;
+mod dialing;
 mod ending;
 mod fakes;
 mod grants;

@@ -9,7 +9,7 @@ use super::harness::{Host, Journey, PATIENCE, is_message, json_lines, text, work
 const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
 /// An image without agents, with a channel and a peer that is granted it.
-fn image(peer: &str) -> String {
+pub(crate) fn image(peer: &str) -> String {
     format!(
         "[channels.news]\n[channels.plans]\n[peers.{peer}]\n[[peers.{peer}.grants]]\nchannel = \"news\"\n"
     )
@@ -22,7 +22,7 @@ pub(crate) fn id(journey: &Journey) -> String {
 }
 
 /// Where a host listens, with its id.
-fn listening(host: &Host) -> String {
+pub(crate) fn listening(host: &Host) -> String {
     let line = host.until_line("where it listens", |line| line["event"] == "listening");
     text(&line, "address").to_owned()
 }

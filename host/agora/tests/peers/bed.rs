@@ -115,6 +115,11 @@ impl Site {
         self.peers.get_mut(other).unwrap()
     }
 
+    /// From its next start on it listens elsewhere, and nowhere else.
+    pub(crate) fn moves(&mut self, to: &str) {
+        self.listen = vec![to.parse().unwrap()];
+    }
+
     pub(crate) async fn open(&mut self) {
         let peering = Peering {
             listen: self.listen.clone(),

@@ -9,6 +9,7 @@ mod bed;
 mod chain;
 mod copies;
 mod cuts;
+mod dialing;
 mod lending;
 mod partition;
 mod proxy;

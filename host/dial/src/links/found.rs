@@ -9,7 +9,7 @@ use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use tokio::time::Instant;
 
 use super::{Links, bare, ms};
-use crate::{Standing, limits};
+use crate::{Finder, Standing, limits};
 
 /// One address, and until when it is believed; by mDNS until it says otherwise.
 pub(super) struct Found {
@@ -17,11 +17,13 @@ pub(super) struct Found {
     until: Option<Instant>,
 }
 
-/// Who found it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Finder {
-    Mdns,
-    Kademlia,
+impl Found {
+    pub(super) fn finder(&self) -> Finder {
+        match self.until {
+            Some(_) => Finder::Kademlia,
+            None => Finder::Mdns,
+        }
+    }
 }
 
 /// The address without a peer id, if it is one that may be dialed on someone's word: an IP address with TCP or QUIC and nothing

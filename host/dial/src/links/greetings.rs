@@ -201,6 +201,7 @@ impl Links {
             if slot.dialing == Some(id) {
                 slot.dialing = None;
                 slot.greeting = false;
+                slot.failed += 1;
                 ended = true;
             }
             if slot.held.as_ref().is_some_and(|held| held.id == id) {

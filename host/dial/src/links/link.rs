@@ -37,6 +37,8 @@ pub(super) struct Slot {
     pub(super) backoff: Backoff,
     pub(super) due: Option<Instant>,
     pub(super) why: Option<Why>,
+    /// Dials that came to nothing.
+    pub(super) failed: u64,
     pub(super) meter: Arc<Meter>,
 }
 

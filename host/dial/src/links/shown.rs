@@ -37,7 +37,7 @@ impl Links {
         }
     }
 
-    pub(super) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         self.changed = false;
         let lane_status = |lane: Lane, slot: &Slot| {
             let held = slot.held.as_ref();
@@ -55,6 +55,7 @@ impl Links {
                 round_trip_last: held.and_then(|held| held.round_trips.back().copied()),
                 round_trip_p50: sorted.get(sorted.len() / 2).copied(),
                 failures: slot.backoff.failures(),
+                dials_failed: slot.failed,
                 relayed: held
                     .and_then(|held| self.conns.get(&held.id))
                     .is_some_and(|conn| conn.relayed),
@@ -80,10 +81,11 @@ impl Links {
                         .filter(|conn| conn.peer == *peer && !conn.errand)
                         .count(),
                     protocols: link.protocols.clone(),
+                    learned: link.learned.clone(),
                     found: link
                         .found
                         .iter()
-                        .map(|found| found.address.clone())
+                        .map(|found| (found.address.clone(), found.finder()))
                         .collect(),
                 };
                 (*peer, status)

@@ -16,11 +16,10 @@ use super::{
     Links,
     admission::full,
     bare,
-    found::Finder,
     link::{Conn, at},
     ms, relayed,
 };
-use crate::{Lane, Standing, Why, handler::Handler, lane::CARRIERS, limits};
+use crate::{Finder, Lane, Standing, Why, handler::Handler, lane::CARRIERS, limits};
 
 impl Links {
     /// A lane with this peer that goes through a relay, or is about to, and isn't being replaced.

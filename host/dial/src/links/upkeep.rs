@@ -167,6 +167,8 @@ impl Links {
                 address: bare(address.clone()),
             },
             DialError::Denied { .. } => Why::Replaced,
+            // There are some, and none that this host doesn't listen at itself.
+            DialError::NoAddresses => Why::Unreachable("its addresses are our own".into()),
             DialError::Transport(tried) => {
                 let tried: Vec<String> = tried
                     .iter()
@@ -255,6 +257,9 @@ impl Links {
                 learned.push(address);
             }
         }
-        link.learned = learned;
+        if link.learned != learned {
+            link.learned = learned;
+            self.changed = true;
+        }
     }
 }

@@ -14,9 +14,9 @@ use libp2p::{
 };
 use tokio::time::Instant;
 
-use super::{Links, bare, found::Finder, link::Conn, ms, relayed};
+use super::{Links, bare, link::Conn, ms, relayed};
 use crate::{
-    Standing, Why,
+    Finder, Standing, Why,
     backoff::{Backoff, Jitter},
     greeting::Verdict,
     handler::Say,
