@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agora_capnp::membrane_capnp::membrane;
 use agora_capnp::peer_capnp::{link, terminal};
-use agora_dial::{Dialer, Inbound, KnownPeer, Lane, Options, PeerId};
+use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
 use agora_membrane::error;
 use agora_realm::PersonaName;
 use tokio::sync::{mpsc, oneshot, watch};
