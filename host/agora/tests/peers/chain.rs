@@ -27,9 +27,8 @@ async fn a_bump_at_the_far_end_is_told_once_along_the_way() {
     said(&far, WAY, Draft::inform("before")).await.unwrap();
     // As often as alpha told charlie anything.
     let told = |site: &Site| {
-        let peers = site.host().control.peers().clone();
-        let revision = peers.named("charlie").unwrap().told.borrow().revision;
-        revision
+        let charlie = site.host().control.peers().named("charlie").unwrap();
+        charlie.told.borrow().revision
     };
     let first = told(&alpha);
     for bumps in 1..=3 {
