@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Links, Services, Setup, link::at, plausible};
 use crate::{
-    Finder, Incoming, KnownPeer, Lane, Snapshot, Standing, Timing, Why,
+    Finder, Incoming, KnownPeer, Lane, Snapshot, Standing, Timing,
     backoff::Jitter,
     errands::Errands,
     greeting::{Incarnation, Verdict},
@@ -357,44 +357,6 @@ async fn a_known_peer_has_so_many_connections_and_no_more() {
             .is_err()
     );
     assert_eq!(one.links.conns.len(), limits::PEER_CONNECTIONS_MAX);
-}
-
-#[tokio::test]
-async fn a_peer_that_is_set_again_is_dialed_at_once_whatever_is_under_way_or_waited_for() {
-    let (own, peer) = two();
-    let mut one = bench(own, Standing::Known);
-    let set = |one: &mut Bench, port| {
-        let addresses = vec![address(port)];
-        assert!(one.links.set_peer(KnownPeer { peer, addresses }));
-        one.links.due(tokio::time::Instant::now());
-        let mut actions = one.links.actions.drain(..);
-        actions.find_map(|action| match action {
-            ToSwarm::Dial { opts } => Some(opts.connection_id()),
-            _ => None,
-        })
-    };
-    let failed = |one: &Bench| one.links.links[&peer].slots[0].failed;
-    let stale = set(&mut one, 1).expect("it is dialed");
-    let anew = set(&mut one, 2).expect("it is dialed anew");
-    assert_ne!(stale, anew);
-    // What comes of the first is nothing.
-    let made = one.links.handle_established_outbound_connection(
-        stale,
-        peer,
-        &address(1),
-        Endpoint::Dialer,
-        PortUse::New,
-    );
-    assert!(made.is_err());
-    one.links.gone(stale, None);
-    assert_eq!(failed(&one), 0);
-    assert_eq!(one.links.links[&peer].slots[0].dialing, Some(anew));
-    // The second one's end is told, and the wait after it ends when someone says so.
-    one.links.gone(anew, Some(Why::TimedOut));
-    assert_eq!(failed(&one), 1);
-    let due = one.links.links[&peer].slots[0].due.expect("it is waited");
-    assert!(due > tokio::time::Instant::now());
-    set(&mut one, 2).expect("it is dialed at once");
 }
 
 #[tokio::test]
