@@ -4,6 +4,7 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 
 use agora::testbed::border::Border;
 use libfuzzer_sys::fuzz_target;
@@ -18,8 +19,13 @@ static ALLOCATOR: meter::Counted = meter::Counted;
 /// Peers that one host meets. What they may have written is theirs once, and comes back slowly.
 const PEERS: u32 = 4096;
 
+/// A host, its folder, and how many peers it is still to meet.
+type Met = (Border, TempDir, u32);
+
 thread_local! {
-    static BORDER: RefCell<Option<(Border, TempDir, u32)>> = const { RefCell::new(None) };
+    /// Not closed when the process ends: a thread that is over can't.
+    static BORDER: RefCell<ManuallyDrop<Option<Met>>> =
+        const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
 fuzz_target!(|input: &[u8]| {
@@ -31,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
         met.meet(input);
         *left -= 1;
         if *left == 0 {
-            *border = None;
+            **border = None;
         }
     });
 });

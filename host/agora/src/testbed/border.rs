@@ -8,7 +8,7 @@
 //! Failure: none is caught.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +63,7 @@ const HELD_MAX: usize =
 /// Memory that may stay behind a peer, in bytes, since tables keep their size; and for each entry that it put on the record.
 const LEFT_MAX: isize = 2 << 20;
 const LEFT_PER_ENTRY_MAX: isize = 16 << 10;
-/// Peers that put nothing on the record, over whom what stays behind is added up; and the most that may, in bytes, for each.
+/// Peers after whom it is looked at what stays behind them all; and the most that may, in bytes, for each.
 const LEFT_OVER: u64 = 64;
 const LEFT_EACH_MAX: isize = 8 << 10;
 /// How long anything may take that another thread has a part in.
@@ -260,6 +260,8 @@ pub struct Border {
     lender: Rc<Who>,
     keyed: Rc<Who>,
     news: RefCell<broadcast::Receiver<Arc<Settled>>>,
+    /// Who has logged in. What that writes may come to the record after who logged in is gone.
+    let_in: RefCell<HashSet<Vec<u8>>>,
     honest: RefCell<Option<Honest>>,
     /// Live bytes of this process.
     live: fn() -> isize,
@@ -267,8 +269,10 @@ pub struct Border {
     met: Cell<u64>,
     /// Why links to the lender ended, and how often.
     ends: RefCell<BTreeMap<String, u64>>,
-    /// Those that put nothing on the record, and what stayed behind them.
-    silent: Cell<(u64, isize)>,
+    /// How many have been met since memory was looked at, and how much of it was live then.
+    since: Cell<(u64, isize)>,
+    /// Entries since then, anybody's.
+    entries: Cell<isize>,
 }
 
 impl Border {
@@ -327,14 +331,17 @@ impl Border {
             keyed: Who::new(KEYED_SEED, id(KEYED_SEED.into()), host_id),
             news: RefCell::new(control.record().news()),
             control,
+            let_in: RefCell::default(),
             honest: RefCell::default(),
             live,
             panics,
             met: Cell::new(0),
             ends: RefCell::default(),
-            silent: Cell::default(),
+            since: Cell::default(),
+            entries: Cell::default(),
         };
         border.local.block_on(&border.vat, border.come_anew());
+        border.since.set((0, live()));
         border
     }
 
@@ -356,19 +363,20 @@ impl Border {
         let left = (self.live)() - before;
         let most = LEFT_MAX + LEFT_PER_ENTRY_MAX * report.entries as isize;
         assert!(left < most, "{left} bytes stay behind {report:?}");
-        if report.entries == 0 && !report.lent {
-            let (peers, sum) = self.silent.get();
-            self.silent.set((peers + 1, sum + left));
-        }
-        if let (LEFT_OVER, left) = self.silent.get() {
-            self.silent.take();
-            assert!(
-                left < LEFT_EACH_MAX * LEFT_OVER as isize,
-                "{left} bytes stay behind {LEFT_OVER} peers"
-            );
-        }
         self.local.block_on(&self.vat, self.honest(met));
         assert_eq!(panics(), self.panics, "a thread of the host's panicked");
+        let (peers, base) = self.since.get();
+        self.since.set((peers + 1, base));
+        if peers + 1 == LEFT_OVER {
+            let most = LEFT_MAX
+                + LEFT_EACH_MAX * LEFT_OVER as isize
+                + LEFT_PER_ENTRY_MAX * self.entries.take();
+            // A connection that ended may take a moment to be let go of.
+            let is_back = || (self.live)() - base < most;
+            let waiting = self.until("what peers took is given back", is_back);
+            self.local.block_on(&self.vat, waiting);
+            self.since.set((0, (self.live)()));
+        }
         report
     }
 
@@ -476,6 +484,9 @@ impl Border {
         self.until("its login is over", over).await;
         report.logged_in = self.control.peers().with_id(&own).is_some();
         assert!(at != 0 || !report.logged_in, "nobody has its key");
+        if report.logged_in {
+            self.let_in.borrow_mut().insert(own.to_bytes());
+        }
     }
 
     async fn lending(&self, bytes: &[u8], before: isize, report: &mut Report) {
@@ -680,6 +691,7 @@ impl Border {
                 Err(broadcast::error::TryRecvError::Lagged(_)) => continue,
                 Err(_) => return,
             };
+            self.entries.set(self.entries.get() + 1);
             let sealed = settled.sealed.as_ref().expect("a host appends entries");
             let entry = sealed.entry();
             match &entry.body {
@@ -712,7 +724,8 @@ impl Border {
                         object => panic!("no peer has {object:?}"),
                     };
                     // What the manifest proposes for one that has logged in.
-                    let proposed = report.logged_in && grant.persona.name.as_str() == "peer:keyed";
+                    let came = !self.let_in.borrow().is_empty();
+                    let proposed = came && grant.persona.name.as_str() == "peer:keyed";
                     assert!(proposed || grant.parent.is_some(), "{grant:?}");
                     assert!(matches!(name, "square" | "notices"), "{grant:?}");
                 }
@@ -721,7 +734,9 @@ impl Border {
                     let KeySubject::Persona(name) = &key.subject else {
                         panic!("no peer can put this on the record: {key:?}");
                     };
-                    let came = report.logged_in && name.as_str() == "peer:keyed";
+                    let origin = key.origin.as_ref().map(|origin| &origin.peer);
+                    let came = origin.is_some_and(|id| self.let_in.borrow().contains(id));
+                    let came = came && name.as_str() == "peer:keyed";
                     assert!(came || name.is_guest() && is_hostile(name), "{key:?}");
                     assert!(key.origin.is_some() && !key.started, "{key:?}");
                 }
