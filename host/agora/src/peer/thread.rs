@@ -289,19 +289,19 @@ impl Ctx {
             }
             Order::End => return,
         };
-        let sending = homes.values().map(|home| {
-            let (done, did) = oneshot::channel();
-            let order = make(done);
-            async move {
-                let _ = home.orders.send(order).await;
-                did
-            }
-        });
-        // One whose queue is full holds up no other.
         let (own, did) = oneshot::channel();
         self.obey(make(own));
-        let mut all = futures::future::join_all(sending).await;
-        all.push(did);
+        let mut all = vec![did];
+        let sending: Vec<_> = homes
+            .values()
+            .map(|home| {
+                let (done, did) = oneshot::channel();
+                all.push(did);
+                home.orders.send(make(done))
+            })
+            .collect();
+        // One whose queue is full holds up no other.
+        futures::future::join_all(sending).await;
         // What comes behind it doesn't wait for it here: each thread does it in this order.
         tokio::task::spawn_local(async move {
             futures::future::join_all(all).await;
