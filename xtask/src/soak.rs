@@ -10,7 +10,9 @@ use crate::{build_agents, cargo, nats, root, step};
 pub(crate) fn run(kills: u32, cases: u32, seeds: u32, fuzz_s: u32) -> Result<()> {
     build_agents()?;
     step(
-        &format!("the host, and each of two and three that are peers, killed {kills} times under load"),
+        &format!(
+            "the host, and each of two and three that are peers, killed {kills} times under load"
+        ),
         cargo()
             .args(["test", "--package", "agora", "--test", "journeys"])
             .args(["--", "crash", "peer_chain", "peer_loss"])
