@@ -80,6 +80,12 @@ pub fn parse_host(text: &str) -> Result<Multiaddr, String> {
 }
 
 fn parse(text: &str) -> Result<Multiaddr, String> {
+    // Names of hosts are taken as they are.
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!(
+            "{text:?} is no address: there is a space or a line's end in it (write it like {EXAMPLE})"
+        ));
+    }
     if let Ok(socket) = text.parse::<std::net::SocketAddr>() {
         let kind = if socket.is_ipv4() { "ip4" } else { "ip6" };
         return Err(format!(

@@ -1237,26 +1237,36 @@ impl Facet {
         let (terms, reach) = self.needs(Rights::READ, "read")?;
         let params = params.get()?;
         if let Some(remote) = self.remote()? {
-            let floor = remote.floor(self.holder.epoch);
-            let first = floor.unwrap_or(0).saturating_sub(terms.history) + 1;
             let count = params.get_count().min(limits::BATCH_MESSAGES_MAX as u32);
             let from = params.get_from().max(1);
-            let first = from.max(first);
-            let page = match remote.history(first, count).await {
-                Ok(page) => page,
-                Err(Missed::Away(_)) => {
-                    let control = &self.holder.control;
-                    // How far the terms reach back is known once the peer has told its floor.
-                    let copied = match floor.is_some() || terms.history == u64::MAX {
-                        true => mirroring::page(control, &self.channel, first, count).await?,
-                        false => None,
-                    };
-                    match copied {
-                        Some(page) => page,
-                        None => remote.history_soon(first, count).await?,
+            // How far the terms reach back is known once the peer has told its floor.
+            let first = || {
+                let floor = remote.floor(self.holder.epoch);
+                let floor = floor.or((terms.history == u64::MAX).then_some(0))?;
+                Some(from.max(floor.saturating_sub(terms.history) + 1))
+            };
+            let soon = || {
+                first().ok_or_else(|| {
+                    error::busy(&format!(
+                        "'{}': how far back the grant reaches isn't known before the peer was heard; try again",
+                        self.channel
+                    ))
+                })
+            };
+            let at_once = match first() {
+                None => None,
+                Some(first) => match remote.history(first, count).await {
+                    Ok(page) => Some(page),
+                    Err(Missed::Away(_)) => {
+                        let control = &self.holder.control;
+                        mirroring::page(control, &self.channel, first, count).await?
                     }
-                }
-                Err(missed) => return Err(missed.into()),
+                    Err(missed) => return Err(missed.into()),
+                },
+            };
+            let page = match at_once {
+                Some(page) => page,
+                None => remote.history_soon(soon, count).await?,
             };
             let next = match page.messages.is_empty() {
                 true => from.max(page.pruned + 1),

@@ -207,6 +207,7 @@ impl Peers {
                 return Ok(found);
             }
             // Whoever was there is there no more: it ended, or moved, and nobody has noticed yet.
+            let _one = self.changing.lock().await;
             dialer.forget(id).await;
             self.redial(dialer, peer, id).await?;
         }

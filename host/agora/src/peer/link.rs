@@ -64,6 +64,8 @@ async fn keep_up(ctx: Rc<Ctx>, peer: Arc<Peer>) {
             Reach::Known(id) => {
                 let link = Live::new(ctx.clone(), peer.clone(), id);
                 let ended = link.live().await;
+                // What was sought for it isn't any more: what is connected next is not to be replaced.
+                ctx.dialer.unheard(id, false).await;
                 link.lose(&crate::cut_text(&ended, limits::REASON_BYTES_MAX));
                 ended
             }

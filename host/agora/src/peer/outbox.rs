@@ -279,9 +279,8 @@ impl Forwarder {
                 .remote
                 .fly(items.iter().map(|kept| kept.ordinal.0).collect());
             // While it waited the epoch may have ended.
-            let is_due = items.iter().all(|kept| matches!(self.now(kept), Now::Send));
-            let fates = match is_due {
-                true => Some(self.send(&by, &items).await),
+            let fates = match self.are_due(&items) {
+                true => self.send(&by, &items).await.transpose(),
                 false => None,
             };
             Sent {
@@ -360,11 +359,15 @@ impl Forwarder {
         }
     }
 
-    async fn send(&self, by: &As, items: &[Kept]) -> Result<Vec<Fate>, Error> {
+    /// Says these there. None: while the peer was asked for what its author speaks through, they came not to be sent, or not now.
+    async fn send(&self, by: &As, items: &[Kept]) -> Result<Option<Vec<Fate>>, Error> {
         let speaker = match by {
             Some(name) => self.speaker(name).await?,
             None => self.itself()?,
         };
+        if !self.are_due(items) {
+            return Ok(None);
+        }
         let again: Vec<_> = items
             .iter()
             .map(|kept| self.remote.sends(kept.ordinal.0))
@@ -395,7 +398,11 @@ impl Forwarder {
                 fate => fate,
             })
         });
-        fates.collect()
+        fates.collect::<Result<_, Error>>().map(Some)
+    }
+
+    fn are_due(&self, items: &[Kept]) -> bool {
+        items.iter().all(|kept| matches!(self.now(kept), Now::Send))
     }
 
     fn itself(&self) -> Result<channel::Client, Error> {

@@ -774,14 +774,19 @@ impl Remote {
         Ok(self.history(from, count as u32).await?)
     }
 
-    /// Messages from an ordinal on, from the peer, when a peer that has just got out of reach is back.
+    /// Messages from the peer, when a peer that has just got out of reach is back; `from` says from which ordinal on, once it is.
     ///
     /// # Errors
-    /// As for [`Remote::messages`].
-    pub async fn history_soon(&self, from: u64, count: u32) -> Result<Page, capnp::Error> {
+    /// As for [`Remote::messages`], and those of `from`.
+    pub async fn history_soon(
+        &self,
+        from: impl Fn() -> Result<u64, capnp::Error>,
+        count: u32,
+    ) -> Result<Page, capnp::Error> {
         let last = Instant::now() + limits::REMOTE_PATIENCE;
         loop {
-            match self.history(from, count).await {
+            self.granted_soon().await?;
+            match self.history(from()?, count).await {
                 Ok(page) => return Ok(page),
                 Err(Missed::Away(_)) if Instant::now() < last && self.is_back().await => {
                     // What ends in between is seen by the link soon.

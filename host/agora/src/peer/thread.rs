@@ -111,7 +111,8 @@ impl Drop for Resident {
 
 /// Where one peer lives.
 struct Home {
-    orders: mpsc::Sender<Order>,
+    /// Unbounded, so that no peer's thread holds up another's: whoever gives an order waits for it, so they are no more than those who wait.
+    orders: mpsc::UnboundedSender<Order>,
     streams: mpsc::Sender<Incoming>,
 }
 
@@ -145,7 +146,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
     let (alive, gone) = mpsc::channel::<Infallible>(1);
     let mut homes = Homes::new();
     for peer in peers.all() {
-        let (orders, ordered) = mpsc::channel(limits::PEER_ORDERS_MAX);
+        let (orders, ordered) = mpsc::unbounded_channel();
         let (streams, opened) = mpsc::channel(limits::PEER_STREAMS_WAITING_MAX);
         let (own, alive) = (peer.clone(), alive.clone());
         let life = |ctx: Rc<Ctx>| async move {
@@ -199,7 +200,7 @@ async fn direct(
             biased;
             order = orders.recv() => match order {
                 Some(Order::End) | None => break,
-                Some(order) => ctx.pass_on(&homes, order).await,
+                Some(order) => ctx.pass_on(&homes, order),
             },
             incoming = inbound.next() => match incoming {
                 Some(incoming) => {
@@ -218,12 +219,17 @@ async fn direct(
     let _ = gone.recv().await;
 }
 
+/// Whether a peer's persona is that of this name.
+fn is_of(persona: &PersonaName, name: &str) -> bool {
+    persona.as_str().strip_prefix("peer:") == Some(name)
+}
+
 /// The life of a peer's thread.
 async fn live(
     ctx: Rc<Ctx>,
     peer: Arc<Peer>,
     mut opened: mpsc::Receiver<Incoming>,
-    mut orders: mpsc::Receiver<Order>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
 ) {
     tokio::task::spawn_local(super::link::keep(ctx.clone(), peer));
     loop {
@@ -265,9 +271,11 @@ impl Ctx {
     }
 
     /// Has an order done on every thread that it concerns, this one included.
-    async fn pass_on(self: &Rc<Self>, homes: &Homes, order: Order) {
+    fn pass_on(self: &Rc<Self>, homes: &Homes, order: Order) {
+        let mut whose = None;
         let (make, done): (Box<dyn Fn(oneshot::Sender<()>) -> Order>, _) = match order {
             Order::Fell { only, reason, done } => {
+                whose.clone_from(&only);
                 let make = move |done| {
                     let (only, reason) = (only.clone(), reason.clone());
                     Order::Fell { only, reason, done }
@@ -283,7 +291,7 @@ impl Ctx {
             }
             Order::Ping { name, answer } => {
                 if let Some(home) = homes.get(&name) {
-                    let _ = home.orders.send(Order::Ping { name, answer }).await;
+                    let _ = home.orders.send(Order::Ping { name, answer });
                 }
                 return;
             }
@@ -292,16 +300,15 @@ impl Ctx {
         let (own, did) = oneshot::channel();
         self.obey(make(own));
         let mut all = vec![did];
-        let sending: Vec<_> = homes
-            .values()
-            .map(|home| {
-                let (done, did) = oneshot::channel();
-                all.push(did);
-                home.orders.send(make(done))
-            })
-            .collect();
-        // One whose queue is full holds up no other.
-        futures::future::join_all(sending).await;
+        for (name, home) in homes {
+            // Who is told by no other waits for no other.
+            if whose.as_ref().is_some_and(|whose| !is_of(whose, name)) {
+                continue;
+            }
+            let (done, did) = oneshot::channel();
+            let _ = home.orders.send(make(done));
+            all.push(did);
+        }
         // What comes behind it doesn't wait for it here: each thread does it in this order.
         tokio::task::spawn_local(async move {
             futures::future::join_all(all).await;

@@ -1,7 +1,8 @@
 //! What is read of a peer's channel.
 
 use agora::testbed::{Plan, Puppet, all_of};
-use agora_guest::Draft;
+use agora_guest::{Draft, Kind};
+use agora_realm::Terms;
 
 use super::bed::{Bed, QUIC, Site, all, graft, heard, said, until, within};
 
@@ -51,6 +52,48 @@ async fn what_stood_before_is_history_and_what_came_meanwhile_is_delivered() {
         .await
         .unwrap();
     assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"new");
+    bed.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_before_the_peer_is_heard_reaches_no_further_back_than_the_terms() {
+    let narrow = Terms {
+        history: 0,
+        ..Terms::ALL
+    };
+    let mut bed = Bed::under(QUIC, Terms::ALL, narrow).await;
+    for text in ["one", "two"] {
+        said(&bed.keeper, "release", Draft::inform(text))
+            .await
+            .unwrap();
+    }
+    assert_eq!(heard(&bed.synth, "bravo/release").await.payload, b"one");
+    // That makes history of both.
+    let (decided, _) = bed.alpha.host().control.bump("a test", false, "test").await;
+    assert_eq!(decided.pending, None);
+    graft(&bed.synth, "bravo/release").await;
+    bed.alpha.close().await;
+    bed.bravo.close().await;
+    bed.alpha.open().await;
+    bed.synth.until_life(2).await;
+    within("it grafts", bed.synth.graft())
+        .await
+        .unwrap()
+        .unwrap();
+    let asking = bed.synth.history("bravo/release", 1, 9);
+    let (asked, ()) = tokio::join!(asking, bed.bravo.open());
+    let read = match asked.unwrap() {
+        Ok((messages, _)) => messages.len(),
+        // It was too late for it.
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::Busy);
+            0
+        }
+    };
+    assert_eq!(read, 0);
+    // The peer is there, and has them.
+    bed.alpha.linked("bravo").await;
+    assert_eq!(all(bed.bravo.host(), "release").await.len(), 2);
     bed.close().await;
 }
 
