@@ -250,9 +250,14 @@ fn a_peers_checkpoint_is_held_extends_the_last_and_is_signed_as_a_witness() {
         assert_eq!(holding.alarm, None);
 
         // Bravo keeps what alpha signed of it, and nothing else.
-        witness(&alpha.control, &call.link, second.clone())
-            .await
-            .unwrap();
+        witness(
+            &alpha.control,
+            &call.link,
+            second.clone(),
+            &second.hosts()[0],
+        )
+        .await
+        .unwrap();
         let cosigned = Kept::of(&b)
             .covering(second.checkpoint().size)
             .unwrap()
