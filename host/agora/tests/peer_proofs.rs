@@ -250,9 +250,14 @@ fn a_peers_checkpoint_is_held_extends_the_last_and_is_signed_as_a_witness() {
         assert_eq!(holding.alarm, None);
 
         // Bravo keeps what alpha signed of it, and nothing else.
-        witness(&alpha.control, &call.link, second.clone())
-            .await
-            .unwrap();
+        witness(
+            &alpha.control,
+            &call.link,
+            second.clone(),
+            &second.hosts()[0],
+        )
+        .await
+        .unwrap();
         let cosigned = Kept::of(&b)
             .covering(second.checkpoint().size)
             .unwrap()
@@ -266,14 +271,16 @@ fn a_peers_checkpoint_is_held_extends_the_last_and_is_signed_as_a_witness() {
         };
         bring(&second).await.unwrap_err();
         let mut foreign = second.clone();
-        foreign.cosign(&signing(9), 1, &[0; 32]).unwrap();
+        let host = foreign.hosts()[0];
+        foreign.cosign(&host, &signing(9), 1, &[0; 32]).unwrap();
         bring(&foreign).await.unwrap_err();
         let other = Checkpoint {
             size: second.checkpoint().size + 1,
             ..*second.checkpoint()
         };
         let mut other = other.sign(&signing(9), &[0; 32]);
-        alpha.control.cosign(&mut other).unwrap();
+        let stranger = signing(9).public();
+        alpha.control.cosign(&mut other, &stranger).unwrap();
         bring(&other).await.unwrap_err();
         let after = Kept::of(&b)
             .covering(second.checkpoint().size)

@@ -32,6 +32,8 @@ pub struct Stored {
     pub leaf: Hash,
     /// The entry, its signature verified; or why it is none.
     pub entry: Result<Sealed, Junk>,
+    /// It is what was kept of a place that was pruned.
+    pub is_pruned: bool,
 }
 
 impl Stored {
@@ -41,6 +43,7 @@ impl Stored {
             seq,
             leaf: merkle::leaf(&stored),
             entry: Sealed::open_with(stored, verifier),
+            is_pruned: false,
         }
     }
 
@@ -51,6 +54,7 @@ impl Stored {
             seq,
             leaf,
             entry: Sealed::from_stub(leaf, stub),
+            is_pruned: true,
         }
     }
 }
@@ -194,6 +198,8 @@ pub struct Compared {
     pub hosts: Vec<(HostId, PublicKey)>,
     /// The witnesses that signed it too, one signature of each. Whose keys these are is for the auditor to know.
     pub witnesses: Vec<Cosignature>,
+    /// Those whose signature is of the form that was before, which counts for nothing.
+    pub outdated: Vec<PublicKey>,
 }
 
 /// What an audit came to.
@@ -213,6 +219,11 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// How many findings there are in all.
     pub found: u64,
+    /// The first of those that hosts don't meet with in a log and pass over, be it told or not: whatever isn't an entry that is void, or no
+    /// entry, where nothing was pruned.
+    pub gravest: Option<Finding>,
+    /// Every key that was ever a host's of this realm.
+    pub host_keys: BTreeSet<PublicKey>,
 }
 
 impl Report {
@@ -251,6 +262,9 @@ pub struct Audit {
     totals: Totals,
     findings: Vec<Finding>,
     found: u64,
+    gravest: Option<Finding>,
+    /// What is taken now was pruned.
+    at_pruned: bool,
 }
 
 impl Audit {
@@ -304,6 +318,12 @@ impl Audit {
         &self.totals
     }
 
+    /// Every key that was a host's so far.
+    pub fn host_keys(&self) -> BTreeSet<PublicKey> {
+        let hosts = self.keys.iter().filter(|((_, name), _)| name.is_none());
+        hosts.flat_map(|(_, keys)| keys).copied().collect()
+    }
+
     /// How many findings there are so far.
     pub fn found(&self) -> u64 {
         self.found
@@ -321,6 +341,7 @@ impl Audit {
             self.find(seq, expected, missing);
         }
         let judged = judge(&mut self.state, seq, entry);
+        self.at_pruned = stored.is_pruned;
         self.totals.entries += 1;
         self.totals.pruned += u64::from(entry.is_ok_and(Sealed::is_purged));
         if self.totals.entries == 1 {
@@ -343,8 +364,13 @@ impl Audit {
 
     fn find(&mut self, seq: u64, since: u64, wrong: Wrong) {
         self.found += 1;
+        let finding = Finding { seq, since, wrong };
+        let is_met = matches!(finding.wrong, Wrong::Junk(_) | Wrong::Void { .. });
+        if self.gravest.is_none() && (self.at_pruned || !is_met) {
+            self.gravest = Some(finding.clone());
+        }
         if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(Finding { seq, since, wrong });
+            self.findings.push(finding);
         }
     }
 
@@ -531,6 +557,8 @@ impl Audit {
         self.unpruned();
         self.whose();
         Report {
+            host_keys: self.host_keys(),
+            gravest: self.gravest,
             realm: self.state.realm(),
             totals: self.totals,
             root: self.tree.root(),
@@ -592,6 +620,7 @@ fn compared(held: &Held, agrees: bool) -> (Compared, RealmId, Vec<PublicKey>) {
         agrees,
         hosts: Vec::new(),
         witnesses: held.signed.witnesses(),
+        outdated: held.signed.outdated(),
     };
     (compared, checkpoint.realm, held.signed.hosts())
 }

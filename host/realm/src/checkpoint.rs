@@ -60,8 +60,8 @@ pub enum NotACheckpoint {
     /// Another one's signatures.
     #[error("it is a checkpoint of something else")]
     Other,
-    /// There is no host whose checkpoint a witness could sign.
-    #[error("no host signed the checkpoint")]
+    /// It isn't a checkpoint of the host that a witness would name.
+    #[error("the host that a witness would name did not sign the checkpoint")]
     Unsigned,
 }
 
@@ -183,6 +183,19 @@ impl Signed {
         each
     }
 
+    /// The witnesses whose signature is of the form that was before, which names no host and counts for none; for what is told of them.
+    pub fn outdated(&self) -> Vec<PublicKey> {
+        let body = self.checkpoint.body();
+        let ours = self.lines.iter().filter_map(|line| {
+            let (witness, rest) = line.ours(WITNESS, WITNESS_TAG)?;
+            let (time, signature) = rest.split_first_chunk::<8>()?;
+            let digest = tagged_hash(WITNESS_TAG, &[time, body.as_bytes()]);
+            let good = witness.verifies(&digest, signature.try_into().ok()?);
+            good.then_some(witness)
+        });
+        ours.collect()
+    }
+
     fn cosignatures(&self) -> Vec<Cosignature> {
         let (body, hosts) = (self.checkpoint.body(), self.hosts());
         let ours = self.lines.iter();
@@ -202,20 +215,22 @@ impl Signed {
         .collect()
     }
 
-    /// Adds a witness's signature, in place of one that this witness gave before; it names the host that signed first. `aux` should be fresh
-    /// randomness.
+    /// Adds a witness's signature, in place of one that this witness gave before; it names this host, whose checkpoint the witness takes it
+    /// for ([`Extension::witnessable`] says which). `aux` should be fresh randomness.
     ///
     /// # Errors
-    /// No host signed it, or there are [`SIGNATURES_MAX`] signatures already.
+    /// That host did not sign it, or there are [`SIGNATURES_MAX`] signatures already.
     pub fn cosign(
         &mut self,
+        host: &PublicKey,
         witness: &SigningKey,
         time_s: u64,
         aux: &[u8; 32],
     ) -> Result<(), NotACheckpoint> {
         let name = format!("{WITNESS}{}", witness.public());
-        let hosts = self.hosts();
-        let host = hosts.first().ok_or(NotACheckpoint::Unsigned)?;
+        if !self.is_signed_by(host) {
+            return Err(NotACheckpoint::Unsigned);
+        }
         let time = time_s.to_be_bytes();
         let digest = witnessed(&time, host, &self.checkpoint.body());
         let bytes = [
@@ -494,7 +509,7 @@ pub enum Unwitnessed {
 
 impl Extension {
     /// What a witness does before it signs: that one of the hosts it knows signed the checkpoint, and that its history begins with
-    /// the one that was witnessed before.
+    /// the one that was witnessed before. Answers the key of that host, which its signature is to name.
     ///
     /// # Errors
     /// [`Unwitnessed`].
@@ -502,7 +517,7 @@ impl Extension {
         &self,
         hosts: &[PublicKey],
         held: Option<&Checkpoint>,
-    ) -> Result<(), Unwitnessed> {
+    ) -> Result<PublicKey, Unwitnessed> {
         let new = self.signed.checkpoint();
         if let Some(held) = held
             && held.realm != new.realm
@@ -512,13 +527,14 @@ impl Extension {
                 held: held.realm,
             });
         }
-        if !self.signed.hosts().iter().any(|key| hosts.contains(key)) {
-            return Err(Unwitnessed::UnknownHost);
-        }
+        let mut signed = self.signed.hosts().into_iter();
+        let known = signed
+            .find(|key| hosts.contains(key))
+            .ok_or(Unwitnessed::UnknownHost)?;
         let size = new.size;
         let Some(held) = held.filter(|held| held.size > 0) else {
             return match self.old {
-                0 => Ok(()),
+                0 => Ok(known),
                 old => Err(Unwitnessed::OtherStart { old, held: 0 }),
             };
         };
@@ -540,13 +556,13 @@ impl Extension {
                 held: held.size,
             });
         }
-        merkle::check_consistency(held.size, &held.root, size, &new.root, &self.proof).map_err(
-            |why| Unwitnessed::NotAnExtension {
+        merkle::check_consistency(held.size, &held.root, size, &new.root, &self.proof)
+            .map(|()| known)
+            .map_err(|why| Unwitnessed::NotAnExtension {
                 held: held.size,
                 size,
                 why,
-            },
-        )
+            })
     }
 }
 
@@ -585,7 +601,10 @@ mod tests {
     #[test]
     fn a_checkpoint_reads_as_it_is_written() {
         let mut signed = checkpoint(&tree(9, ""), 9).sign(&key(1), &[0; 32]);
-        signed.cosign(&key(2), 1_800_000_000, &[0; 32]).unwrap();
+        let host = key(1).public();
+        signed
+            .cosign(&host, &key(2), 1_800_000_000, &[0; 32])
+            .unwrap();
         let text = signed.to_string();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], format!("agora/{}", "ab".repeat(32)));
@@ -609,7 +628,9 @@ mod tests {
         let signed = checkpoint(&tree(9, ""), 9).sign(&key(1), &[0; 32]);
         let [once, again] = [1, 2].map(|time_s| {
             let mut signed = signed.clone();
-            signed.cosign(&key(2), time_s, &[0; 32]).unwrap();
+            signed
+                .cosign(&key(1).public(), &key(2), time_s, &[0; 32])
+                .unwrap();
             signed.to_string()
         });
         let more = again.lines().last().unwrap();
@@ -634,7 +655,9 @@ mod tests {
     fn a_host_does_not_sign_as_a_witness_nor_the_other_way_round() {
         let checkpoint = checkpoint(&tree(3, ""), 3);
         let mut signed = checkpoint.sign(&key(1), &[0; 32]);
-        signed.cosign(&key(2), 5, &[0; 32]).unwrap();
+        signed
+            .cosign(&key(1).public(), &key(2), 5, &[0; 32])
+            .unwrap();
         let swapped = signed
             .to_string()
             .replace("agora-host/", "agora-x/")
@@ -685,16 +708,17 @@ mod tests {
         let tree = tree(9, "");
         let mut kept = checkpoint(&tree, 9).sign(&key(1), &[0; 32]);
         let mut theirs = kept.clone();
-        theirs.cosign(&key(2), 5, &[0; 32]).unwrap();
+        let host = key(1).public();
+        theirs.cosign(&host, &key(2), 5, &[0; 32]).unwrap();
         assert_eq!(kept.adopt(&theirs), Ok(1));
         assert_eq!(kept.adopt(&theirs), Ok(0));
         assert_eq!(kept, theirs);
         let mut later = kept.clone();
-        later.cosign(&key(2), 6, &[0; 32]).unwrap();
+        later.cosign(&host, &key(2), 6, &[0; 32]).unwrap();
         assert_eq!(kept.adopt(&later), Ok(1));
         assert_eq!(kept.witnesses().len(), 1);
         let mut other = checkpoint(&tree, 8).sign(&key(1), &[0; 32]);
-        other.cosign(&key(2), 5, &[0; 32]).unwrap();
+        other.cosign(&host, &key(2), 5, &[0; 32]).unwrap();
         assert_eq!(kept.adopt(&other), Err(NotACheckpoint::Other));
     }
 
@@ -703,7 +727,9 @@ mod tests {
         let tree = tree(9, "");
         let of = |checkpoint: Checkpoint, host: u8| checkpoint.sign(&key(host), &[0; 32]);
         let mut signed = of(checkpoint(&tree, 9), 1);
-        signed.cosign(&key(2), 5, &[0; 32]).unwrap();
+        signed
+            .cosign(&key(1).public(), &key(2), 5, &[0; 32])
+            .unwrap();
         let cosignature = signed.lines.pop().unwrap();
         let carried = |mut signed: Signed, line: &Line| {
             signed.lines.push(line.clone());
@@ -739,7 +765,7 @@ mod tests {
         let mut unsigned = signed;
         unsigned.lines.clear();
         assert_eq!(
-            unsigned.cosign(&key(2), 5, &[0; 32]),
+            unsigned.cosign(&key(1).public(), &key(2), 5, &[0; 32]),
             Err(NotACheckpoint::Unsigned)
         );
     }
@@ -767,14 +793,14 @@ mod tests {
         let hosts = [host.public()];
         let held = checkpoint(&tree, 7);
         let good = extension(&tree, 7, 20, &host);
-        assert_eq!(good.witnessable(&hosts, Some(&held)), Ok(()));
+        assert_eq!(good.witnessable(&hosts, Some(&held)), Ok(hosts[0]));
         assert_eq!(
             extension(&tree, 0, 7, &host).witnessable(&hosts, None),
-            Ok(())
+            Ok(hosts[0])
         );
         assert_eq!(
             extension(&tree, 7, 7, &host).witnessable(&hosts, Some(&held)),
-            Ok(())
+            Ok(hosts[0])
         );
         let refused =
             |extension: Extension| extension.witnessable(&hosts, Some(&held)).unwrap_err();
@@ -808,6 +834,44 @@ mod tests {
         let mut forged = good;
         forged.signed.checkpoint.size = 21;
         assert_eq!(refused(forged), Unwitnessed::UnknownHost);
+    }
+
+    #[test]
+    fn a_witness_names_the_host_that_it_knows_and_not_who_signed_first() {
+        let tree = tree(9, "");
+        let mut given = extension(&tree, 0, 9, &key(3));
+        let known = checkpoint(&tree, 9).sign(&key(1), &[0; 32]);
+        given.signed.lines.extend(known.lines.clone());
+        let host = given.witnessable(&[key(1).public()], None).unwrap();
+        assert_eq!(host, key(1).public());
+        given.signed.cosign(&host, &key(2), 5, &[0; 32]).unwrap();
+        assert_eq!(given.signed.witnesses()[0].host, host);
+        // So that it counts for that host's own copy.
+        let mut kept = known;
+        assert_eq!(kept.adopt(&given.signed), Ok(1));
+        let stranger = key(4).public();
+        assert_eq!(
+            kept.cosign(&stranger, &key(2), 5, &[0; 32]),
+            Err(NotACheckpoint::Unsigned)
+        );
+    }
+
+    #[test]
+    fn a_signature_of_the_form_that_was_before_counts_for_nobody_and_is_known() {
+        let mut signed = checkpoint(&tree(9, ""), 9).sign(&key(1), &[0; 32]);
+        assert!(signed.outdated().is_empty());
+        let name = format!("{WITNESS}{}", key(2).public());
+        let time = 5_u64.to_be_bytes();
+        let body = signed.checkpoint.body();
+        let digest = tagged_hash(WITNESS_TAG, &[&time, body.as_bytes()]);
+        let id = key_id(&name, WITNESS_TAG, &key(2).public());
+        let bytes = [&id[..], &time, &key(2).sign(&digest, &[0; 32])].concat();
+        signed.lines.push(Line { name, bytes });
+        let host = key(1).public();
+        signed.cosign(&host, &key(4), 5, &[0; 32]).unwrap();
+        assert_eq!(signed.outdated(), [key(2).public()]);
+        let good = signed.witnesses();
+        assert_eq!((good.len(), good[0].witness), (1, key(4).public()));
     }
 
     proptest! {

@@ -157,6 +157,8 @@ pub struct Shown {
     pub hosts: Vec<(HostId, PublicKey)>,
     /// The witnesses that signed it too, one signature of each. Whose keys these are is for the auditor to know.
     pub witnesses: Vec<Cosignature>,
+    /// Every key of a host of the realm that the proof shows.
+    pub host_keys: BTreeSet<PublicKey>,
     /// Where the entry stands.
     pub seq: u64,
     /// The entry.
@@ -346,6 +348,7 @@ impl Checking {
             size: checkpoint.size,
             hosts,
             witnesses: proof.checkpoint.witnesses(),
+            host_keys: self.hosts.into_keys().collect(),
             seq,
             message: proof.message,
             verdict,

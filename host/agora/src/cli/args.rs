@@ -602,7 +602,8 @@ pub(super) struct ProveArgs {
     pub(super) what: String,
     #[command(flatten)]
     pub(super) data: DataArgs,
-    /// The realm whose log is on servers, where there is no data folder of it here (then say --checkpoint, too).
+    /// The realm that the record must be of [default: the data folder's]; of a log on servers, where there is no data folder of it here, say
+    /// it (and --checkpoint, too).
     #[arg(long, value_name = "ID")]
     pub(super) realm: Option<agora_realm::RealmId>,
     /// The checkpoint in whose log it is proved: best one that whoever the proof is for holds already [default: the first that is kept of

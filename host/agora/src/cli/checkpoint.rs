@@ -1,8 +1,10 @@
 //! `agora checkpoint`: what this host signed of its log, and the proofs between; from the data folder alone, host running or not.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
+use agora_realm::PublicKey;
 use agora_realm::checkpoint::{Extension, Signed};
 
 use super::args::CheckpointArgs;
@@ -16,13 +18,14 @@ use crate::peer::past::Past;
 
 /// Prints a checkpoint, or one with the proof that it extends an older one; or keeps what a witness signed.
 pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
+    let asked = args.witnesses.asked()?;
     let data = args.data.data();
     check_format(&data)?;
     let kept = Kept::of(&data);
     if let Some(file) = &args.cosigned {
         return keep_cosigned(&kept, file);
     }
-    let signed = match (args.at, args.witnesses.asked()?) {
+    let signed = match (args.at, asked) {
         (at, Some(asked)) => witnessed(&data, at, &asked)?,
         (None, None) => kept.newest()?.ok_or_else(|| {
             anyhow::anyhow!(
@@ -47,9 +50,11 @@ pub(super) fn checkpoint(args: &CheckpointArgs) -> anyhow::Result<ExitCode> {
 /// The newest that enough of these witnesses signed; or the first, of those that cover a place.
 fn witnessed(data: &Path, at: Option<u64>, asked: &Witnesses) -> anyhow::Result<Signed> {
     let all = Kept::of(data).all_witnessed()?;
+    // Its keys, as far as it signed checkpoints with them that are kept.
+    let own: BTreeSet<PublicKey> = all.iter().flat_map(Signed::hosts).collect();
     let mut found = all
         .into_iter()
-        .filter(|signed| signed.checkpoint().size >= at.unwrap_or(0) && asked.are_on(signed));
+        .filter(|signed| signed.checkpoint().size >= at.unwrap_or(0) && asked.are_on(signed, &own));
     let found = match at {
         None => found.next_back(),
         Some(_) => found.next(),
@@ -57,9 +62,10 @@ fn witnessed(data: &Path, at: Option<u64>, asked: &Witnesses) -> anyhow::Result<
     found.ok_or_else(|| {
         let covering = at.map_or_else(String::new, |seq| format!(" and covers entry {seq}"));
         anyhow::anyhow!(
-            "{}: no checkpoint that is kept here has good signatures of {} of the named witnesses{covering}",
+            "{}: no checkpoint that is kept here has good signatures of {} of the named witnesses{covering}{}",
             data.display(),
-            asked.needed()
+            asked.needed(),
+            asked.hosts_among(&own)
         )
     })
 }
@@ -88,8 +94,12 @@ fn keep_cosigned(kept: &Kept, file: &Path) -> anyhow::Result<ExitCode> {
     let size = cosigned.checkpoint().size;
     if cosigned.witnesses().is_empty() {
         anyhow::bail!(
-            "{}: no witness signed it, or not this checkpoint (`agora witness` writes what belongs here)",
-            file.display()
+            "{}: {} (`agora witness` writes what belongs here)",
+            file.display(),
+            match cosigned.outdated().is_empty() {
+                true => "no witness signed it, or not this checkpoint",
+                false => "it is signed in the old form, which names no host: have it signed anew",
+            }
         );
     }
     match kept.keep_cosigned(&cosigned)? {
@@ -97,9 +107,23 @@ fn keep_cosigned(kept: &Kept, file: &Path) -> anyhow::Result<ExitCode> {
             "{}: no checkpoint of {size} places with this root is kept here; this host did not make it, or it was thinned out",
             file.display()
         ),
-        Some((witnesses, new)) => show::print(&format!(
-            "the checkpoint of {size} places has the signatures of {witnesses} witnesses, {new} of them new\n"
-        )),
+        Some(taken) if taken.is_refused() => anyhow::bail!(
+            "{}: nothing of it is kept: a witness signed this log of {size} places as another host signed it, and this host's word of it \
+             is no other's (give the witness a checkpoint of this host: agora checkpoint --for-witness)",
+            file.display()
+        ),
+        Some(taken) => {
+            show::print(&format!(
+                "the checkpoint of {size} places has the signatures of {} witnesses, {} of them new\n",
+                taken.witnesses, taken.new
+            ));
+            if taken.foreign > 0 {
+                eprintln!(
+                    "agora: {} more are not kept: they are of this log as another host signed it",
+                    taken.foreign
+                );
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -114,6 +114,11 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
+            // What only shows when all that was asked for is seen together.
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
+                let _ = usage.print();
+                return ExitCode::from(2);
+            }
             eprintln!("agora: {}", show::escape_lines(&whole(&error)));
             ExitCode::FAILURE
         }

@@ -6,17 +6,16 @@
 //! where it stopped, once what is there was compared.
 //! Failure: says what, and which place. Until an import is done no host runs on its data folder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use agora_log::export::{Header, Place, Reader, Writer, leaf_hash};
 use agora_log::{Class, Embedded, JetStream, Lane, Log, Options, Seq};
-use agora_realm::merkle::{Frontier, Hash};
-use agora_realm::{Audit, Body, Finding, NoteBody, RealmId, Report, Sealed, Wrong};
+use agora_realm::{Audit, Body, NoteBody, RealmId, Sealed};
 use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -25,10 +24,10 @@ use sha2::{Digest, Sha256};
 use super::args::{ImportArgs, LogServerArgs};
 use super::show;
 use super::source::{Pace, Source};
-use super::verify::{read_checkpoint, run};
+use super::verify::{read_checkpoints, run};
 use crate::boot::data::DataFolder;
 use crate::boot::host::{LogChoice, stream_of};
-use crate::delivery::auditing::{self, Broken, Exported, Raw};
+use crate::delivery::auditing::{Broken, Exported};
 use crate::delivery::gathering::lane_of;
 use crate::delivery::pruned::{Pruned, Stub};
 use crate::limits;
@@ -153,8 +152,8 @@ fn genesis_of(place: &Place) -> anyhow::Result<RealmId> {
 /// What is in a file, once it was read whole.
 struct Checked {
     realm: RealmId,
-    /// The hash over all places.
-    root: Hash,
+    /// What stood at each place.
+    places: [u8; 32],
     count: u64,
     void: u64,
     junk: u64,
@@ -189,16 +188,19 @@ fn check(args: &ImportArgs) -> anyhow::Result<Checked> {
     let mut audit = Audit::new();
     audit.expect_realm(realm);
     for file in &args.checkpoint {
-        audit.hold(read_checkpoint(file)?);
+        for held in read_checkpoints(file)? {
+            audit.hold(held);
+        }
     }
-    let purged = Arc::default();
-    let source = Noting {
-        exported: Exported::new(reader),
-        purged: Arc::clone(&purged),
-    };
     let mut unkept = BTreeMap::new();
-    let told = run(source, audit, |stored, judged| {
-        let Ok(sealed) = &stored.entry else { return };
+    let mut places = Places::default();
+    let told = run(Exported::new(reader), audit, |stored, judged| {
+        let Ok(sealed) = &stored.entry else {
+            // What was kept of a pruned place is an entry, or the file is refused.
+            return places.push(&stored.leaf, None);
+        };
+        let stub = stored.is_pruned.then(|| sealed.stored());
+        places.push(&stored.leaf, stub.map(|stub| &stub[..]));
         if sealed.is_purged() {
             unkept.insert(stored.seq, kept_hash(&stored.leaf, sealed.stored()));
         }
@@ -224,8 +226,12 @@ fn check(args: &ImportArgs) -> anyhow::Result<Checked> {
             at()
         );
     }
-    let purged = std::mem::take(&mut *purged.lock().unwrap_or_else(PoisonError::into_inner));
-    if let Some(first) = refused(&report, &purged, args.accept_findings) {
+    // What hosts meet with in a log, and pass over, may be accepted: entries that are void or none.
+    let refused = match args.accept_findings {
+        true => report.gravest.as_ref(),
+        false => report.findings.first(),
+    };
+    if let Some(first) = refused {
         let place = match first.since == first.seq {
             true => format!("entry {}", first.seq),
             false => format!("somewhere from entry {} to {}", first.since, first.seq),
@@ -249,55 +255,31 @@ fn check(args: &ImportArgs) -> anyhow::Result<Checked> {
     let tally = report.state.tally();
     Ok(Checked {
         realm,
-        root: report.root,
+        places: places.end(),
         count: tally.entries,
         void: tally.void,
         junk: tally.junk,
-        pruned: purged.len() as u64,
+        pruned: report.totals.pruned,
         unkept: unkept.first_key_value().map(|(seq, _)| *seq),
     })
 }
 
-/// What is read from a file, and which places of it were purged.
-struct Noting {
-    exported: Exported<BufReader<File>>,
-    purged: Arc<Mutex<BTreeSet<u64>>>,
-}
+/// A hash over what stands at each place of a file, as it is read: an entry, or what is kept of one.
+#[derive(Default)]
+struct Places(Sha256);
 
-impl auditing::Source for Noting {
-    fn next(&mut self) -> Result<Vec<Raw>, Broken> {
-        let lot = self.exported.next()?;
-        let purged = lot
-            .iter()
-            .filter(|raw| matches!(raw.place, Place::Purged { .. }))
-            .map(|raw| raw.seq);
-        let mut known = self.purged.lock().unwrap_or_else(PoisonError::into_inner);
-        known.extend(purged);
-        drop(known);
-        Ok(lot)
+impl Places {
+    fn push(&mut self, leaf: &[u8; 32], stub: Option<&[u8]>) {
+        self.0.update([u8::from(stub.is_some())]);
+        self.0.update(leaf);
+        if let Some(stub) = stub {
+            self.0.update((stub.len() as u64).to_le_bytes());
+            self.0.update(stub);
+        }
     }
 
-    fn end(&self) -> Option<u64> {
-        None
-    }
-}
-
-/// The first finding for which a file is refused. What hosts meet with in a log, and pass over, may be accepted: entries that are void or
-/// none. What is kept of purged places is no such thing, nor is what only a checkpoint or the whole log speaks against.
-fn refused<'a>(report: &'a Report, purged: &BTreeSet<u64>, accepts: bool) -> Option<&'a Finding> {
-    if !accepts {
-        return report.findings.first();
-    }
-    let met = |finding: &&Finding| {
-        matches!(finding.wrong, Wrong::Junk(_) | Wrong::Void { .. })
-            && !purged.contains(&finding.seq)
-    };
-    // Of very many, only the first are told; then nothing may stand behind them that isn't looked at.
-    let is_told = report.found == report.findings.len() as u64
-        || purged.is_empty() && report.checkpoints.iter().all(|held| held.agrees);
-    match is_told {
-        true => report.findings.iter().find(|finding| !met(finding)),
-        false => report.findings.last(),
+    fn end(self) -> [u8; 32] {
+        self.0.finalize().into()
     }
 }
 
@@ -426,9 +408,12 @@ async fn append_all(
     let mut waiting = FuturesOrdered::new();
     let mut bytes_waiting = 0;
     let (mut pruned, mut purged) = (Vec::new(), Vec::new());
-    let mut read = Frontier::new();
+    let mut read = Places::default();
     while let Some((seq, content)) = reader.next_place()? {
-        read.push(content.leaf());
+        match &content {
+            Place::Entry(_) => read.push(&content.leaf(), None),
+            Place::Purged { leaf, stub } => read.push(leaf, Some(stub)),
+        }
         pace.at(|| format!("importing into {place}: {seq} of {} entries", found.count));
         let stored = match content {
             Place::Entry(stored) => stored,
@@ -481,7 +466,7 @@ async fn append_all(
     while !waiting.is_empty() {
         settled(waiting.next().await, place)?;
     }
-    if read.root() != found.root {
+    if read.end() != found.places {
         anyhow::bail!(
             "{}: it was changed while it was imported, so what is at {place} now is of no use (make a new log, and import it again)",
             show::escape(&file.display().to_string())

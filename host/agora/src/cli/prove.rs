@@ -12,7 +12,7 @@ use serde_json::json;
 use super::args::ProveArgs;
 use super::show;
 use super::verify::{on_servers_of, open_folder, read_checkpoint, run, word};
-use super::witnesses::{Witnessed, Witnesses};
+use super::witnesses::{Signatures, Witnessed, Witnesses};
 use crate::boot::data::{check_format, pinned_realm};
 use crate::delivery::auditing::{Broken, InFolder};
 use crate::delivery::checkpoints::Kept;
@@ -53,14 +53,14 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
         true => Kept::of(&data).all_witnessed()?,
         false => Vec::new(),
     };
+    let pinned = match has_folder {
+        true => pinned_realm(&data)?,
+        false => None,
+    };
+    let realm = args.realm.or(pinned);
     let mut gathering = Gathering::new(wanted);
     let watch = |stored: &Stored, judged: &Judged| gathering.take(stored, judged);
     let (told, place) = if on_servers {
-        let pinned = match has_folder {
-            true => pinned_realm(&data)?,
-            false => None,
-        };
-        let realm = args.realm.or(pinned);
         let servers = on_servers_of(&args.log, realm)?;
         let place = format!("the realm's stream at {}", args.log.servers.join(", "));
         (run(servers.source(), Audit::new(), watch), place)
@@ -75,14 +75,12 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
     if let Some(broken) = told.audited.broken {
         anyhow::bail!(damaged(broken)?);
     }
+    let own = told.audited.audit.host_keys();
     let checkpoint = match given {
         Some(held) => {
-            if let Some(asked) = witnesses.filter(|asked| !asked.are_on(&held.signed)) {
-                anyhow::bail!(
-                    "{}: fewer than {} of the named witnesses signed it",
-                    held.whence,
-                    asked.needed()
-                );
+            let on = |asked: Witnesses| asked.on(&held.signed, held.whence.clone(), &own);
+            if let Some(wrong) = witnesses.map(on).and_then(|found| found.wrong()) {
+                anyhow::bail!(wrong);
             }
             held.signed
         }
@@ -93,11 +91,12 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
                 .filter(|signed| signed.checkpoint().size >= from);
             let found = match &witnesses {
                 None => covering.next(),
-                Some(asked) => covering.find(|signed| asked.are_on(signed)),
+                Some(asked) => covering.find(|signed| asked.are_on(signed, &own)),
             };
             found.ok_or_else(|| {
                 let by = witnesses.as_ref().map_or_else(String::new, |asked| {
-                    format!(" with the signatures of {} of the named witnesses", asked.needed())
+                    let hosts = asked.hosts_among(&own);
+                    format!(" with the signatures of {} of the named witnesses{hosts}", asked.needed())
                 });
                 anyhow::anyhow!(
                     "{}: no checkpoint{by} that is kept here covers it yet (a running host makes one each second while entries arrive)",
@@ -112,6 +111,8 @@ pub(super) fn prove(args: &ProveArgs) -> anyhow::Result<ExitCode> {
         ),
         other => anyhow::anyhow!(other),
     })?;
+    // The record and its checkpoint may be another realm's than was asked for.
+    proof.check(realm).with_context(|| place)?;
     let text = proofs::write(&proof) + "\n";
     match &args.output {
         Some(path) => {
@@ -177,7 +178,13 @@ pub(super) fn check(
                     .iter()
                     .filter(|(_, held)| compare(&proof.checkpoint, held) == Compared::Same);
                 good.extend(same.flat_map(|(_, held)| held.witnesses()));
-                asked.look(shown.size, "the checkpoint".into(), &good, &hosts)
+                let signatures = Signatures {
+                    good: &good,
+                    hosts: &hosts,
+                    own: &shown.host_keys,
+                    outdated: &proof.checkpoint.outdated(),
+                };
+                asked.look(shown.size, "the checkpoint".into(), &signatures)
             });
             let told = Told {
                 shown,

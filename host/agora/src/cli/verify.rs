@@ -218,7 +218,7 @@ pub(super) fn read_checkpoint(file: &Path) -> anyhow::Result<Held> {
 }
 
 /// The checkpoint in a file, or all of those that a host keeps as evidence against a peer.
-fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
+pub(super) fn read_checkpoints(file: &Path) -> anyhow::Result<Vec<Held>> {
     let text = read_text(file)?;
     if !text.starts_with('{') {
         return Ok(vec![read_checkpoint(file)?]);
@@ -349,7 +349,7 @@ impl Told {
             true => self.audited.audit.broken_off(),
             false => self.audited.audit.end(),
         };
-        let witnessed = self.witnesses.map(|asked| asked.over(&report.checkpoints));
+        let witnessed = self.witnesses.map(|asked| asked.over(&report));
         let too_few = witnessed.as_ref().and_then(Witnessed::wrong);
         let well =
             report.is_well() && damaged.is_none() && self.forks.is_empty() && too_few.is_none();

@@ -109,7 +109,7 @@ pub(super) fn witness(args: &WitnessArgs) -> anyhow::Result<ExitCode> {
         None => {}
     }
     let held = before.as_ref().map(|before| before.checkpoint.checkpoint());
-    if let Err(refused) = extension.witnessable(&hosts, held) {
+    let host = extension.witnessable(&hosts, held).map_err(|refused| {
         use agora_realm::checkpoint::Unwitnessed;
         let is_evidence = matches!(
             refused,
@@ -121,11 +121,13 @@ pub(super) fn witness(args: &WitnessArgs) -> anyhow::Result<ExitCode> {
                 before.checkpoint, extension.signed
             );
         }
-        return Err(refused.into());
-    }
+        refused
+    })?;
     let key = Secret::open_or_make(&key_path)?.witness_key();
     let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
-    extension.signed.cosign(&key, now_s, &random_bytes()?)?;
+    extension
+        .signed
+        .cosign(&host, &key, now_s, &random_bytes()?)?;
     let state = State {
         realm: extension.signed.checkpoint().realm.to_string(),
         hosts: hosts.iter().map(PublicKey::to_string).collect(),

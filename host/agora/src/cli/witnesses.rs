@@ -2,12 +2,16 @@
 //!
 //! In: names and public keys, on the command line; checkpoints with witnesses' signatures. Out: [`Witnessed`].
 //! Promise: a signature is a named witness's by its key alone, over the realm, the size, the root and the host's key of one checkpoint; each
-//! witness is counted once, and never for a checkpoint that the record doesn't agree with, or that no host of the realm signed.
-//! Failure: what is asked for makes no sense, which is said before anything is read.
+//! witness is counted once, and never for a checkpoint that the record doesn't agree with, or that no host of the realm signed; a key
+//! that is, or was, a host's of the realm is no witness's.
+//! Failure: what is asked for makes no sense, which is said before anything is read, as wrong usage.
+
+use std::collections::BTreeSet;
 
 use agora_realm::checkpoint::{Cosignature, Signed};
-use agora_realm::{Compared, PublicKey};
+use agora_realm::{Compared, PublicKey, Report};
 use clap::Args;
+use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::show;
@@ -54,24 +58,30 @@ fn parse_witness(text: &str) -> Result<Named, String> {
 
 impl WitnessesArgs {
     /// What is asked for, if anything is.
-    pub(super) fn asked(&self) -> anyhow::Result<Option<Witnesses>> {
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub(super) fn asked(&self) -> Result<Option<Witnesses>, clap::Error> {
+        let wrong = |why: String| {
+            let why = format!("{}\n", show::escape(&why));
+            Err(clap::Error::raw(ErrorKind::ValueValidation, why))
+        };
         if self.named.is_empty() {
             return Ok(None);
         }
         for (at, one) in self.named.iter().enumerate() {
             for other in &self.named[..at] {
                 if one.key == other.key {
-                    anyhow::bail!(
+                    return wrong(format!(
                         "--witness: '{}' and '{}' have one key, and would be counted as two; name each witness once",
-                        other.name,
-                        one.name
-                    );
+                        other.name, one.name
+                    ));
                 }
                 if one.name == other.name {
-                    anyhow::bail!(
+                    return wrong(format!(
                         "--witness: two keys are named '{}'; one name each",
                         one.name
-                    );
+                    ));
                 }
             }
         }
@@ -81,9 +91,9 @@ impl WitnessesArgs {
             Some(needed) => usize::try_from(needed).unwrap_or(usize::MAX),
         };
         if needed > count {
-            anyhow::bail!(
+            return wrong(format!(
                 "--witnesses {needed}: no more than {count} can sign, since that many are named (--witness NAME=KEY)"
-            );
+            ));
         }
         Ok(Some(Witnesses {
             named: self.named.clone(),
@@ -106,31 +116,52 @@ pub(super) struct Witnessed {
     whence: String,
     /// Those that did, and when by their clock.
     signed: Vec<(Named, u64)>,
-    missing: Vec<Named>,
+    /// The others, and why they don't count.
+    missing: Vec<(Named, Missing)>,
     needed: usize,
+}
+
+/// Why one that is named doesn't count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// There is no signature of it that is good.
+    Unsigned,
+    /// Its signature is of the form that was before.
+    Outdated,
+    /// Its key is a host's of the realm.
+    IsHost,
+}
+
+/// The signatures on a checkpoint, and what is known of whose they are.
+pub(super) struct Signatures<'a> {
+    /// The good ones of witnesses.
+    pub(super) good: &'a [Cosignature],
+    /// The keys that hosts of the realm signed it with.
+    pub(super) hosts: &'a [PublicKey],
+    /// All keys that are, or were, a host's of the realm, as far as is known.
+    pub(super) own: &'a BTreeSet<PublicKey>,
+    /// Who signed it in the form that was before.
+    pub(super) outdated: &'a [PublicKey],
 }
 
 impl Witnesses {
     /// Which of them signed a checkpoint of one of these hosts.
-    pub(super) fn look(
-        &self,
-        size: u64,
-        whence: String,
-        good: &[Cosignature],
-        hosts: &[PublicKey],
-    ) -> Witnessed {
-        let time = |named: &Named| {
-            let mut own = good
-                .iter()
-                .filter(|one| one.witness == named.key && hosts.contains(&one.host));
-            own.next().map(|one| one.time_s)
-        };
+    pub(super) fn look(&self, size: u64, whence: String, on: &Signatures<'_>) -> Witnessed {
         let (mut signed, mut missing) = (Vec::new(), Vec::new());
         for named in &self.named {
-            match time(named) {
-                Some(time_s) => signed.push((named.clone(), time_s)),
-                None => missing.push(named.clone()),
-            }
+            let key = &named.key;
+            let mut good = on.good.iter();
+            let good = good.find(|one| one.witness == *key && on.hosts.contains(&one.host));
+            let why = match good {
+                _ if on.own.contains(key) || on.hosts.contains(key) => Missing::IsHost,
+                Some(good) => {
+                    signed.push((named.clone(), good.time_s));
+                    continue;
+                }
+                None if on.outdated.contains(key) => Missing::Outdated,
+                None => Missing::Unsigned,
+            };
+            missing.push((named.clone(), why));
         }
         Witnessed {
             size,
@@ -141,11 +172,30 @@ impl Witnesses {
         }
     }
 
-    /// Whether enough of them signed a checkpoint, whichever host it is of.
-    pub(super) fn are_on(&self, signed: &Signed) -> bool {
-        let good = signed.witnesses();
-        self.look(0, String::new(), &good, &signed.hosts())
-            .is_enough()
+    /// Which of them signed a checkpoint, whichever host it is of.
+    pub(super) fn on(
+        &self,
+        signed: &Signed,
+        whence: String,
+        own: &BTreeSet<PublicKey>,
+    ) -> Witnessed {
+        let signatures = Signatures {
+            good: &signed.witnesses(),
+            hosts: &signed.hosts(),
+            own,
+            outdated: &signed.outdated(),
+        };
+        self.look(signed.checkpoint().size, whence, &signatures)
+    }
+
+    /// Whether enough of them did.
+    pub(super) fn are_on(&self, signed: &Signed, own: &BTreeSet<PublicKey>) -> bool {
+        self.on(signed, String::new(), own).is_enough()
+    }
+
+    /// Which of them are no witnesses, to be put behind what is said.
+    pub(super) fn hosts_among(&self, own: &BTreeSet<PublicKey>) -> String {
+        are_hosts(self.named.iter().filter(|named| own.contains(&named.key)))
     }
 
     /// How many must have signed.
@@ -155,22 +205,23 @@ impl Witnesses {
 
     /// Which of them signed what an audit compared. Of checkpoints that were held elsewhere it is the newest that counts. Where there are
     /// none, it is the newest of those beside the record that enough of them signed: a host's last ones are nobody else's yet.
-    pub(super) fn over(&self, compared: &[Compared]) -> Witnessed {
+    pub(super) fn over(&self, report: &Report) -> Witnessed {
+        let (compared, own) = (&report.checkpoints, &report.host_keys);
         let elsewhere: Vec<_> = compared.iter().filter(|c| c.elsewhere).collect();
         if let Some(newest) = elsewhere.iter().map(|c| c.size).max() {
-            return self.of_size(&elsewhere, newest);
+            return self.of_size(&elsewhere, newest, own);
         }
         let kept: Vec<_> = compared.iter().collect();
         let mut sizes: Vec<_> = kept
             .iter()
-            .filter(|c| c.agrees && !c.witnesses.is_empty())
+            .filter(|c| c.agrees && !(c.witnesses.is_empty() && c.outdated.is_empty()))
             .map(|c| c.size)
             .collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.dedup();
         let mut best: Option<Witnessed> = None;
         for size in sizes {
-            let found = self.of_size(&kept, size);
+            let found = self.of_size(&kept, size, own);
             if found.is_enough() {
                 return found;
             }
@@ -181,10 +232,16 @@ impl Witnesses {
                 best = Some(found);
             }
         }
-        best.unwrap_or_else(|| self.look(0, "any checkpoint".into(), &[], &[]))
+        let none = Signatures {
+            good: &[],
+            hosts: &[],
+            own,
+            outdated: &[],
+        };
+        best.unwrap_or_else(|| self.look(0, "any checkpoint".into(), &none))
     }
 
-    fn of_size(&self, compared: &[&Compared], size: u64) -> Witnessed {
+    fn of_size(&self, compared: &[&Compared], size: u64, own: &BTreeSet<PublicKey>) -> Witnessed {
         let same = compared.iter().filter(|c| c.size == size);
         let agreeing: Vec<_> = same.clone().filter(|c| c.agrees).collect();
         // Of the realm's hosts only, each by the keys that it signed these with.
@@ -193,8 +250,27 @@ impl Witnesses {
             .flat_map(|c| c.hosts.iter().map(|(_, key)| *key))
             .collect();
         let good: Vec<_> = agreeing.iter().flat_map(|c| c.witnesses.clone()).collect();
+        let outdated = agreeing.iter().flat_map(|c| c.outdated.clone());
+        let signatures = Signatures {
+            good: &good,
+            hosts: &hosts,
+            own,
+            outdated: &outdated.collect::<Vec<_>>(),
+        };
         let whence = same.map(|c| c.whence.clone()).next().unwrap_or_default();
-        self.look(size, whence, &good, &hosts)
+        self.look(size, whence, &signatures)
+    }
+}
+
+/// That these are hosts, to be put behind what is said.
+fn are_hosts<'a>(named: impl Iterator<Item = &'a Named>) -> String {
+    let names: Vec<_> = named.map(|named| named.name.as_str()).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(
+            " (no witness: {}, by a key of a host of this realm)",
+            names.join(", ")
+        ),
     }
 }
 
@@ -222,10 +298,17 @@ impl Witnessed {
                 show::date_time(*time_s)
             )
         });
-        let missing = self
-            .missing
-            .iter()
-            .map(|named| format!("{} did NOT sign {which}", named.name));
+        let missing = self.missing.iter().map(|(named, why)| match why {
+            Missing::Unsigned => format!("{} did NOT sign {which}", named.name),
+            Missing::Outdated => format!(
+                "{} did NOT sign {which} as witnesses do now: signed in the old form, which names no host: have it signed anew",
+                named.name
+            ),
+            Missing::IsHost => format!(
+                "{} is NO witness: the key is a host's of this realm, which can't speak for itself",
+                named.name
+            ),
+        });
         signed.chain(missing).collect()
     }
 
@@ -235,9 +318,14 @@ impl Witnessed {
             0 => "none".to_owned(),
             n => format!("{n} only"),
         };
+        let hosts = self
+            .missing
+            .iter()
+            .filter(|(_, why)| *why == Missing::IsHost);
+        let hosts = are_hosts(hosts.map(|(named, _)| named));
         (!self.is_enough()).then(|| {
             format!(
-                "{} has good signatures of {by} of the {} named witnesses, and {} are asked for",
+                "{} has good signatures of {by} of the {} named witnesses, and {} are asked for{hosts}",
                 self.whence.trim_end_matches(','),
                 self.signed.len() + self.missing.len(),
                 self.needed
@@ -250,10 +338,14 @@ impl Witnessed {
         let signed = self.signed.iter().map(
             |(named, time_s)| json!({"name": named.name, "key": named.key.to_string(), "time_s": time_s}),
         );
-        let missing = self
-            .missing
-            .iter()
-            .map(|named| json!({"name": named.name, "key": named.key.to_string()}));
+        let missing = self.missing.iter().map(|(named, why)| {
+            let why = match why {
+                Missing::Unsigned => "unsigned",
+                Missing::Outdated => "old_form",
+                Missing::IsHost => "host",
+            };
+            json!({"name": named.name, "key": named.key.to_string(), "why": why})
+        });
         json!({
             "event": "witnesses",
             "size": self.size,

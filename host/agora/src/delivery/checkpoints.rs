@@ -220,21 +220,20 @@ impl Kept {
         Ok(signed)
     }
 
-    /// Keeps what witnesses signed of a checkpoint that is kept. Answers how many good signatures of theirs it has now, and how many of
-    /// them are new; none when no such checkpoint is kept.
+    /// Keeps what witnesses signed of a checkpoint that is kept, as far as they signed it as this host's. None: no such checkpoint is kept.
     ///
     /// # Errors
     /// The files can't be read or written, or it can't take one more signature.
-    pub fn keep_cosigned(
-        &self,
-        cosigned: &Signed,
-    ) -> Result<Option<(usize, usize)>, CheckpointError> {
+    pub fn keep_cosigned(&self, cosigned: &Signed) -> Result<Option<Cosigned>, CheckpointError> {
         let all = self.all()?;
         let same = |signed: &&Signed| signed.checkpoint() == cosigned.checkpoint();
         let Some(known) = all.iter().find(same) else {
             return Ok(None);
         };
         let mut known = self.with_witnesses(known.clone())?;
+        let (theirs, hosts) = (cosigned.witnesses(), known.hosts());
+        let foreign = theirs.iter().filter(|one| !hosts.contains(&one.host));
+        let foreign = foreign.count();
         let new = known
             .adopt(cosigned)
             .map_err(|source| CheckpointError::NotOne {
@@ -249,7 +248,32 @@ impl Kept {
             let text: String = kept[extra..].iter().map(in_a_row).collect();
             replace(&self.cosigned, text.as_bytes())?;
         }
-        Ok(Some((known.witnesses().len(), new)))
+        Ok(Some(Cosigned {
+            witnesses: known.witnesses().len(),
+            new,
+            given: theirs.len(),
+            foreign,
+        }))
+    }
+}
+
+/// What became of witnesses' signatures that were to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cosigned {
+    /// How many good ones the checkpoint has now.
+    pub witnesses: usize,
+    /// How many of them are new.
+    pub new: usize,
+    /// How many good ones were given.
+    pub given: usize,
+    /// Of how many of these the witness signed the checkpoint as another host's: they are not kept.
+    pub foreign: usize,
+}
+
+impl Cosigned {
+    /// None of what was given is kept.
+    pub fn is_refused(&self) -> bool {
+        self.given == self.foreign
     }
 }
 

@@ -1002,16 +1002,16 @@ impl Control {
         Ok((key.sign(digest, &aux), key.public()))
     }
 
-    /// Adds this host's signature as a witness to another's checkpoint.
+    /// Adds this host's signature as a witness to the checkpoint of the host with this key.
     ///
     /// # Errors
-    /// For people: there is no such key, no randomness, or no room for one more signature.
-    pub fn cosign(&self, signed: &mut Signed) -> Result<(), String> {
+    /// For people: there is no such key, no randomness, no room for one more signature, or it isn't that host's checkpoint.
+    pub fn cosign(&self, signed: &mut Signed, host: &PublicKey) -> Result<(), String> {
         let key = self.keys.host_by(&self.record.state());
         let key = key.ok_or(FOREIGN_KEY)?;
         let aux = random_bytes().map_err(|error| error.to_string())?;
         let now_s = u64::try_from(crate::now_ms() / 1000).unwrap_or(0);
-        let cosigned = signed.cosign(&key, now_s, &aux);
+        let cosigned = signed.cosign(host, &key, now_s, &aux);
         cosigned.map_err(|error| error.to_string())
     }
 

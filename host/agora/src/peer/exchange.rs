@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use agora_capnp::peer_capnp::link;
 use agora_membrane::error;
+use agora_realm::PublicKey;
 use agora_realm::checkpoint::{CHECKPOINT_BYTES_MAX, Extension, Signed};
 use agora_realm::merkle::{Hash, PROOF_HASHES_MAX};
 use capnp::Error;
@@ -176,7 +177,7 @@ pub async fn keep(control: Arc<Control>, peer: Arc<Peer>, link: link::Client, kn
             Ok(Exchanged::Held(signed)) => {
                 let size = signed.checkpoint().size;
                 if peer.spec.witness && witnessed != Some(size) {
-                    match witness(&control, &link, *signed).await {
+                    match witness(&control, &link, *signed, &known.key).await {
                         Ok(()) => witnessed = Some(size),
                         Err(error) => {
                             tracing::debug!("{}: it takes no signature: {error}", peer.name)
@@ -193,7 +194,7 @@ pub async fn keep(control: Arc<Control>, peer: Arc<Peer>, link: link::Client, kn
     }
 }
 
-/// Signs what is held of a peer as a witness, and tells the peer.
+/// Signs what is held of a peer, by its host's key, as a witness, and tells the peer.
 ///
 /// # Errors
 /// There is no key, or the peer doesn't take it.
@@ -201,8 +202,9 @@ pub async fn witness(
     control: &Control,
     link: &link::Client,
     mut signed: Signed,
+    host: &PublicKey,
 ) -> Result<(), Error> {
-    let cosigned = control.cosign(&mut signed);
+    let cosigned = control.cosign(&mut signed, host);
     cosigned.map_err(|error| error::failed(&error))?;
     let mut request = link.witnessed_request();
     request.get().set_cosigned(signed.to_string().as_bytes());
@@ -310,6 +312,7 @@ pub async fn keep_cosigned(
     })
     .await?;
     match kept.ok_or_else(malformed)? {
+        Ok(Some(kept)) if kept.is_refused() => Err(malformed()),
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(error::denied("no such checkpoint is kept here")),
         Err(error) => Err(error::busy(&error.to_string())),

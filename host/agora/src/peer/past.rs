@@ -217,7 +217,7 @@ impl Past {
             )));
         }
         match given.witnessable(&[known.key], before.as_ref()) {
-            Ok(()) => {
+            Ok(_) => {
                 if before.as_ref() != Some(given.signed.checkpoint()) {
                     self.make_folder()?;
                     self.keep_key(known.key)?;

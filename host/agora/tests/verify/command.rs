@@ -110,6 +110,13 @@ async fn a_proof_holds_where_nothing_else_is() {
     ];
     let (code, text) = agora(folder, &[&["prove", &id][..], &of].concat());
     assert_eq!(code, 0, "{text}");
+    // Asked for of another realm, there is none.
+    let other = "cd".repeat(32);
+    let of_other = ["--data", "first", "--checkpoint", "held", "--realm", &other];
+    let of_other = [&["prove", &id, "-o", "other.json"][..], &of_other].concat();
+    let (code, text) = agora(folder, &of_other);
+    assert_eq!((code, text.contains("not of cdcd")), (1, true), "{text}");
+    assert!(!folder.join("other.json").exists());
     // Where nothing is but the proof and the realm's id.
     let alone = tempfile::tempdir().unwrap();
     let proof = std::fs::read_to_string(folder.join("proof.json")).unwrap();
@@ -129,7 +136,6 @@ async fn a_proof_holds_where_nothing_else_is() {
         (0, &true.into(), &placed.seq.into())
     );
     // Of another realm, altered, and with another checkpoint held.
-    let other = "cd".repeat(32);
     assert_eq!(
         agora(alone.path(), &["verify", "proof.json", "--realm", &other]).0,
         1

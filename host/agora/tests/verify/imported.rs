@@ -4,7 +4,9 @@ use std::path::Path;
 
 use agora_log::Seq;
 use agora_log::export::{Header, Place, Reader, Writer, leaf_hash};
-use agora_realm::{Body, Entry, KeySubject, MessageVerdict, RealmId, Sealed, State, judge};
+use agora_realm::{
+    Body, Entry, KeySubject, MessageVerdict, RealmId, Sealed, SigningKey, State, judge,
+};
 use bytes::Bytes;
 
 use super::command::agora;
@@ -253,6 +255,19 @@ async fn what_hosts_passed_over_moves_with_the_rest_where_the_operator_says_so()
         let named = format!("entry {}:", turn + 2);
         assert_eq!((code, text.contains(&named)), (1, true), "{text}");
     }
+    // Nor behind more of such entries than are told: what hosts pass over is taken, and what they don't is found.
+    let junk = (0..120).map(|n| Bytes::from(format!("junk {n}")));
+    let many: Vec<_> = junk.collect();
+    let many = [&written.entries[..], &many].concat();
+    let strangers = checkpoint(&many, &SigningKey::from_bytes([77; 32]).unwrap());
+    std::fs::write(folder.path().join("held"), strangers.signed.to_string()).unwrap();
+    let many = export(realm_of(&written), &places(&many));
+    let with_held = ["--accept-findings", "--checkpoint", "held"];
+    let (code, text) = import(folder.path(), &many, &with_held);
+    assert_eq!((code, text.contains("no host of")), (1, true), "{text}");
+    let (code, text) = import(folder.path(), &many, &["--accept-findings"]);
+    assert_eq!((code, text.contains("(120 junk)")), (0, true), "{text}");
+    std::fs::remove_dir_all(folder.path().join("new")).unwrap();
     let held = checkpoint(&written.entries, &written.host_key()).signed;
     std::fs::write(folder.path().join("held"), held.to_string()).unwrap();
     let with_held = ["--accept-findings", "--checkpoint", "held"];

@@ -15,7 +15,10 @@ fn key(n: u8) -> SigningKey {
 fn cosigned(signed: &Signed, witnesses: &[&SigningKey]) -> Signed {
     let mut signed = signed.clone();
     for witness in witnesses {
-        signed.cosign(witness, 1_795_000_000, &[4; 32]).unwrap();
+        let host = signed.hosts()[0];
+        signed
+            .cosign(&host, witness, 1_795_000_000, &[4; 32])
+            .unwrap();
     }
     signed
 }
@@ -158,8 +161,50 @@ async fn only_what_a_named_witness_signed_of_this_checkpoint_counts_for_it() {
     ] {
         let more: Vec<_> = more.iter().map(String::as_str).collect();
         let (code, text) = bed.verdict(&by(&[alice, bob]), &more);
-        assert!(code != 0 && text.contains(wrong), "{more:?}: {text}");
+        assert!(code == 2 && text.contains(wrong), "{more:?}: {text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_is_no_witness_of_its_own_realm() {
+    let bed = Bed::new(10).await;
+    // The key that signed the checkpoint, that host's later one, and another host's of the realm.
+    for (host, n) in [("first", 1), ("first", 2), ("second", 1)] {
+        let key = bed.written.secret(host).host_key(n);
+        let signed = cosigned(&bed.whole, &[&bed.alice, &key]).to_string();
+        bed.keep("held", &signed);
+        let host = named("host", &key);
+        let verify = ["verify", "first", "--checkpoint", "held"];
+        let (code, text) = agora(bed.folder(), &[&verify[..], &["--witness", &host]].concat());
+        assert_eq!((code, text.contains("NO witness")), (1, true), "{text}");
+        let prove = ["prove", "1", "--data", "first", "--checkpoint", "held"];
+        let prove = [&prove[..], &["-o", "proof.json"]].concat();
+        let (code, text) = agora(bed.folder(), &[&prove[..], &["--witness", &host]].concat());
+        assert_eq!((code, text.contains("no witness")), (1, true), "{text}");
+    }
+    // In a proof, by what the proof shows; and among what a folder keeps.
+    let own = bed.written.host_key();
+    let host = named("host", &own);
+    bed.keep("held", &cosigned(&bed.whole, &[&own]).to_string());
+    let prove = ["prove", "1", "--data", "first", "--checkpoint", "held"];
+    let (code, text) = agora(bed.folder(), &[&prove[..], &["-o", "proof.json"]].concat());
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = agora(bed.folder(), &["verify", "proof.json", "--witness", &host]);
+    assert_eq!((code, text.contains("NO witness")), (1, true), "{text}");
+    let (_, newest) = agora(bed.folder(), &["checkpoint", "--data", "first"]);
+    let newest: Signed = newest.parse().unwrap();
+    let secret = bed.written.secret("first");
+    let own = (1..4)
+        .map(|n| secret.host_key(n))
+        .find(|key| newest.is_signed_by(&key.public()))
+        .unwrap();
+    bed.keep("signed", &cosigned(&newest, &[&own]).to_string());
+    let args = ["checkpoint", "--cosigned", "signed", "--data", "first"];
+    assert_eq!(agora(bed.folder(), &args).0, 0);
+    let host = named("host", &own);
+    let args = ["checkpoint", "--data", "first", "--witness", &host];
+    let (code, text) = agora(bed.folder(), &args);
+    assert_eq!((code, text.contains("no witness")), (1, true), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +217,12 @@ async fn a_folder_a_checkpoint_and_a_proof_are_asked_for_their_witnesses_too() {
     assert_eq!(bed.asks(&["checkpoint", "--data", "first"]).0, 1);
     let (_, newest) = agora(bed.folder(), &["checkpoint", "--data", "first"]);
     let newest: Signed = newest.parse().unwrap();
+    // What a witness signed as another host's is not kept, and that is said.
+    let others = (*newest.checkpoint()).sign(&key(77), &[0; 32]);
+    bed.keep("signed", &cosigned(&others, &[alice]).to_string());
+    let args = ["checkpoint", "--cosigned", "signed", "--data", "first"];
+    let (code, text) = agora(bed.folder(), &args);
+    assert_eq!((code, text.contains("another host")), (1, true), "{text}");
     for (witness, enough) in [(alice, 1), (bob, 0)] {
         bed.keep("signed", &cosigned(&newest, &[witness]).to_string());
         let args = ["checkpoint", "--cosigned", "signed", "--data", "first"];

@@ -118,6 +118,13 @@ fn what_is_gone_is_a_finding_unless_a_note_lets_it_go() {
         let judged = world.put(world.entry_of(1, Body::Note(note)));
         assert_eq!(judged.verdict, Ok(()));
         assert_eq!(with_stub(&world.log).end().found, found);
+        // Behind more findings than are told, too.
+        let junk = std::iter::repeat_n(Bytes::from_static(b"junk"), limits::FINDINGS_MAX + 20);
+        let log: Vec<_> = world.log.iter().cloned().chain(junk).collect();
+        let report = with_stub(&log).end();
+        assert_eq!(report.found, limits::FINDINGS_MAX as u64 + 20 + found);
+        let gravest = report.gravest.map(|finding| finding.wrong);
+        assert_eq!(gravest, (found > 0).then(|| gone.clone()));
     }
 }
 

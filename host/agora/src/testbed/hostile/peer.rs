@@ -373,7 +373,9 @@ impl<'a> Guest<'a> {
                 });
                 match (known, self.role.who()) {
                     (Some(mut signed), Some(who)) if !self.lies() => {
-                        let _ = signed.cosign(&who.key, self.dice.number(), &[0; 32]);
+                        if let Some(host) = signed.hosts().first() {
+                            let _ = signed.cosign(host, &who.key, self.dice.number(), &[0; 32]);
+                        }
                         params.set_cosigned(signed.to_string().as_bytes());
                     }
                     _ => params.set_cosigned(&self.dice.bytes(300)),
