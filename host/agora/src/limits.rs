@@ -448,7 +448,7 @@ pub const LOGINS_REMEMBERED_MAX: usize = 1024;
 pub const LOGIN_AGAIN_MIN: Duration = Duration::from_secs(1);
 /// The longest such wait.
 pub const LOGIN_AGAIN_MAX: Duration = Duration::from_secs(600);
-/// Orders that may wait for the threads of peers, or for one of them.
+/// Orders that may wait to be given to the threads of peers, and that may be given and not done.
 pub const PEER_ORDERS_MAX: usize = 64;
 /// Messages of one of a peer's channels that are kept in memory for those who listen here.
 pub const REMOTE_RECENT_MAX: usize = 1024;

@@ -169,6 +169,8 @@ mod tests {
             ("/ip4/127.0.0.1/tcp/4101/ws", "can't be used"),
             ("/ip4/127.0.0.1/udp/0/quic-v1", "port 0"),
             ("/ip4/127.0.0.1/tcp/0", "port 0"),
+            ("/dns4/bravo .example/tcp/4101", "a space"),
+            ("/dns4/bravo.example\n/tcp/4101", "a line's end"),
             ("/ip4/127.0.0.1/tcp/4101/p2p/bravo", "no peer id"),
             (&format!("/p2p/{ID}"), "names who"),
         ] {

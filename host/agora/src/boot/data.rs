@@ -112,7 +112,8 @@ impl DataFolder {
         let is_new = !format.exists();
         if is_new {
             let mut others = std::fs::read_dir(path).map_err(io(path))?;
-            let known = ["lock", "stops", "own", "format.new"];
+            // The last: as earlier versions called it.
+            let known = ["lock", "stops", "own", ".format.new", "format.new"];
             let foreign = others
                 .any(|entry| !entry.is_ok_and(|e| known.iter().any(|name| e.file_name() == *name)));
             if foreign {
@@ -379,7 +380,11 @@ pub fn check_format(path: &Path) -> Result<(), DataError> {
 /// # Errors
 /// The operating system says no; the old one is still there.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let draft = path.with_extension("new");
+    // No name that a file is kept under begins so.
+    let mut draft = std::ffi::OsString::from(".");
+    draft.push(path.file_name().expect("a file has a name"));
+    draft.push(".new");
+    let draft = path.with_file_name(draft);
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
@@ -551,6 +556,20 @@ mod tests {
             Err(DataError::Foreign(_))
         ));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_replaced_without_another_in_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["alpha.new", "alpha.one", "alpha.two", "alpha"];
+        for name in names {
+            replace(&dir.path().join(name), name.as_bytes()).unwrap();
+        }
+        for name in names {
+            let kept = std::fs::read_to_string(dir.path().join(name));
+            assert_eq!(kept.unwrap(), name);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), names.len());
     }
 
     #[test]

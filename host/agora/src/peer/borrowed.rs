@@ -192,10 +192,10 @@ impl Borrowed {
         RealmId(first)
     }
 
-    /// Writes what is remembered, when it changed. Blocks.
-    pub fn keep(&self) {
+    /// Writes what is remembered, when it changed. Blocks. Answers whether it could.
+    pub fn keep(&self) -> bool {
         let Some(path) = self.path.get() else {
-            return;
+            return true;
         };
         let _one = lock(&self.writing);
         let mut changed = self.changed.swap(false, Ordering::SeqCst);
@@ -215,19 +215,20 @@ impl Borrowed {
             }
         };
         if !changed {
-            return;
+            return true;
         }
         let mut bytes = FORMAT.to_vec();
         bytes.extend(postcard::to_stdvec(&file).expect("it is plain data"));
         if let Err(error) = replace(path, &bytes) {
             tracing::warn!("what is known of a peer is not kept: {error}");
             self.changed.store(true, Ordering::SeqCst);
-            return;
+            return false;
         }
         for remote in &remotes {
             if let Some(kept) = file.channels.get(remote.there().as_str()) {
                 remote.was_kept(kept);
             }
         }
+        true
     }
 }

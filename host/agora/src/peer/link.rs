@@ -37,13 +37,16 @@ pub async fn keep(ctx: Rc<Ctx>, peer: Arc<Peer>) {
     let keeping = {
         let peer = peer.clone();
         async move {
+            let mut can_write = true;
             loop {
                 tokio::select! {
                     () = sleep(limits::BORROWED_EVERY) => {}
-                    () = peer.borrowed.urgent.notified() => {}
+                    // A full disk is not asked at each message.
+                    () = peer.borrowed.urgent.notified(), if can_write => {}
                 }
                 let peer = peer.clone();
-                let _ = tokio::task::spawn_blocking(move || peer.borrowed.keep()).await;
+                let keeping = tokio::task::spawn_blocking(move || peer.borrowed.keep());
+                can_write = keeping.await.unwrap_or(false);
             }
         }
     };

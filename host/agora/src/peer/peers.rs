@@ -289,6 +289,7 @@ pub struct Peers {
     book: Arc<Book>,
     /// Held by who changes what is told of peers.
     pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) withholding: withheld::Withholding,
     dialer: OnceLock<Dialer>,
     orders: OnceLock<mpsc::Sender<Order>>,
 }
@@ -327,6 +328,7 @@ impl Peers {
             peering,
             book: Arc::new(book),
             changing: tokio::sync::Mutex::default(),
+            withholding: withheld::Withholding::default(),
             dialer: OnceLock::new(),
             orders: OnceLock::new(),
         });
@@ -523,7 +525,9 @@ impl Peers {
     async fn keep(&self) {
         let peers: Vec<_> = self.all().cloned().collect();
         let keeping = tokio::task::spawn_blocking(move || {
-            peers.iter().for_each(|peer| peer.borrowed.keep());
+            for peer in &peers {
+                peer.borrowed.keep();
+            }
         });
         let _ = keeping.await;
     }

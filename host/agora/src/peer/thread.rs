@@ -17,7 +17,7 @@ use agora_capnp::peer_capnp::{link, terminal};
 use agora_dial::{Dialer, Inbound, Incoming, KnownPeer, Lane, Options, PeerId};
 use agora_membrane::error;
 use agora_realm::PersonaName;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::borrowed::LinkState;
 use super::door::PeerDoor;
@@ -111,8 +111,8 @@ impl Drop for Resident {
 
 /// Where one peer lives.
 struct Home {
-    /// Unbounded, so that no peer's thread holds up another's: whoever gives an order waits for it, so they are no more than those who wait.
-    orders: mpsc::UnboundedSender<Order>,
+    /// Half of its room is for stops, which are no more than [`PEER_ORDERS_MAX`](limits::PEER_ORDERS_MAX) at once; pings have the other half.
+    orders: mpsc::Sender<Order>,
     streams: mpsc::Sender<Incoming>,
 }
 
@@ -146,7 +146,7 @@ pub async fn start(peers: Arc<Peers>, control: Arc<Control>) -> Result<Started, 
     let (alive, gone) = mpsc::channel::<Infallible>(1);
     let mut homes = Homes::new();
     for peer in peers.all() {
-        let (orders, ordered) = mpsc::unbounded_channel();
+        let (orders, ordered) = mpsc::channel(2 * limits::PEER_ORDERS_MAX);
         let (streams, opened) = mpsc::channel(limits::PEER_STREAMS_WAITING_MAX);
         let (own, alive) = (peer.clone(), alive.clone());
         let life = |ctx: Rc<Ctx>| async move {
@@ -195,12 +195,18 @@ async fn direct(
     mut orders: mpsc::Receiver<Order>,
     mut gone: mpsc::Receiver<Infallible>,
 ) {
+    // Orders that some thread has not done yet.
+    let undone = Arc::new(Semaphore::new(limits::PEER_ORDERS_MAX));
     loop {
+        let next = async {
+            let place = undone.clone().acquire_owned().await;
+            (place.expect("it is never closed"), orders.recv().await)
+        };
         tokio::select! {
             biased;
-            order = orders.recv() => match order {
+            (place, order) = next => match order {
                 Some(Order::End) | None => break,
-                Some(order) => ctx.pass_on(&homes, order),
+                Some(order) => ctx.pass_on(&homes, order, place),
             },
             incoming = inbound.next() => match incoming {
                 Some(incoming) => {
@@ -219,17 +225,12 @@ async fn direct(
     let _ = gone.recv().await;
 }
 
-/// Whether a peer's persona is that of this name.
-fn is_of(persona: &PersonaName, name: &str) -> bool {
-    persona.as_str().strip_prefix("peer:") == Some(name)
-}
-
 /// The life of a peer's thread.
 async fn live(
     ctx: Rc<Ctx>,
     peer: Arc<Peer>,
     mut opened: mpsc::Receiver<Incoming>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    mut orders: mpsc::Receiver<Order>,
 ) {
     tokio::task::spawn_local(super::link::keep(ctx.clone(), peer));
     loop {
@@ -271,7 +272,7 @@ impl Ctx {
     }
 
     /// Has an order done on every thread that it concerns, this one included.
-    fn pass_on(self: &Rc<Self>, homes: &Homes, order: Order) {
+    fn pass_on(self: &Rc<Self>, homes: &Homes, order: Order, place: OwnedSemaphorePermit) {
         let mut whose = None;
         let (make, done): (Box<dyn Fn(oneshot::Sender<()>) -> Order>, _) = match order {
             Order::Fell { only, reason, done } => {
@@ -290,8 +291,9 @@ impl Ctx {
                 (Box::new(make), done)
             }
             Order::Ping { name, answer } => {
-                if let Some(home) = homes.get(&name) {
-                    let _ = home.orders.send(Order::Ping { name, answer });
+                let home = homes.get(&name).map(|home| &home.orders);
+                if let Some(orders) = home.filter(|to| to.capacity() > limits::PEER_ORDERS_MAX) {
+                    let _ = orders.try_send(Order::Ping { name, answer });
                 }
                 return;
             }
@@ -302,16 +304,21 @@ impl Ctx {
         let mut all = vec![did];
         for (name, home) in homes {
             // Who is told by no other waits for no other.
-            if whose.as_ref().is_some_and(|whose| !is_of(whose, name)) {
+            if whose
+                .as_ref()
+                .is_some_and(|whose| whose.peer_name() != Some(name))
+            {
                 continue;
             }
             let (done, did) = oneshot::channel();
-            let _ = home.orders.send(make(done));
+            // There is room as long as its thread lives.
+            let _ = home.orders.try_send(make(done));
             all.push(did);
         }
         // What comes behind it doesn't wait for it here: each thread does it in this order.
         tokio::task::spawn_local(async move {
             futures::future::join_all(all).await;
+            drop(place);
             let _ = done.send(());
         });
     }

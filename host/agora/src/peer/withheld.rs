@@ -8,10 +8,18 @@
 //! Failure: an outbox that can't be read is looked at again when it is forwarded, message by message.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agora_realm::{Entry, GrantId, Object, PersonaId};
 
 use crate::door::control::Control;
+
+/// However many revocations ask that outboxes be looked through, one does it and one waits for it.
+#[derive(Default)]
+pub(super) struct Withholding {
+    is_due: AtomicBool,
+    turn: tokio::sync::Mutex<()>,
+}
 
 /// Why, where it is for the author.
 pub(crate) const STOPPED: &str = "its author was stopped before the peer had settled it";
@@ -58,9 +66,19 @@ impl Control {
 
     /// Has what is not said any more told so, without waiting for that.
     pub(crate) fn withhold_soon(self: &Arc<Self>) {
+        // Who comes before it has begun is meant by it, too.
+        if self.peers().withholding.is_due.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let (control, busy) = (self.clone(), self.busy());
         self.runtime().spawn(async move {
             let _busy = busy;
+            let _one = control.peers().withholding.turn.lock().await;
+            control
+                .peers()
+                .withholding
+                .is_due
+                .store(false, Ordering::SeqCst);
             control.peers().withhold(&control).await;
         });
     }

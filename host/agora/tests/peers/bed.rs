@@ -229,6 +229,41 @@ impl Bed {
     }
 }
 
+/// Alpha with two agents that are granted `bravo/release`, `synth` and `mate`, and bravo, whose `release` it grants to alpha.
+pub(crate) struct Pair {
+    pub(crate) alpha: Site,
+    pub(crate) bravo: Site,
+    pub(crate) synth: Puppet,
+    pub(crate) mate: Puppet,
+}
+
+impl Pair {
+    /// Both agents listen.
+    pub(crate) async fn new() -> Self {
+        let (synth, mate) = (Puppet::new(), Puppet::new());
+        let here = Plan::new()
+            .agent("mate", mate.native(), vec![all_of("bravo/release")])
+            .agent("synth", synth.native(), vec![all_of("bravo/release")]);
+        let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
+        let mut alpha = Site::new("alpha", here);
+        bravo.knows(&alpha, vec![all_of("release")]);
+        bravo.open().await;
+        alpha.knows(&bravo, vec![]);
+        alpha.open().await;
+        alpha.linked("bravo").await;
+        for puppet in [&synth, &mate] {
+            puppet.until_life(1).await;
+            graft(puppet, "bravo/release").await;
+        }
+        Self {
+            alpha,
+            bravo,
+            synth,
+            mate,
+        }
+    }
+}
+
 /// Grafts until it can listen to this channel: where it is a peer's, it may have to be asked for first.
 pub(crate) async fn graft(puppet: &Puppet, channel: &str) {
     until(&format!("'{channel}' is listened to"), async || {

@@ -1,10 +1,12 @@
 //! A network that is cut while both hosts are up.
 
+use agora::door::control::Grantable;
 use agora::peer::borrowed::LinkState;
 use agora::peer::sighting::sighting;
 use agora::testbed::{Plan, Puppet, all_of};
 use agora_dial::PeerState;
 use agora_guest::{Draft, Kind, Refusal};
+use agora_realm::{PersonaId, PersonaName, Terms};
 
 use super::bed::{
     Bed, QUIC, Site, all, graft, heard, next_key, repeated, said, tried, until, within,
@@ -138,6 +140,35 @@ async fn a_bump_there_in_a_partition_is_told_here_before_anything_is_said_again(
         assert_eq!(never.unwrap_err(), Refusal::StaleEpoch);
     }
     assert_eq!(texts(&bed).await, ["before", "after"]);
+    bed.close().await;
+}
+
+/// It has never spoken there, so the peer is asked for what it speaks through, and doesn't answer before its grant is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_an_introduction_is_not_said_behind_a_revocation() {
+    let (bed, network) = apart().await;
+    network.cut();
+    let never = Draft::inform("never").key(next_key());
+    let away = tried(&bed.synth, "bravo/release", never.clone()).await;
+    assert_eq!(away.unwrap_err(), Refusal::PeerAway);
+    let control = bed.alpha.host().control.clone();
+    let synth = PersonaId::new(control.host_id(), PersonaName::new("synth").unwrap());
+    for grant in control.grants_for(&synth) {
+        let id = grant.id.to_string();
+        let revoked = control.revoke(&id, "a test", "test").await;
+        assert_eq!(revoked.unwrap().pending, None);
+    }
+    network.heal();
+    bed.alpha.linked("bravo").await;
+    let again = Grantable::Channel("bravo/release".into(), Terms::ALL);
+    control.grant("synth", again).await.unwrap();
+    graft(&bed.synth, "bravo/release").await;
+    said(&bed.synth, "bravo/release", Draft::inform("after"))
+        .await
+        .unwrap();
+    let refused = repeated(&bed.synth, "bravo/release", never).await;
+    assert_eq!(refused.unwrap_err(), Refusal::Revoked);
+    assert_eq!(texts(&bed).await, ["after"]);
     bed.close().await;
 }
 

@@ -1,11 +1,11 @@
 //! Grants that are taken back at home, while what was said under them waits for the peer.
 
 use agora::door::control::{Control, Grantable};
-use agora::testbed::{Plan, Puppet, all_of};
+use agora::testbed::Puppet;
 use agora_guest::{Draft, Refusal};
 use agora_realm::{PersonaId, PersonaName, Terms};
 
-use super::bed::{Bed, QUIC, Site, all, graft, next_key, repeated, said, tried, until};
+use super::bed::{Bed, Pair, QUIC, Site, all, next_key, repeated, said, tried, until};
 
 fn persona(control: &Control, name: &str) -> PersonaId {
     PersonaId::new(control.host_id(), PersonaName::new(name).unwrap())
@@ -54,21 +54,12 @@ enum Meanwhile {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_said_under_a_revoked_grant_and_waits_is_never_said() {
     for meanwhile in [Meanwhile::Nothing, Meanwhile::Restart, Meanwhile::Crash] {
-        let (synth, mate) = (Puppet::new(), Puppet::new());
-        let here = Plan::new()
-            .agent("mate", mate.native(), vec![all_of("bravo/release")])
-            .agent("synth", synth.native(), vec![all_of("bravo/release")]);
-        let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-        let mut alpha = Site::new("alpha", here);
-        bravo.knows(&alpha, vec![all_of("release")]);
-        bravo.open().await;
-        alpha.knows(&bravo, vec![]);
-        alpha.open().await;
-        alpha.linked("bravo").await;
-        for puppet in [&synth, &mate] {
-            puppet.until_life(1).await;
-            graft(puppet, "bravo/release").await;
-        }
+        let Pair {
+            mut alpha,
+            mut bravo,
+            synth,
+            mate,
+        } = Pair::new().await;
         said(&synth, "bravo/release", Draft::inform("before"))
             .await
             .unwrap();

@@ -6,7 +6,7 @@ use agora_guest::{Draft, Kind, Refusal};
 use agora_realm::{Rights, Terms};
 
 use super::bed::{
-    Bed, QUIC, Site, TCP, all, graft, heard, next_key, repeated, replied, said, tried, until,
+    Bed, Pair, QUIC, Site, TCP, all, graft, heard, next_key, repeated, replied, said, tried, until,
     within,
 };
 
@@ -232,21 +232,12 @@ async fn an_operator_speaks_there_as_the_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
-    let (synth, mate) = (Puppet::new(), Puppet::new());
-    let here = Plan::new()
-        .agent("mate", mate.native(), vec![all_of("bravo/release")])
-        .agent("synth", synth.native(), vec![all_of("bravo/release")]);
-    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-    let mut alpha = Site::new("alpha", here);
-    bravo.knows(&alpha, vec![all_of("release")]);
-    bravo.open().await;
-    alpha.knows(&bravo, vec![]);
-    alpha.open().await;
-    alpha.linked("bravo").await;
-    for puppet in [&synth, &mate] {
-        puppet.until_life(1).await;
-        graft(puppet, "bravo/release").await;
-    }
+    let Pair {
+        mut alpha,
+        mut bravo,
+        synth,
+        mate,
+    } = Pair::new().await;
     said(&synth, "bravo/release", Draft::inform("one"))
         .await
         .unwrap();
@@ -278,21 +269,12 @@ async fn a_guest_that_is_killed_there_is_refused_and_others_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_agent_fills_half_of_an_outbox_and_is_told_so_and_others_go_on() {
-    let (synth, mate) = (Puppet::new(), Puppet::new());
-    let here = Plan::new()
-        .agent("mate", mate.native(), vec![all_of("bravo/release")])
-        .agent("synth", synth.native(), vec![all_of("bravo/release")]);
-    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-    let mut alpha = Site::new("alpha", here);
-    bravo.knows(&alpha, vec![all_of("release")]);
-    bravo.open().await;
-    alpha.knows(&bravo, vec![]);
-    alpha.open().await;
-    alpha.linked("bravo").await;
-    for puppet in [&synth, &mate] {
-        puppet.until_life(1).await;
-        graft(puppet, "bravo/release").await;
-    }
+    let Pair {
+        mut alpha,
+        mut bravo,
+        synth,
+        mate,
+    } = Pair::new().await;
     bravo.close().await;
     alpha.unlinked("bravo").await;
     let most = agora::limits::OUTBOX_WAITING_MAX / 2;
