@@ -487,7 +487,8 @@ impl Entry {
 pub struct Sealed {
     id: EntryId,
     stored: Bytes,
-    entry: Entry,
+    /// Shared: whoever reads a turn's messages holds it once for each.
+    entry: Arc<Entry>,
     /// What is kept of a turn whose payloads were purged.
     purged: Option<Arc<Purged>>,
 }
@@ -551,7 +552,7 @@ impl Sealed {
         Ok(Sealed {
             id,
             stored,
-            entry,
+            entry: Arc::new(entry),
             purged: None,
         })
     }
@@ -568,7 +569,7 @@ impl Sealed {
         if self.purged.is_some() {
             return Some(self.stored.clone());
         }
-        let mut entry = self.entry.clone();
+        let mut entry = Entry::clone(&self.entry);
         let Body::Turn(turn) = &mut entry.body else {
             return None;
         };
@@ -638,7 +639,7 @@ impl Sealed {
         Ok(Sealed {
             id,
             stored: stub,
-            entry,
+            entry: Arc::new(entry),
             purged,
         })
     }

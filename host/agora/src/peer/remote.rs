@@ -6,7 +6,7 @@
 //! asked while the peer is out of reach fails as busy, and says so: at once, where it has been so for a while.
 //! Failure: what is not remembered is asked of the peer again (messages), or is said to be forgotten (outcomes).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -309,8 +309,7 @@ struct Inner {
     /// Those that are not settled and were sent in this run.
     sent: BTreeSet<u64>,
     waiters: HashMap<u64, Vec<oneshot::Sender<Fate>>>,
-    /// Those that this run said and that are not settled.
-    said: BTreeMap<u64, Noted>,
+    said: Said,
     /// Those on their way to the peer now; and why they would not be sent any more, where that is so by now.
     flying: BTreeMap<u64, Option<&'static str>>,
     /// Being said, by whom, and so not in the outbox yet: how many, and their bytes.
@@ -325,11 +324,60 @@ struct Inner {
     changed: bool,
 }
 
+/// Those that this run said and that are not settled.
+#[derive(Default)]
+struct Said {
+    notes: BTreeMap<u64, Noted>,
+    /// How many of them are whose, and their bytes.
+    tallies: HashMap<PersonaName, (usize, usize)>,
+    bytes: usize,
+}
+
 /// What this run knows of a message that it said.
 struct Noted {
     whose: PersonaName,
     bytes: usize,
     under: GrantId,
+}
+
+impl Said {
+    /// A repeat is what was said first.
+    fn note(&mut self, ordinal: u64, noted: Noted) {
+        if let btree_map::Entry::Vacant(place) = self.notes.entry(ordinal) {
+            let tally = self.tallies.entry(noted.whose.clone()).or_default();
+            *tally = (tally.0 + 1, tally.1 + noted.bytes);
+            self.bytes += noted.bytes;
+            place.insert(noted);
+        }
+    }
+
+    fn forget(&mut self, ordinal: u64) {
+        let Some(noted) = self.notes.remove(&ordinal) else {
+            return;
+        };
+        self.bytes -= noted.bytes;
+        if let Some(tally) = self.tallies.get_mut(&noted.whose) {
+            *tally = (tally.0 - 1, tally.1 - noted.bytes);
+            if tally.0 == 0 {
+                self.tallies.remove(&noted.whose);
+            }
+        }
+    }
+
+    /// What the fence ended is not sent any more.
+    fn fenced(&mut self, through: u64) {
+        while let Some((oldest, _)) = self.notes.first_key_value()
+            && *oldest <= through
+        {
+            let oldest = *oldest;
+            self.forget(oldest);
+        }
+    }
+
+    /// How many are this one's, and their bytes.
+    fn of(&self, whose: &PersonaName) -> (usize, usize) {
+        self.tallies.get(whose).copied().unwrap_or_default()
+    }
 }
 
 /// One of a peer's channels. Shared by all threads.
@@ -920,13 +968,12 @@ impl Remote {
             if let Outcome::Receipt { placed, .. } = outcome
                 && !inner.is_settled(placed.ordinal.0)
             {
-                let noted = || Noted {
+                let noted = Noted {
                     whose: whose.clone(),
                     bytes: *bytes,
                     under,
                 };
-                // A repeat is what was said first.
-                inner.said.entry(placed.ordinal.0).or_insert_with(noted);
+                inner.said.note(placed.ordinal.0, noted);
             }
         }
     }
@@ -943,7 +990,7 @@ impl Remote {
             }
         };
         let inner = self.inner();
-        inner.said.values().any(|said| below(said.under))
+        inner.said.notes.values().any(|said| below(said.under))
     }
 
     /// What became of these at the peer, as whoever said them is told; they stand in the outbox. Where the peer is out of reach, or doesn't
@@ -1104,7 +1151,7 @@ impl Remote {
             inner.settled = next;
         }
         inner.changed = true;
-        inner.said.remove(&ordinal);
+        inner.said.forget(ordinal);
         inner.sent.remove(&ordinal);
         let waiters = inner.waiters.remove(&ordinal);
         let Some(fate) = fate else {
@@ -1133,25 +1180,22 @@ impl Inner {
 
     fn waiting(&self, latest: u64, fenced: u64) -> u64 {
         let behind = self.settled.max(fenced);
-        let ahead = self.ahead.range(behind + 1..).count() as u64;
+        let ahead = match behind == self.settled {
+            // All of them, and they may be many where one author's first message is held up.
+            true => self.ahead.len() as u64,
+            false => self.ahead.range(behind + 1..).count() as u64,
+        };
         latest.saturating_sub(behind).saturating_sub(ahead)
     }
 
     /// How many messages of this one's wait or are being said, and their bytes; and how many are being said by all, and the bytes of all.
     fn taken(&mut self, whose: &PersonaName, fenced: u64) -> ((usize, usize), (usize, usize)) {
-        // What the fence ended is not sent any more.
-        self.said = self.said.split_off(&(fenced + 1));
-        let (mut own, mut all) = ((0, 0), (0, 0));
+        self.said.fenced(fenced);
+        let (mut own, mut all) = (self.said.of(whose), (0, self.said.bytes));
         for (author, (count, bytes)) in &self.places {
             all = (all.0 + count, all.1 + bytes);
             if author == whose {
                 own = (own.0 + count, own.1 + bytes);
-            }
-        }
-        for said in self.said.values() {
-            all.1 += said.bytes;
-            if said.whose == *whose {
-                own = (own.0 + 1, own.1 + said.bytes);
             }
         }
         (own, all)

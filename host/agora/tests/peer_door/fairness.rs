@@ -1,15 +1,17 @@
 //! What one peer's calls wait because of another that means harm.
 //!
 //! An honest peer asks `info`, one call after the other with a moment between them, while another process attacks, and while that process only
-//! turns in a circle, in turns. That is the floor: what a busy neighbour costs on this machine, whatever it does. In both the other process has
-//! the lowest priority there is, since what is measured is what the host does with what it sends, and not who gets the two cores. The honest
-//! peer is a thread of this process with a dialer of its own.
+//! turns in a circle, in turns. That is the floor: what a busy neighbour costs on this machine, whatever it does. A thread of the other process
+//! turns in its circle during attacks, too: where it sleeps instead, as when it reads no answer and can't ask on, the cores of a virtual
+//! machine that has nothing to do sleep with it, and each call waits until they are woken, twice as long as beside a busy neighbour. In both
+//! the other process has the lowest priority there is, since what is measured is what the host does with what it sends, and not who gets the
+//! two cores. The honest peer is a thread of this process with a dialer of its own.
 //!
-//! Rows end in the ratio of the two p99, over all rounds. With `AGORA_STRICT` none may be above 2. It means something in a release only:
-//! `AGORA_STRICT=1 cargo test --release -p agora --features testbed --test peer_door -- --ignored fairness` (`cargo xtask bench` prints the
-//! rows). On a machine that has more to do, give the host and the honest peer the cores before all else, and the other process what they
-//! leave: run the test's program by `AGORA_ATTACKER_BY='chrt --rr 1' chrt --rr 2`. Threads of the host don't interrupt each other then.
-//! `AGORA_ATTACK` names the only attack to run.
+//! Rows end in the ratio of the two p99, over all rounds. With `AGORA_STRICT` none may be above 2. It means something in a release only, and
+//! where the host and the honest peer have the cores before all else and the other process what they leave: otherwise the rows tell how
+//! the system divides two cores among three that are busy. `cargo xtask bench` sees to that where it may start real-time threads, and by
+//! hand the test's program is run by `AGORA_STRICT=1 AGORA_ATTACKER_BY='chrt --rr 1' chrt --rr 2 PROGRAM --ignored fairness`. Threads of
+//! the host don't interrupt each other then. `AGORA_ATTACK` names the only attack to run.
 
 use std::time::Duration;
 
