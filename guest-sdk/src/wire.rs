@@ -53,8 +53,10 @@ pub struct Limits {
     /// Capabilities the other end may hold of this one. Each counts once, however often it was handed over: it is that often that it
     /// must be released, and an agent that keeps the one that it has owes nothing for getting it again.
     pub exports_max: usize,
-    /// Capabilities one message may carry.
+    /// Capabilities one call may carry.
     pub caps_per_message_max: usize,
+    /// Capabilities one answer may carry.
+    pub caps_per_answer_max: usize,
     /// Calls of this end that the other has not answered, wanted still or not: a call that is given up is remembered until it is answered.
     pub asked_max: usize,
 }
@@ -71,6 +73,7 @@ impl Limits {
         links_max: 32,
         exports_max: 8192,
         caps_per_message_max: 64,
+        caps_per_answer_max: 64,
         // An agent asks to be told as often as it likes (a sink is told that a newer one took its place), so this is no more bounded
         // than anything else that it asks for.
         asked_max: 16 * 1024,
@@ -86,6 +89,7 @@ impl Limits {
         links_max: usize::MAX,
         exports_max: usize::MAX,
         caps_per_message_max: usize::MAX,
+        caps_per_answer_max: usize::MAX,
         asked_max: usize::MAX,
     };
 }
@@ -953,10 +957,9 @@ impl Incoming {
     fn weigh(&self, bytes: usize, books: &mut Ledger, limits: &Limits) -> Result<(), String> {
         use rpc_capnp::message::Which;
         use rpc_capnp::{cap_descriptor, message_target, resolve, return_};
-        let caps = |count: u32| match count as usize > limits.caps_per_message_max {
+        let caps = |count: u32, most: usize| match count as usize > most {
             true => Err(format!(
-                "a message with {count} capabilities, over the bound of {}",
-                limits.caps_per_message_max
+                "a message with {count} capabilities, over the bound of {most}"
             )),
             false => Ok(()),
         };
@@ -969,7 +972,7 @@ impl Incoming {
                 let call = call.map_err(malformed)?;
                 let params = call.get_params().map_err(malformed)?;
                 let table = params.get_cap_table().map_err(malformed)?;
-                caps(table.len())?;
+                caps(table.len(), limits.caps_per_message_max)?;
                 // Without a target there is nothing to wait for; the RPC system refuses it.
                 let target = match call.get_target().map(|target| target.which()) {
                     Ok(Ok(message_target::Which::PromisedAnswer(answer))) => {
@@ -1000,7 +1003,7 @@ impl Incoming {
                 books.asked.remove(&answer.get_answer_id());
                 if let Ok(return_::Which::Results(payload)) = answer.which() {
                     let table = payload.and_then(|payload| payload.get_cap_table());
-                    caps(table.map_err(malformed)?.len())?;
+                    caps(table.map_err(malformed)?.len(), limits.caps_per_answer_max)?;
                 }
             }
             Ok(Which::Release(release)) => {

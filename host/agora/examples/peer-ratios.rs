@@ -351,7 +351,7 @@ async fn measure(name: &str, address: &str, rows: &Rows) {
         .run_until(async {
             let (dialer, _inbound) = Dialer::start(options(OWN)).await.unwrap();
             let (door, vat): (membrane::Client, _) =
-                Vat::connect(connect(&dialer, &told[0]).await, limits::PEER_WIRE);
+                Vat::connect(connect(&dialer, &told[0]).await, limits::LENDER_WIRE);
             let graft = door.graft_request().send().promise.await.unwrap();
             let graft = graft.get().unwrap();
             let granted = |name: &str| {

@@ -379,6 +379,15 @@ pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
 pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
 /// Bytes of answers and deliveries that may wait for a peer to take them before nothing more is read from it.
 pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
+/// Bytes that may wait for a peer to take them before no more is delivered to it on the channels that it follows. With a batch more it is
+/// still read from.
+pub const FOLLOW_UNTAKEN_BYTES_MAX: usize = PEER_UNTAKEN_BYTES_MAX / 2;
+const _: () = assert!(FOLLOW_UNTAKEN_BYTES_MAX + BATCH_BYTES_MAX < PEER_UNTAKEN_BYTES_MAX);
+/// Deliveries of one channel that a peer may leave unanswered before no more of it is delivered.
+pub const FOLLOW_UNANSWERED_MAX: usize = 4;
+const _: () = assert!(PEER_FOLLOWS_MAX * FOLLOW_UNANSWERED_MAX <= PEER_WIRE.questions_max / 2);
+/// Frames up to so many bytes together are written to a peer at once. One that is larger is written by itself, and not copied for that.
+pub const PEER_GATHERED_BYTES_MAX: usize = 16 << 10;
 /// What is read from a peer's stream at once, at least.
 pub const PEER_READ_BYTES: usize = 64 << 10;
 /// Segments of a message from a peer.
@@ -406,8 +415,14 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     unanswered_bytes_max: 256 << 10,
     exports_max: 16,
     caps_per_message_max: 4,
+    caps_per_answer_max: 4,
     asked_max: 32,
     ..Limits::HOST
+};
+/// What a connection bears on which a peer lends: a graft brings all that it grants.
+pub const LENDER_WIRE: Limits = Limits {
+    caps_per_answer_max: agora_realm::limits::PERSONA_GRANTS_MAX + 1,
+    ..PEER_WIRE
 };
 /// How long a peer isn't heard on the control lane before calls on what it lent fail.
 pub const PEER_LEASE: Duration = Duration::from_secs(2);

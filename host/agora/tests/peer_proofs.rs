@@ -181,7 +181,7 @@ impl Call {
     /// A channel that bravo granted, on the other lane.
     async fn channel(&self, name: &str) -> (peer_channel::Client, Vat) {
         let stream = self.dialer.open(self.bravo, Lane::Vat).await.unwrap();
-        let (door, vat): (membrane::Client, Vat) = Vat::connect(stream, limits::PEER_WIRE);
+        let (door, vat): (membrane::Client, Vat) = Vat::connect(stream, limits::LENDER_WIRE);
         let grafted = soon("a graft", door.graft_request().send().promise).await;
         let grafted = grafted.unwrap();
         let grants = grafted.get().unwrap().get_grants().unwrap();

@@ -35,6 +35,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
+use crate::peer::outflow::{Deliveries, Outflow};
 use crate::peer::remote::{Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
@@ -728,11 +729,20 @@ impl Facet {
     ///
     /// # Errors
     /// Why it ended.
-    pub async fn follow(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+    pub async fn follow(
+        &self,
+        from: u64,
+        sink: &sink::Client,
+        outflow: &Outflow,
+    ) -> Result<(), Error> {
         let leash = self.leash.clone();
         match self.remote()? {
-            Some(remote) => leash.hold(self.follow_afar(remote, from, sink)).await,
-            None => leash.hold(self.follow_held(from, sink)).await,
+            Some(remote) => {
+                leash
+                    .hold(self.follow_afar(remote, from, sink, outflow))
+                    .await
+            }
+            None => leash.hold(self.follow_held(from, sink, outflow)).await,
         }
     }
 
@@ -742,13 +752,15 @@ impl Facet {
         remote: &Arc<Remote>,
         from: u64,
         sink: &sink::Client,
+        outflow: &Outflow,
     ) -> Result<(), Error> {
+        let mut deliveries = Deliveries::new(outflow, sink);
         let mut heard = remote.heard();
         let mut next = from.max(1);
         loop {
             let now = *heard.borrow_and_update();
             if !now.is_known || next > now.latest {
-                if heard.changed().await.is_err() {
+                if deliveries.until(heard.changed()).await?.is_err() {
                     return Ok(());
                 }
                 continue;
@@ -778,13 +790,12 @@ impl Facet {
             if page.messages.is_empty() {
                 continue;
             }
-            let mut request = sink.deliver_request();
-            write_afar(
-                &page.messages,
-                request.get().init_messages(page.messages.len() as u32),
-                None,
-            )?;
-            request.send().await?;
+            deliveries
+                .deliver(|to| {
+                    let list = to.init_messages(page.messages.len() as u32);
+                    write_afar(&page.messages, list, None)
+                })
+                .await?;
         }
     }
 
@@ -846,14 +857,20 @@ impl Facet {
         Ok((proved, next))
     }
 
-    async fn follow_held(&self, from: u64, sink: &sink::Client) -> Result<(), Error> {
+    async fn follow_held(
+        &self,
+        from: u64,
+        sink: &sink::Client,
+        outflow: &Outflow,
+    ) -> Result<(), Error> {
+        let mut deliveries = Deliveries::new(outflow, sink);
         let record = self.holder.control.record().clone();
         let mut latest = record.latest(&self.channel);
         let mut next = from.max(1);
         loop {
             let end = *latest.borrow_and_update();
             if next > end {
-                if latest.changed().await.is_err() {
+                if deliveries.until(latest.changed()).await?.is_err() {
                     return Ok(());
                 }
                 continue;
@@ -885,13 +902,15 @@ impl Facet {
                 continue;
             };
             next = last.ordinal.0 + 1;
-            let mut request = sink.deliver_request();
-            let mut list = request.get().init_messages(batch.len() as u32);
-            for (i, kept) in batch.iter().enumerate() {
-                write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
-            }
-            drop(batch);
-            request.send().await?;
+            deliveries
+                .deliver(|to| {
+                    let mut list = to.init_messages(batch.len() as u32);
+                    for (i, kept) in batch.iter().enumerate() {
+                        write_message(kept, &self.channel, None, list.reborrow().get(i as u32));
+                    }
+                    Ok(())
+                })
+                .await?;
         }
     }
 }

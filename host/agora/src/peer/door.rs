@@ -21,6 +21,7 @@ use agora_realm::{
 use capnp::Error;
 use capnp::traits::HasTypeId;
 
+use super::outflow::Outflow;
 use super::peers::Peer;
 use crate::channel::facet::{Facet, Facets, Holder};
 use crate::door::control::Control;
@@ -46,6 +47,7 @@ struct Speaking {
     speakers: RefCell<HashMap<PersonaName, Rc<Holder>>>,
     /// Held while one is put on the record.
     introducing: tokio::sync::Mutex<()>,
+    outflow: Rc<Outflow>,
     /// By channel; each once.
     follows: Rc<RefCell<HashSet<ChannelName>>>,
 }
@@ -65,6 +67,7 @@ pub struct PeerDoor {
     peer: Arc<Peer>,
     facets: Rc<Facets>,
     wire: wire::End,
+    outflow: Rc<Outflow>,
     standing: RefCell<Option<Standing>>,
     grafts: Cell<usize>,
 }
@@ -81,6 +84,7 @@ impl PeerDoor {
             control,
             peer,
             facets,
+            outflow: Rc::new(Outflow::new(wire.clone())),
             wire,
             standing: RefCell::default(),
             grafts: Cell::new(0),
@@ -146,6 +150,7 @@ impl membrane::Server for PeerDoor {
             holder: holder.clone(),
             speakers: RefCell::default(),
             introducing: tokio::sync::Mutex::default(),
+            outflow: self.outflow.clone(),
             follows: Rc::default(),
         });
         let granted: Vec<_> = self
@@ -284,10 +289,10 @@ impl peer_channel::Server for PeerFacet {
         let sink: sink::Client = params.get_sink()?;
         let floor = self.facet.follow_info(results.get().init_info())?;
         results.get().set_floor(floor);
-        let facet = self.facet.clone();
+        let (facet, outflow) = (self.facet.clone(), self.speaking.outflow.clone());
         let name = format!("{} on {}", self.speaking.peer.name, facet.channel());
         let task = tokio::task::spawn_local(async move {
-            if let Err(error) = facet.follow(from, &sink).await {
+            if let Err(error) = facet.follow(from, &sink, &outflow).await {
                 tracing::debug!("what {name} follows ended: {error}");
                 let mut request = sink.ended_request();
                 request.get().set_reason(error::reason(&error));

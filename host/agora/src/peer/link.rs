@@ -291,7 +291,7 @@ impl Live {
                 Ok(stream) => stream,
                 Err(error) => return error.to_string(),
             };
-            let (door, vat): (membrane::Client, _) = Vat::connect(stream, limits::PEER_WIRE);
+            let (door, vat): (membrane::Client, _) = Vat::connect(stream, limits::LENDER_WIRE);
             tokio::select! {
                 biased;
                 why = vat.ended() => why.to_string(),

@@ -6,6 +6,7 @@
 //! - [`book`]: what operators told of peers beyond the manifest; [`dialing`]: a dial because one says so.
 //! - [`vat`]: one Cap'n Proto connection over a stream.
 //! - [`door`]: what a peer finds here: its graft, its channels.
+//! - [`outflow`]: what is delivered to it on the channels that it follows.
 //! - [`terminal`]: where those who aren't known by their id log in.
 //! - [`link`]: what a peer lent us, for as long as that lasts.
 //! - [`borrowed`], [`remote`]: that, as this host's other rooms see it; what was said for it is forwarded from its outbox,
@@ -25,6 +26,7 @@ pub mod link;
 pub mod mirror;
 pub mod mirroring;
 mod outbox;
+pub mod outflow;
 pub mod past;
 pub mod peers;
 pub mod remote;

@@ -135,31 +135,25 @@ async fn carry(stream: impl Road, far: wire::End, near: &wire::End, untaken: usi
         }
     };
     let send = async {
-        let mut bytes = Vec::new();
+        let mut small = Vec::new();
         loop {
             let batch = far.receive_batch().await;
             let batch =
                 batch.map_err(|wire::Closed| "the connection was closed here".to_owned())?;
-            let (mut rest, single);
-            match &batch[..] {
-                [one] => {
-                    single = one;
-                    rest = &single[..];
+            for frame in &batch {
+                if small.len() + frame.len() <= limits::PEER_GATHERED_BYTES_MAX {
+                    small.extend_from_slice(frame);
+                    continue;
                 }
-                many => {
-                    bytes.clear();
-                    many.iter().for_each(|frame| bytes.extend_from_slice(frame));
-                    rest = &bytes[..];
-                }
-            }
-            while !rest.is_empty() {
-                let wrote = timeout(limits::PEER_STALL_MAX, to.write(rest)).await;
-                let stalled = |_| format!("it took nothing for {:?}", limits::PEER_STALL_MAX);
-                match wrote.map_err(stalled)?.map_err(lost)? {
-                    0 => return Err("it takes nothing any more".to_owned()),
-                    wrote => rest = &rest[wrote..],
+                write(&mut to, &small).await?;
+                small.clear();
+                match frame.len() <= limits::PEER_GATHERED_BYTES_MAX {
+                    true => small.extend_from_slice(frame),
+                    false => write(&mut to, frame).await?,
                 }
             }
+            write(&mut to, &small).await?;
+            small.clear();
             to.flush().await.map_err(lost)?;
         }
     };
@@ -171,6 +165,19 @@ async fn carry(stream: impl Road, far: wire::End, near: &wire::End, untaken: usi
         Err(why) => why,
         Ok(never) => match never {},
     }
+}
+
+/// Writes all of it, as fast as the peer takes it.
+async fn write(to: &mut (impl AsyncWrite + Unpin), mut rest: &[u8]) -> Result<(), String> {
+    while !rest.is_empty() {
+        let wrote = timeout(limits::PEER_STALL_MAX, to.write(rest)).await;
+        let stalled = |_| format!("it took nothing for {:?}", limits::PEER_STALL_MAX);
+        match wrote.map_err(stalled)?.map_err(lost)? {
+            0 => return Err("it takes nothing any more".to_owned()),
+            wrote => rest = &rest[wrote..],
+        }
+    }
+    Ok(())
 }
 
 fn lost(error: std::io::Error) -> String {

@@ -770,7 +770,7 @@ impl Border {
         let (link, control): (link::Client, _) = Vat::connect(far, limits::PEER_CONTROL_WIRE);
         let (near, far) = pipe();
         self.ctx.let_in(own, Lane::Vat, near);
-        let (door, vat): (membrane::Client, _) = Vat::connect(far, limits::PEER_WIRE);
+        let (door, vat): (membrane::Client, _) = Vat::connect(far, limits::LENDER_WIRE);
         let graft = within("an honest peer's graft", Graft::arrive(&door)).await;
         let graft = graft.expect("an honest peer is let in");
         *self.honest.borrow_mut() = Some(Honest {

@@ -325,3 +325,56 @@ fn a_peer_that_is_refused_loses_all_and_is_let_in_by_nobody_until_it_is_allowed_
         said.unwrap().unwrap();
     });
 }
+
+/// Much is said on many channels while the peer reads nothing.
+#[test]
+fn what_waits_on_many_channels_that_are_followed_ends_no_connection() {
+    const CHANNELS: usize = 60;
+    const MESSAGES: usize = 24;
+    let _beside = alone().read().unwrap();
+    let names: Vec<_> = (0..CHANNELS).map(|i| format!("c{i}")).collect();
+    let grants: Vec<_> = names.iter().map(|name| all_of(name)).collect();
+    let keeper = Puppet::new();
+    let plan = names
+        .iter()
+        .fold(Plan::new(), |plan, name| plan.channel(name))
+        .agent("keeper", keeper.native(), grants.clone())
+        .peering(peering([("alpha", known(ALPHA, grants))]));
+    on_bed(plan, async |bed: &Bed| {
+        grafted(&keeper).await;
+        let caller = bed.caller(ALPHA).await;
+        let alpha = caller.graft().await;
+        let (mut sinks, mut follows) = (Vec::new(), Vec::new());
+        for name in &names {
+            let sink = Collected::new();
+            let mut request = alpha.peer_channel(name).follow_request();
+            request.get().set_from(1);
+            request.get().set_sink(sink.sink());
+            follows.push(within("following", request.send().promise).await.unwrap());
+            sinks.push(sink);
+        }
+        let saying = async move {
+            for name in names {
+                for _ in 0..MESSAGES / 8 {
+                    let drafts = vec![Draft::inform(vec![b'x'; 40 << 10]); 8];
+                    let said = within("speech", keeper.speak(&name, drafts)).await;
+                    let said = said.unwrap().unwrap();
+                    assert!(said.iter().all(Result::is_ok), "{said:?}");
+                }
+            }
+        };
+        // This thread is the peer's, and waits for the other.
+        let saying = std::thread::spawn(|| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(saying);
+        });
+        saying.join().unwrap();
+        for sink in &sinks {
+            sink.until(MESSAGES).await;
+            let ordinals: Vec<_> = sink.messages.borrow().iter().map(|m| m.0).collect();
+            let all = ordinals.iter().copied().eq(1..=MESSAGES as u64);
+            assert!(all, "{ordinals:?}");
+        }
+        drop(follows);
+    });
+}

@@ -413,3 +413,27 @@ async fn another_realm_under_the_same_name_is_refused_and_said_to_be() {
     anew.close().await;
     bed.bravo.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_may_be_granted_many_channels() {
+    const CHANNELS: usize = 100;
+    let names: Vec<_> = (0..CHANNELS).map(|i| format!("c{i}")).collect();
+    let there = names
+        .iter()
+        .fold(Plan::new(), |plan, name| plan.channel(name));
+    let synth = Puppet::new();
+    let here = Plan::new().agent("synth", synth.native(), vec![all_of("bravo/c99")]);
+    let mut bravo = Site::new("bravo", there).listens(QUIC);
+    let mut alpha = Site::new("alpha", here);
+    bravo.knows(&alpha, names.iter().map(|name| all_of(name)).collect());
+    bravo.open().await;
+    alpha.knows(&bravo, vec![]);
+    alpha.open().await;
+    alpha.linked("bravo").await;
+    synth.until_life(1).await;
+    graft(&synth, "bravo/c99").await;
+    let said = said(&synth, "bravo/c99", Draft::inform("one")).await;
+    assert_eq!(said.unwrap().ordinal, 1);
+    alpha.close().await;
+    bravo.close().await;
+}
