@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::{build_agents, cargo, nats, target_dir};
+use crate::{build_agents, cargo, nats, root, target_dir};
 
 /// The packages that are measured, the example that does it, and the features that it needs.
 const MEASURED: &[(&str, &str, &str)] = &[
@@ -44,20 +44,7 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
         rows.extend(measured(package, command)?);
     }
     eprintln!("\n== agora: peer_door, fairness");
-    let mut command = cargo();
-    // What the attacker's own work takes of the cores is not the host's doing, so where that is allowed it has what the others leave.
-    if may_be_first() {
-        command.args(["--config", r#"target."cfg(all())".runner = "chrt --rr 2""#]);
-        command.env("AGORA_ATTACKER_BY", "chrt --rr 1");
-    } else {
-        eprintln!(
-            "this user may start no real-time threads (chrt), so these rows say as much of the machine as of the host"
-        );
-    }
-    command.args(["test", "--release", "--package", "agora"]);
-    command.args(["--features", "testbed", "--test", "peer_door", "--"]);
-    command.args(["--ignored", "--nocapture", "fairness"]);
-    rows.extend(measured("agora", command)?);
+    rows.extend(measured("agora", fairness()?)?);
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     for row in &rows {
         println!(
@@ -75,6 +62,40 @@ pub(crate) fn run(bumps: u32) -> Result<()> {
     std::fs::write(&path, serde_json::to_string_pretty(&json)?)?;
     eprintln!("\nwritten to {}", path.display());
     Ok(())
+}
+
+/// The test that measures what peers wait because of another, to be run.
+fn fairness() -> Result<Command> {
+    let built = cargo()
+        .args(["test", "--release", "--package", "agora"])
+        .args(["--features", "testbed", "--test", "peer_door"])
+        .args(["--no-run", "--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo can't be run")?;
+    anyhow::ensure!(built.status.success(), "peer_door: {}", built.status);
+    let told = String::from_utf8_lossy(&built.stdout);
+    let program = told
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|told| told["target"]["name"] == "peer_door")
+        .find_map(|told| Some(told["executable"].as_str()?.to_owned()))
+        .context("cargo does not say where the test peer_door is")?;
+    let mut command;
+    if may_be_first() {
+        // What the attacker's own work takes of the cores is not the host's doing: it has what the others leave.
+        command = Command::new("chrt");
+        command.args(["--rr", "2", &program]);
+        command.env("AGORA_ATTACKER_BY", "chrt --rr 1");
+    } else {
+        eprintln!(
+            "this user may start no real-time threads (chrt), so these rows say as much of the machine as of the host"
+        );
+        command = Command::new(&program);
+    }
+    command.current_dir(root().join("host/agora"));
+    command.args(["--ignored", "--nocapture", "fairness"]);
+    Ok(command)
 }
 
 /// Whether this user may start real-time threads.

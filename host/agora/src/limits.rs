@@ -383,6 +383,10 @@ pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
 /// still read from.
 pub const FOLLOW_UNTAKEN_BYTES_MAX: usize = PEER_UNTAKEN_BYTES_MAX / 2;
 const _: () = assert!(FOLLOW_UNTAKEN_BYTES_MAX + BATCH_BYTES_MAX < PEER_UNTAKEN_BYTES_MAX);
+/// Batches of such channels that one connection has in memory before they are delivered, and as many again of a further peer's channels.
+pub const FOLLOW_BATCHES_READ_MAX: usize = 4;
+/// Bytes of deliveries that one connection's peer may leave unanswered before no more is delivered to it.
+pub const FOLLOW_UNANSWERED_BYTES_MAX: usize = 4 << 20;
 /// Deliveries of one channel that a peer may leave unanswered before no more of it is delivered.
 pub const FOLLOW_UNANSWERED_MAX: usize = 4;
 const _: () = assert!(PEER_FOLLOWS_MAX * FOLLOW_UNANSWERED_MAX <= PEER_WIRE.questions_max / 2);

@@ -35,7 +35,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::outflow::{Deliveries, Outflow};
+use crate::peer::outflow::{Deliveries, From, Outflow};
 use crate::peer::remote::{Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
@@ -774,15 +774,18 @@ impl Facet {
                 next = now.pruned + 1;
                 continue;
             }
+            let leave = deliveries.leave(From::Afar).await?;
             let page = match remote.messages(next, limits::BATCH_MESSAGES_MAX).await {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::debug!("'{}' can't be read for a peer: {error}", self.channel);
+                    drop(leave);
                     tokio::time::sleep(limits::READ_AGAIN).await;
                     continue;
                 }
             };
             if page.messages.is_empty() && page.next <= next {
+                drop(leave);
                 tokio::time::sleep(limits::READ_AGAIN).await;
                 continue;
             }
@@ -790,8 +793,9 @@ impl Facet {
             if page.messages.is_empty() {
                 continue;
             }
+            let bytes = page.messages.iter().map(|message| message.bytes()).sum();
             deliveries
-                .deliver(|to| {
+                .deliver(leave, bytes, |to| {
                     let list = to.init_messages(page.messages.len() as u32);
                     write_afar(&page.messages, list, None)
                 })
@@ -875,15 +879,18 @@ impl Facet {
                 }
                 continue;
             }
+            let leave = deliveries.leave(From::Here).await?;
             let (_, reach) = self.needs(Rights::READ, "read")?;
             let pruned = record.state().channel(&self.channel);
             let pruned = pruned.map_or(0, |view| view.pruned.0);
             if next <= pruned {
+                drop(leave);
                 let mut request = sink.skipped_request();
                 request.get().set_from(next);
                 request.get().set_through(pruned);
                 request.send().promise.await?;
                 next = pruned + 1;
+                continue;
             }
             next = next.max(reach.0 + 1);
             let (count, bytes) = (limits::BATCH_MESSAGES_MAX, limits::BATCH_BYTES_MAX);
@@ -892,18 +899,22 @@ impl Facet {
                 Ok(batch) => batch,
                 Err(error) => {
                     tracing::warn!("'{}' can't be read for a peer: {error}", self.channel);
+                    drop(leave);
                     tokio::time::sleep(limits::READ_AGAIN).await;
                     continue;
                 }
             };
             let Some(last) = batch.last() else {
                 // The tail is about to tell.
+                drop(leave);
                 tokio::task::yield_now().await;
                 continue;
             };
             next = last.ordinal.0 + 1;
+            let sizes = batch.iter().map(|kept| kept.message().payload.len() + 512);
+            let bytes = sizes.sum();
             deliveries
-                .deliver(|to| {
+                .deliver(leave, bytes, |to| {
                     let mut list = to.init_messages(batch.len() as u32);
                     for (i, kept) in batch.iter().enumerate() {
                         write_message(kept, &self.channel, None, list.reborrow().get(i as u32));

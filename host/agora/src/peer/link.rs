@@ -823,6 +823,7 @@ struct Ear {
 }
 
 impl sink::Server for Ear {
+    /// Waits for nothing: a peer whose wall falls gives up those that are on their way, and one that began later must not come before.
     async fn deliver(self: Rc<Self>, params: sink::DeliverParams) -> Result<(), Error> {
         let messages = params.get()?.get_messages()?;
         let messages = messages.iter().map(RemoteMessage::copy);

@@ -503,7 +503,8 @@ impl Peers {
 
     /// Ends every connection, and the threads.
     pub async fn close(&self) {
-        self.order(Order::End).await;
+        // A thread that stands still keeps orders from being taken.
+        let _ = tokio::time::timeout(limits::PEER_ENDING_MAX, self.order(Order::End)).await;
         if let Some(orders) = self.orders.get() {
             let _ = tokio::time::timeout(limits::PEER_ENDING_MAX, orders.closed()).await;
         }

@@ -291,9 +291,14 @@ impl Ctx {
                 (Box::new(make), done)
             }
             Order::Ping { name, answer } => {
-                let home = homes.get(&name).map(|home| &home.orders);
-                if let Some(orders) = home.filter(|to| to.capacity() > limits::PEER_ORDERS_MAX) {
-                    let _ = orders.try_send(Order::Ping { name, answer });
+                let Some(home) = homes.get(&name) else {
+                    return;
+                };
+                if home.orders.capacity() > limits::PEER_ORDERS_MAX {
+                    let _ = home.orders.try_send(Order::Ping { name, answer });
+                } else {
+                    let text = format!("{name}: its thread has too much to do; try again");
+                    let _ = answer.send(Err(text));
                 }
                 return;
             }
