@@ -35,7 +35,7 @@ use crate::delivery::subscription::{Progress, Subscription};
 use crate::door::control::Control;
 use crate::limits;
 use crate::peer::mirroring;
-use crate::peer::outflow::{Deliveries, From, Outflow};
+use crate::peer::outflow::{Deliveries, Outflow, Source};
 use crate::peer::remote::{Echo, Granted, Missed, Place as OutboxPlace, Remote, RemoteMessage};
 use crate::peer::subscription::RemoteSubscription;
 use crate::persona::agent::Shared;
@@ -774,7 +774,7 @@ impl Facet {
                 next = now.pruned + 1;
                 continue;
             }
-            let leave = deliveries.leave(From::Afar).await?;
+            let leave = deliveries.leave(Source::Afar).await?;
             let page = match remote.messages(next, limits::BATCH_MESSAGES_MAX).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -879,7 +879,7 @@ impl Facet {
                 }
                 continue;
             }
-            let leave = deliveries.leave(From::Here).await?;
+            let leave = deliveries.leave(Source::Here).await?;
             let (_, reach) = self.needs(Rights::READ, "read")?;
             let pruned = record.state().channel(&self.channel);
             let pruned = pruned.map_or(0, |view| view.pruned.0);

@@ -58,7 +58,7 @@ impl Outflow {
 
 /// Where a batch comes from.
 #[derive(Clone, Copy)]
-pub enum From {
+pub enum Source {
     /// This host's log.
     Here,
     /// A further peer.
@@ -91,13 +91,13 @@ impl<'a> Deliveries<'a> {
     ///
     /// # Errors
     /// A delivery failed, or the connection ended.
-    pub async fn leave(&mut self, from: From) -> Result<Leave, Error> {
+    pub async fn leave(&mut self, from: Source) -> Result<Leave, Error> {
         while self.unanswered.len() >= limits::FOLLOW_UNANSWERED_MAX {
             self.answered().await?;
         }
         let reading = match from {
-            From::Here => &self.outflow.reading,
-            From::Afar => &self.outflow.reading_afar,
+            Source::Here => &self.outflow.reading,
+            Source::Afar => &self.outflow.reading_afar,
         };
         // What is answered meanwhile is room for others.
         let leave = self.until(reading.clone().acquire_owned()).await?;
@@ -200,7 +200,7 @@ mod tests {
             all.push(spawn_local(async move {
                 let mut deliveries = Deliveries::new(&outflow, &sink);
                 for _ in 0..batches {
-                    let leave = deliveries.leave(From::Here).await.unwrap();
+                    let leave = deliveries.leave(Source::Here).await.unwrap();
                     let done = deliveries.deliver(leave, bytes, |_| {
                         count.set(count.get() + 1);
                         Ok(())
@@ -243,7 +243,7 @@ mod tests {
             let sink: sink::Client = capnp_rpc::new_client(Shut(may));
             let mut deliveries = Deliveries::new(&outflow, &sink);
             let frame = || vec![0; limits::FOLLOW_UNTAKEN_BYTES_MAX / 2 + 8];
-            let leave = deliveries.leave(From::Afar).await.unwrap();
+            let leave = deliveries.leave(Source::Afar).await.unwrap();
             near.send(frame()).unwrap();
             near.send(frame()).unwrap();
             let mut delivering = Box::pin(deliveries.deliver(leave, 1, |_| Ok(())));
@@ -251,9 +251,9 @@ mod tests {
             far.receive().await.unwrap();
             delivering.await.unwrap();
             near.send(frame()).unwrap();
-            assert!(futures::poll!(Box::pin(deliveries.leave(From::Afar))).is_pending());
+            assert!(futures::poll!(Box::pin(deliveries.leave(Source::Afar))).is_pending());
             near.close();
-            assert!(deliveries.leave(From::Afar).await.is_err());
+            assert!(deliveries.leave(Source::Afar).await.is_err());
         };
         LocalSet::new().run_until(test).await;
     }
