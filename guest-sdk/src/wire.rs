@@ -54,7 +54,7 @@ pub struct Limits {
     /// must be released, and an agent that keeps the one that it has owes nothing for getting it again.
     pub exports_max: usize,
     /// Capabilities one call may carry.
-    pub caps_per_message_max: usize,
+    pub caps_per_call_max: usize,
     /// Capabilities one answer may carry.
     pub caps_per_answer_max: usize,
     /// Calls of this end that the other has not answered, wanted still or not: a call that is given up is remembered until it is answered.
@@ -72,7 +72,7 @@ impl Limits {
         depth_max: 32,
         links_max: 32,
         exports_max: 8192,
-        caps_per_message_max: 64,
+        caps_per_call_max: 64,
         caps_per_answer_max: 64,
         // An agent asks to be told as often as it likes (a sink is told that a newer one took its place), so this is no more bounded
         // than anything else that it asks for.
@@ -88,7 +88,7 @@ impl Limits {
         depth_max: u32::MAX,
         links_max: usize::MAX,
         exports_max: usize::MAX,
-        caps_per_message_max: usize::MAX,
+        caps_per_call_max: usize::MAX,
         caps_per_answer_max: usize::MAX,
         asked_max: usize::MAX,
     };
@@ -972,7 +972,7 @@ impl Incoming {
                 let call = call.map_err(malformed)?;
                 let params = call.get_params().map_err(malformed)?;
                 let table = params.get_cap_table().map_err(malformed)?;
-                caps(table.len(), limits.caps_per_message_max)?;
+                caps(table.len(), limits.caps_per_call_max)?;
                 // Without a target there is nothing to wait for; the RPC system refuses it.
                 let target = match call.get_target().map(|target| target.which()) {
                     Ok(Ok(message_target::Which::PromisedAnswer(answer))) => {

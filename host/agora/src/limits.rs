@@ -175,12 +175,11 @@ const _: () = assert!(
         && PEER_ANSWERS_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX
             < Limits::HOST.queue_bytes_max
         && PEER_CAPABILITIES_MAX <= PEER_ANSWER_CAPABILITIES_MAX
-        && PEER_ANSWER_CAPABILITIES_MAX + Limits::HOST.caps_per_message_max
-            < Limits::HOST.exports_max
+        && PEER_ANSWER_CAPABILITIES_MAX + Limits::HOST.caps_per_call_max < Limits::HOST.exports_max
 );
 const _: () = assert!(
     PEER_BYTES_WAITING_MAX + agora_guest::wire::FRAME_BYTES_MAX < Limits::HOST.queue_bytes_max
-        && PEER_CAPABILITIES_MAX + Limits::HOST.caps_per_message_max < Limits::HOST.exports_max
+        && PEER_CAPABILITIES_MAX + Limits::HOST.caps_per_call_max < Limits::HOST.exports_max
 );
 /// Words of one message between agents, or from a service: it must fit a frame of its receiver's wire, with what stands around it,
 /// also when its sender made it overlap itself.
@@ -379,6 +378,8 @@ pub const PEER_FRAMES_AHEAD_MAX: usize = 16;
 pub const PEER_BYTES_AHEAD_MAX: usize = 2 << 20;
 /// Bytes of answers and deliveries that may wait for a peer to take them before nothing more is read from it.
 pub const PEER_UNTAKEN_BYTES_MAX: usize = 1 << 20;
+/// What a message to or from a peer is taken to need beside its payload, in bytes.
+pub const MESSAGE_FRAME_BYTES: usize = 512;
 /// Bytes that may wait for a peer to take them before no more is delivered to it on the channels that it follows. With a batch more it is
 /// still read from.
 pub const FOLLOW_UNTAKEN_BYTES_MAX: usize = PEER_UNTAKEN_BYTES_MAX / 2;
@@ -418,7 +419,7 @@ pub const PEER_CONTROL_WIRE: Limits = Limits {
     cancelled_max: 1024,
     unanswered_bytes_max: 256 << 10,
     exports_max: 16,
-    caps_per_message_max: 4,
+    caps_per_call_max: 4,
     caps_per_answer_max: 4,
     asked_max: 32,
     ..Limits::HOST

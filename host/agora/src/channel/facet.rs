@@ -765,16 +765,14 @@ impl Facet {
                 }
                 continue;
             }
+            let leave = deliveries.leave(Source::Afar).await?;
             self.needs(Rights::READ, "read")?;
             if next <= now.pruned {
-                let mut request = sink.skipped_request();
-                request.get().set_from(next);
-                request.get().set_through(now.pruned);
-                request.send().promise.await?;
+                drop(leave);
+                deliveries.skip(next, now.pruned).await?;
                 next = now.pruned + 1;
                 continue;
             }
-            let leave = deliveries.leave(Source::Afar).await?;
             let page = match remote.messages(next, limits::BATCH_MESSAGES_MAX).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -885,10 +883,7 @@ impl Facet {
             let pruned = pruned.map_or(0, |view| view.pruned.0);
             if next <= pruned {
                 drop(leave);
-                let mut request = sink.skipped_request();
-                request.get().set_from(next);
-                request.get().set_through(pruned);
-                request.send().promise.await?;
+                deliveries.skip(next, pruned).await?;
                 next = pruned + 1;
                 continue;
             }
@@ -911,7 +906,9 @@ impl Facet {
                 continue;
             };
             next = last.ordinal.0 + 1;
-            let sizes = batch.iter().map(|kept| kept.message().payload.len() + 512);
+            let sizes = batch
+                .iter()
+                .map(|kept| kept.message().payload.len() + limits::MESSAGE_FRAME_BYTES);
             let bytes = sizes.sum();
             deliveries
                 .deliver(leave, bytes, |to| {

@@ -259,7 +259,7 @@ impl Forwarder {
                 }
                 Now::Send => {}
             }
-            bytes += kept.message().payload.len() + 512;
+            bytes += kept.message().payload.len() + limits::MESSAGE_FRAME_BYTES;
             if !items.is_empty()
                 && (bytes > limits::FOLD_BYTES_MAX || items.len() >= limits::DRAFTS_PER_CALL_MAX)
             {

@@ -137,6 +137,17 @@ impl<'a> Deliveries<'a> {
         Ok(())
     }
 
+    /// Tells that these were pruned, and waits until the peer knows.
+    ///
+    /// # Errors
+    /// It doesn't take that, or a delivery before it.
+    pub async fn skip(&mut self, from: u64, through: u64) -> Result<(), Error> {
+        let mut request = self.sink.skipped_request();
+        request.get().set_from(from);
+        request.get().set_through(through);
+        self.until(request.send().promise).await?.map(drop)
+    }
+
     /// Waits for what is to be delivered next.
     ///
     /// # Errors

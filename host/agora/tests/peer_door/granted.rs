@@ -404,6 +404,7 @@ fn what_waits_on_many_channels_that_are_followed_ends_no_connection() {
             reader: Rc::default(),
         };
         let (hears, reader) = (deaf.hears.clone(), deaf.reader.clone());
+        let (link, _control) = caller.control().await;
         let (door, _vat): (membrane::Client, Vat) = Vat::connect(deaf, Limits::GUEST);
         let graft = within("a graft", Graft::arrive(&door)).await.unwrap();
         let (mut sinks, mut follows) = (Vec::new(), Vec::new());
@@ -427,8 +428,10 @@ fn what_waits_on_many_channels_that_are_followed_ends_no_connection() {
                 assert!(said.iter().all(Result::is_ok), "{said:?}");
             }
         }
-        // Time for what would end the connection; otherwise nothing comes of it.
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        // The thread that answers is the one that delivers: it has had its turns by then.
+        for _ in 0..200 {
+            ping(&link).await;
+        }
         hears.set(true);
         if let Some(reader) = reader.take() {
             reader.wake();
