@@ -229,6 +229,18 @@ impl Bed {
     }
 }
 
+/// Alpha, with these, and bravo, which listens and grants it `release`.
+pub(crate) async fn linked(here: Plan, at: &str) -> (Site, Site) {
+    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(at);
+    let mut alpha = Site::new("alpha", here);
+    bravo.knows(&alpha, vec![all_of("release")]);
+    bravo.open().await;
+    alpha.knows(&bravo, vec![]);
+    alpha.open().await;
+    alpha.linked("bravo").await;
+    (alpha, bravo)
+}
+
 /// Alpha with two agents that are granted `bravo/release`, `synth` and `mate`, and bravo, whose `release` it grants to alpha.
 pub(crate) struct Pair {
     pub(crate) alpha: Site,
@@ -244,13 +256,7 @@ impl Pair {
         let here = Plan::new()
             .agent("mate", mate.native(), vec![all_of("bravo/release")])
             .agent("synth", synth.native(), vec![all_of("bravo/release")]);
-        let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-        let mut alpha = Site::new("alpha", here);
-        bravo.knows(&alpha, vec![all_of("release")]);
-        bravo.open().await;
-        alpha.knows(&bravo, vec![]);
-        alpha.open().await;
-        alpha.linked("bravo").await;
+        let (alpha, bravo) = linked(here, QUIC).await;
         for puppet in [&synth, &mate] {
             puppet.until_life(1).await;
             graft(puppet, "bravo/release").await;

@@ -7,7 +7,7 @@ use agora_desk::desk_capnp::desk;
 use agora_guest::{Draft, Error, Kind, Refusal, Terms};
 use agora_realm::{PersonaId, PersonaName};
 
-use super::bed::{QUIC, Site, all, graft, heard, said, until, within};
+use super::bed::{QUIC, Site, all, graft, heard, linked, said, until, within};
 
 /// An agent that serves a desk, and does nothing of its own.
 fn clerk() -> Native {
@@ -71,13 +71,7 @@ async fn what_is_lent_to_another_agent_speaks_there_as_itself_and_goes_with_its_
             .agent("ann", ann.native(), vec![all_of("bravo/release")])
             .agent("bob", clerk(), vec![])
             .agent("eve", eve.native(), vec![]);
-        let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-        let mut alpha = Site::new("alpha", here);
-        bravo.knows(&alpha, vec![all_of("release")]);
-        bravo.open().await;
-        alpha.knows(&bravo, vec![]);
-        alpha.open().await;
-        alpha.linked("bravo").await;
+        let (mut alpha, mut bravo) = linked(here, QUIC).await;
         let control = alpha.host().control.clone();
         for caller in ["ann", "eve"] {
             let service = Grantable::Service("bob".into());

@@ -6,8 +6,8 @@ use agora_guest::{Draft, Kind, Refusal};
 use agora_realm::{Rights, Terms};
 
 use super::bed::{
-    Bed, Pair, QUIC, Site, TCP, all, graft, heard, next_key, repeated, replied, said, tried, until,
-    within,
+    Bed, Pair, QUIC, Site, TCP, all, graft, heard, linked, next_key, repeated, replied, said,
+    tried, until, within,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,13 +158,7 @@ async fn a_turn_at_home_speaks_at_the_peers_once() {
             vec![all_of("home"), all_of("bravo/release")],
         )
         .agent("other", other.native(), vec![all_of("home")]);
-    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(QUIC);
-    let mut alpha = Site::new("alpha", here);
-    bravo.knows(&alpha, vec![all_of("release")]);
-    bravo.open().await;
-    alpha.knows(&bravo, vec![]);
-    alpha.open().await;
-    alpha.linked("bravo").await;
+    let (mut alpha, mut bravo) = linked(here, QUIC).await;
     synth.until_life(1).await;
     other.until_life(1).await;
     graft(&synth, "bravo/release").await;

@@ -7,7 +7,7 @@ use agora::peer::borrowed::LinkState;
 use agora::testbed::{Plan, Puppet, all_of};
 use agora_realm::ChannelName;
 
-use super::bed::{Bed, Site, TCP, graft, until, within};
+use super::bed::{Bed, Site, TCP, graft, linked, until, within};
 
 async fn bump(site: &Site) {
     let (decided, _) = site.host().control.bump("a test", false, "test").await;
@@ -24,13 +24,7 @@ async fn who_grafts_while_others_are_told_is_told_of_the_next_end() {
         .workers(2)
         .agent("first", first.native(), borrows())
         .agent("second", second.native(), borrows());
-    let mut bravo = Site::new("bravo", Plan::new().channel("release")).listens(TCP);
-    let mut alpha = Site::new("alpha", here);
-    bravo.knows(&alpha, vec![all_of("release")]);
-    bravo.open().await;
-    alpha.knows(&bravo, vec![]);
-    alpha.open().await;
-    alpha.linked("bravo").await;
+    let (mut alpha, mut bravo) = linked(here, TCP).await;
     for puppet in [&first, &second] {
         puppet.until_life(1).await;
         graft(puppet, "bravo/release").await;
